@@ -1,0 +1,123 @@
+// The Python module deeprelax._cpu: picks an instruction set at run time and shares the chunks among threads.
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <exception>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu.h"
+
+namespace py = pybind11;
+using namespace deeprelax;
+
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  Run run;
+  Normals normals;
+};
+
+// What this processor can run of what this library holds, narrowest first.
+std::vector<InstructionSet> instruction_sets() {
+  std::vector<InstructionSet> sets{{"baseline", baseline::run, baseline::normals}};
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  // F16C came with the processor generation before AVX2 and is not among the names g++ 12 can ask for.
+  if (__builtin_cpu_supports("avx2")) sets.push_back({"avx2", avx2::run, avx2::normals});
+  if (__builtin_cpu_supports("avx512f")) sets.push_back({"avx512", avx512::run, avx512::normals});
+#endif
+  return sets;
+}
+
+InstructionSet find(const std::string& name) {
+  for (const InstructionSet& set : instruction_sets())
+    if (set.name == name) return set;
+  throw py::value_error("instruction set '" + name + "' is not available on this processor");
+}
+
+// GOMP_parallel of the OpenMP runtime that torch has loaded: its threads are awake after a backward pass, and a second
+// pool of ours would fight them for the cores. The symbol is part of the ABI of GNU's, LLVM's and Intel's runtimes.
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+struct Work {
+  const Call* call;
+  Run run;
+  int64_t grain;
+  std::atomic<int64_t> next{0};
+
+  void drain() {
+    for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < call->n_chunks;)
+      run(*call, begin, std::min(begin + grain, call->n_chunks));
+  }
+};
+
+void share(Work& work, unsigned threads, Parallel parallel) {
+  if (threads <= 1) return work.drain();
+  if (parallel) return parallel([](void* w) { static_cast<Work*>(w)->drain(); }, &work, threads, 0);
+  std::vector<std::thread> others;
+  for (unsigned t = 1; t < threads; ++t) others.emplace_back([&work] { work.drain(); });
+  work.drain();
+  for (std::thread& t : others) t.join();
+}
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void run(const std::string& instruction_set, int rule, int dtype, uint32_t flags, const std::array<double, kReals>& reals,
+         std::array<uint32_t, 3> stream, const py::buffer& weights, const py::buffer& grads, uintptr_t tensors,
+         uintptr_t chunks, int64_t n_chunks, const std::array<uintptr_t, 5>& buffers, unsigned threads, int64_t grain,
+         uintptr_t parallel) {
+  Call call{};
+  call.rule = static_cast<Rule>(rule);
+  call.dtype = static_cast<DType>(dtype);
+  call.flags = flags;
+  std::copy(reals.begin(), reals.end(), call.reals);
+  call.key0 = stream[0];
+  call.key1 = stream[1];
+  call.step = stream[2];
+  const py::buffer_info w = weights.request(), g = grads.request();
+  if (w.size != g.size || w.itemsize != 8 || g.itemsize != 8)
+    throw py::value_error("run: weights and grads must be 64-bit addresses, as many of the one as of the other");
+  call.weights = static_cast<const int64_t*>(w.ptr);
+  call.grads = static_cast<const int64_t*>(g.ptr);
+  call.tensors = at<const Tensor>(tensors);
+  call.chunks = at<const Chunk>(chunks);
+  call.n_chunks = n_chunks;
+  call.x = at<void>(buffers[0]);
+  call.y = at<void>(buffers[1]);
+  call.average = at<void>(buffers[2]);
+  call.momentum = at<void>(buffers[3]);
+  call.velocity = at<void>(buffers[4]);
+  Work work{&call, find(instruction_set).run, std::max<int64_t>(grain, 1)};
+  py::gil_scoped_release released;
+  share(work, threads, at<void>(parallel) ? reinterpret_cast<Parallel>(parallel) : nullptr);
+}
+
+void normals(const std::string& instruction_set, uintptr_t out, std::array<uint32_t, 3> stream, uint32_t index,
+             int64_t start, int64_t count) {
+  const Normals fill = find(instruction_set).normals;
+  py::gil_scoped_release released;
+  fill(at<float>(out), stream[0], stream[1], index, stream[2], start, count);
+}
+
+std::vector<std::string> names() {
+  std::vector<std::string> result;
+  for (const InstructionSet& set : instruction_sets()) result.emplace_back(set.name);
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "CPU kernels of deeprelax. Stateless; addresses and sizes are integers; see kernels/native.py.";
+  m.def("run", &run, "One call of an update rule on a table of tensors, in place, without the GIL.");
+  m.def("normals", &normals, "float32 normals of elements start ... start + count - 1 to the address `out`.");
+  m.def("instruction_sets", &names, "Those that this processor can run, narrowest first.");
+}

@@ -1,0 +1,73 @@
+// The update rules for one element or one vector of elements, in the order and with the names of kernels/eager.py.
+// V is the type computed in (float, double or a vector of them), T its scalar, P the weight's type in memory.
+#pragma once
+
+#include "scalar.h"
+
+namespace deeprelax::DR_ISA {
+
+// The outer step on a force: kernels/calls.py, Outer.
+template <class T>
+struct Outer {
+  T step, scale, lr, momentum;
+  bool has_momentum, nesterov;
+};
+
+// What kernels/calls.py derives, rounded to T. One struct for all rules: each reads what its equation names.
+template <class T>
+struct Scalars {
+  T inner_lr, inv_gamma, pull, denominator, alpha, one_minus_alpha, gamma, weight_decay, inner_momentum, noise_scale;
+  bool maximize, has_weight_decay, implicit, has_inner_momentum, inner_nesterov, fresh_velocity, warm_start, read_param;
+  Outer<T> outer;
+};
+
+// g with the sign of `maximize` and the weight decay of the point w where it was taken.
+template <class V, class T>
+DR_HD V force(V g, V w, const Scalars<T>& c) {
+  if (c.maximize) g = -g;
+  if (c.has_weight_decay) g = g + w * c.weight_decay;
+  return g;
+}
+
+// torch.optim.SGD's momentum: m becomes the new buffer, the direction is returned.
+template <class V, class T>
+DR_HD V momentum_step(V& m, V d, T momentum, bool nesterov) {
+  m = m * momentum + d;
+  return nesterov ? d + m * momentum : m;
+}
+
+// x after the outer update with force f (section 6: x - (eta/gamma)(x - z), x - eta p, x - (eta/L) s).
+template <class V, class T>
+DR_HD V outer_step(V x, V f, V& m, const Outer<T>& c) {
+  if (!c.has_momentum) return x - f * c.step;
+  return x - momentum_step(m, f * c.scale, c.momentum, c.nesterov) * c.lr;
+}
+
+// x at the start of a cycle: what the weight holds, or the state's wider value if that rounds to the weight.
+template <class P, class V>
+DR_HD V take_x(V x, V w) {
+  return where_equal(round_to<P>(x), w, x, w);
+}
+
+// Section 6.1: y <- y - eta'(g + (y - x)/gamma) + sqrt(eta'/beta) n, or its implicit form. n is not read without noise.
+template <bool First, bool Noise, class V, class T>
+DR_HD V entropy_inner(V y, V x, V d, V n, V& velocity, const Scalars<T>& c) {
+  if (!First && !c.implicit) d = d + (y - x) * c.inv_gamma;
+  if (c.has_inner_momentum) {
+    velocity = c.fresh_velocity ? d : velocity * c.inner_momentum + d;
+    d = c.inner_nesterov ? d + velocity * c.inner_momentum : velocity;
+  }
+  y = y - d * c.inner_lr;
+  if (c.implicit) y = y + x * c.pull;
+  if (Noise) y = y + n * c.noise_scale;
+  if (c.implicit) y = y / c.denominator;
+  return y;
+}
+
+// z <- alpha z + (1 - alpha) y, also HJ's p <- alpha p + (1 - alpha) g.
+template <class V, class T>
+DR_HD V average(V old_average, V value, const Scalars<T>& c) {
+  return old_average * c.alpha + value * c.one_minus_alpha;
+}
+
+}  // namespace deeprelax::DR_ISA

@@ -1,0 +1,157 @@
+// The operations that the update rules and the noise are written in, for one element on the host or on a device.
+// csrc/vec.h gives the same names for vectors, so that one source of the arithmetic serves scalars, SIMD and CUDA.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define DR_HD __host__ __device__ __forceinline__
+#else
+#define DR_HD inline __attribute__((always_inline))
+#endif
+
+// The kernels are compiled once per instruction set into one library, and an inline function of theirs that is compiled
+// for a newer set must never replace its namesake: each set has a namespace of its own.
+#if defined(__CUDACC__)
+#define DR_ISA cuda
+#elif defined(__AVX512F__)
+#define DR_ISA avx512
+#elif defined(__AVX2__)
+#define DR_ISA avx2
+#else
+#define DR_ISA baseline
+#endif
+
+namespace deeprelax::DR_ISA {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+// The type that a weight's state is kept and computed in.
+template <class P>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
+
+template <class To, class From>
+DR_HD To bit_cast(From from) {
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// Integer vectors that go with a float vector; a scalar is a vector of one.
+template <class F>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  using Int = int32_t;
+  using UInt = uint32_t;
+};
+
+DR_HD float to_float(int32_t v) { return static_cast<float>(v); }
+DR_HD uint32_t as_uint(float v) { return bit_cast<uint32_t>(v); }
+DR_HD float as_float(uint32_t v) { return bit_cast<float>(v); }
+DR_HD float select(bool which, float a, float b) { return which ? a : b; }
+DR_HD bool is_set(uint32_t v, uint32_t bit) { return (v & bit) != 0; }
+
+#ifdef __CUDA_ARCH__
+DR_HD float square_root(float v) { return __fsqrt_rn(v); }
+#else
+DR_HD float square_root(float v) { return std::sqrt(v); }
+#endif
+
+// The 64-bit product of the low halves of two 64-bit lanes.
+DR_HD uint64_t mul32(uint64_t a, uint64_t b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
+
+// bfloat16: to nearest even, denormals kept, every NaN to the quiet one.
+DR_HD float widen(bfloat16 v) { return as_float(static_cast<uint32_t>(v.bits) << 16); }
+DR_HD bfloat16 narrow_bf16(float v) {
+  uint32_t b = as_uint(v);
+  if (v != v) return {0x7fc0};
+  return {static_cast<uint16_t>((b + 0x7fffu + ((b >> 16) & 1u)) >> 16)};
+}
+
+// float16 in integer operations, for hosts without F16C and as the reference of those with it.
+DR_HD float widen(float16 v) {
+  uint32_t sign = static_cast<uint32_t>(v.bits & 0x8000u) << 16, magnitude = v.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) return as_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+  if (magnitude >= 0x0400u) return as_float(sign | ((magnitude << 13) + 0x38000000u));
+  return as_float(sign | as_uint(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f));
+}
+DR_HD float16 narrow_f16(float v) {
+  uint32_t b = as_uint(v), sign = (b >> 16) & 0x8000u;
+  b &= 0x7fffffffu;
+  if (b > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
+  if (b >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds to 65536 or more
+  if (b >= 0x38800000u)
+    return {static_cast<uint16_t>(sign | ((b - 0x38000000u + 0xfffu + ((b >> 13) & 1u)) >> 13))};
+  // Below the least normal half: adding 0.5 leaves |v| / 2^-24, rounded to nearest even, in the low bits.
+  return {static_cast<uint16_t>(sign | (as_uint(as_float(b) + 0.5f) - 0x3f000000u))};
+}
+
+// load<V>(p) and store(p, v) convert between the type in memory and the type computed in.
+template <class V, class P>
+struct Memory;
+template <class T>
+struct Memory<T, T> {
+  static DR_HD T load(const T* p) { return *p; }
+  static DR_HD void store(T* p, T v) { *p = v; }
+};
+template <>
+struct Memory<double, float> {
+  static DR_HD double load(const float* p) { return *p; }
+};
+template <>
+struct Memory<float, bfloat16> {
+  static DR_HD float load(const bfloat16* p) { return widen(*p); }
+  static DR_HD void store(bfloat16* p, float v) { *p = narrow_bf16(v); }
+};
+template <>
+struct Memory<float, float16> {
+  static DR_HD float load(const float16* p) { return widen(*p); }
+  static DR_HD void store(float16* p, float v) { *p = narrow_f16(v); }
+};
+
+template <class V, class P>
+DR_HD V load(const P* p) {
+  return Memory<V, P>::load(p);
+}
+template <class V, class P>
+DR_HD void store(P* p, V v) {
+  Memory<V, P>::store(p, v);
+}
+
+// v as a weight of type P would hold it.
+template <class P, class V>
+DR_HD V round_to(V v) {
+  P narrow[sizeof(V) / sizeof(typename Compute<P>::type)];
+  Memory<V, P>::store(narrow, v);
+  return Memory<V, P>::load(narrow);
+}
+
+// x where the two weights are equal, else w: see take_x in rules.h.
+template <class T>
+DR_HD T where_equal(T a, T b, T x, T w) {
+  return a == b ? x : w;
+}
+
+// Stochastic rounding to bfloat16: kernels/noise.py, round_stochastically.
+DR_HD bfloat16 narrow_bf16(float v, uint32_t word) {
+  uint32_t b = as_uint(v);
+  if (v != v) return {0x7fc0};
+  bool finite = (b & 0x7f800000u) != 0x7f800000u;
+  return {static_cast<uint16_t>((b + (finite ? word & 0xffffu : 0u)) >> 16)};
+}
+
+}  // namespace deeprelax::DR_ISA

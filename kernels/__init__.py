@@ -1,0 +1,134 @@
+"""Backends: who runs an update rule, on what.
+
+``available()`` names those that work here, ``why_not(name)`` says what one of the others lacks, ``get(name, device)``
+returns a backend. All of them return the bits of ``eager``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from array import array
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .calls import Call, EntropySGDCall, HeatCall, HJCall, Outer, Table, memory_order
+from .eager import Eager
+from .noise import Stream
+
+__all__ = [
+    "NAMES",
+    "Backend",
+    "Call",
+    "EntropySGDCall",
+    "HJCall",
+    "HeatCall",
+    "Outer",
+    "Stream",
+    "Table",
+    "available",
+    "get",
+    "memory_order",
+    "why_not",
+]
+
+NAMES = ("cpu", "triton", "eager")
+
+
+class Backend(Protocol):
+    """Runs update rules in place."""
+
+    name: str
+
+    def run(
+        self,
+        call: Call,
+        table: Table,
+        grads: list[Tensor | None],
+        addresses: array[int],
+        buffers: dict[str, Tensor],
+    ) -> None:
+        """One update of every weight of the table: see ``eager.Eager.run``."""
+
+
+@cache
+def _load(name: str) -> tuple[Backend | None, str]:
+    """The backend or None, and the reason for None."""
+    if name == "eager":
+        return Eager(), ""
+    if name == "cpu":
+        try:
+            module = importlib.import_module("deeprelax._cpu")
+        except ImportError as error:
+            return None, _why_no_cpu(error)
+        from .native import NativeCPU
+
+        return NativeCPU(module), ""
+    if name == "triton":
+        try:
+            from .triton_backend import Triton
+        except ImportError as error:
+            return None, f"looked for the package 'triton' ({error}); pip install 'deeprelax[triton]'"
+        return Triton(), ""
+    raise ValueError(f"no backend is called {name!r}; there are {', '.join(NAMES)}, and 'auto'")
+
+
+def _why_no_cpu(error: ImportError) -> str:
+    try:
+        problem = importlib.import_module("deeprelax._build_info").CPU_PROBLEM
+    except ImportError:
+        problem = "the package was never built; run pip install in its folder"
+    found = f"looked for the compiled module deeprelax._cpu ({error})"
+    return f"{found}; at installation: {problem or 'built without it (DEEPRELAX_CPU=0)'}; install g++ and reinstall"
+
+
+def why_not(name: str) -> str:
+    """Why the backend does not work here: what was looked for and what to do. Empty if it works.
+
+    Raises:
+        ValueError: there is no backend of that name.
+    """
+    backend, reason = _load(name)
+    if backend is not None and name == "triton" and not torch.cuda.is_available() and not _interpreted():
+        return "looked for a GPU (torch.cuda.is_available() is False); TRITON_INTERPRET=1 runs it on the CPU, slowly"
+    return reason
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def available() -> list[str]:
+    """Names of the backends that work here."""
+    return [name for name in NAMES if not why_not(name)]
+
+
+def get(name: str, device: torch.device) -> Backend:
+    """The backend for tensors on ``device``.
+
+    Args:
+        name: "auto" (the environment's ``DEEPRELAX_BACKEND``, else the fastest there is) or one of ``NAMES``.
+        device: where the weights lie.
+
+    Raises:
+        ValueError: there is no backend of that name.
+        RuntimeError: it does not work here, or not on that device.
+    """
+    if name == "auto":
+        name = os.environ.get("DEEPRELAX_BACKEND", "auto")
+    if name == "auto":
+        order = ["cpu"] if device.type == "cpu" else ["triton"] if device.type == "cuda" else []
+        name = next((n for n in order if not why_not(n)), "eager")
+    reason = why_not(name)
+    if not reason and name == "cpu" and device.type != "cpu":
+        reason = f"it serves CPU tensors, and these are on {device}"
+    if not reason and name == "triton" and device.type == "cpu" and not _interpreted():
+        reason = "it serves GPU tensors, and these are on the CPU; TRITON_INTERPRET=1 runs it there, slowly"
+    if reason:
+        raise RuntimeError(f"backend {name!r} cannot be used: {reason}")
+    backend, _ = _load(name)
+    assert backend is not None
+    return backend

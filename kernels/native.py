@@ -1,0 +1,148 @@
+"""The ``cpu`` backend: hands addresses and scalars to the C++ kernels of ``csrc/``."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from array import array
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calls import Call, EntropySGDCall, HeatCall, HJCall, Table
+from .noise import Stream
+
+RULES = {"entropy_sgd": 0, "hj": 1, "heat": 2}
+DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+
+# Call::flags in csrc/cpu.h.
+FIRST, LAST, MAXIMIZE, IMPLICIT, NESTEROV, FRESH_VELOCITY = 1, 2, 4, 8, 16, 32
+STOCHASTIC_ROUNDING, WARM_START, READ_PARAM, TAKE_PARAM, INNER_NESTEROV = 64, 128, 256, 512, 1024
+
+# Elements of one unit of work: with 4 to 7 streams of fp32 it fills the second-level cache about half, and the
+# prefetchers run through it; bench/kernels.py --sweep-chunk measures it.
+CHUNK = 16384
+
+# Elements that must be waiting for each thread before one more is woken.
+PER_THREAD = 32768
+
+
+def preferred_instruction_set(available: list[str]) -> str:
+    """The widest that a test machine has proved; ``DEEPRELAX_ISA`` overrides (AVX-512 is off unless asked for)."""
+    asked = os.environ.get("DEEPRELAX_ISA")
+    if asked:
+        if asked not in available:
+            raise RuntimeError(f"DEEPRELAX_ISA={asked}: this processor and build have {', '.join(available)}")
+        return asked
+    return [name for name in available if name != "avx512"][-1]
+
+
+def openmp_of_torch() -> int:
+    """Address of ``GOMP_parallel`` in the OpenMP runtime that torch runs on, or 0 where it has none.
+
+    A second pool of threads beside torch's fights it for the cores: torch's workers spin for a while after every
+    parallel region.
+    """
+    library = Path(torch.__file__).parent / "lib"
+    try:
+        with open("/proc/self/maps") as maps:
+            loaded = {line.split(maxsplit=5)[5].strip() for line in maps if ".so" in line}
+    except OSError:
+        return 0
+    runtimes = [path for path in loaded if Path(path).name.startswith(("libgomp", "libiomp5", "libomp"))]
+    # torch's own copy first: scikit-learn and others bring theirs.
+    runtimes.sort(key=lambda path: not (library in Path(path).parents or "torch" in path))
+    for path in runtimes:
+        try:
+            function = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        return ctypes.cast(function, ctypes.c_void_p).value or 0
+    return 0
+
+
+def encode(call: Call) -> tuple[int, list[float], list[int]]:
+    """(flags, reals, stream) as ``csrc/cpu.h`` lays them out."""
+    outer = call.outer
+    flags = FIRST * call.first | LAST * call.last | MAXIMIZE * call.maximize | NESTEROV * outer.nesterov
+    inner_lr = inv_gamma = pull = denominator = alpha = one_minus_alpha = gamma = inner_momentum = noise_scale = 0.0
+    stream: Stream | None = None
+    if isinstance(call, EntropySGDCall):
+        flags |= IMPLICIT * call.implicit | FRESH_VELOCITY * call.fresh_velocity
+        flags |= STOCHASTIC_ROUNDING * call.stochastic_rounding | INNER_NESTEROV * call.inner_nesterov
+        inner_lr, inv_gamma, pull, denominator = call.inner_lr, call.inv_gamma, call.pull, call.denominator
+        alpha, one_minus_alpha = call.alpha, call.one_minus_alpha
+        inner_momentum, noise_scale, stream = call.inner_momentum, call.noise_scale, call.stream
+    elif isinstance(call, HJCall):
+        flags |= WARM_START * call.warm_start | READ_PARAM * call.read_param
+        alpha, one_minus_alpha, gamma = call.alpha, call.one_minus_alpha, call.gamma
+    else:
+        assert isinstance(call, HeatCall)
+        flags |= TAKE_PARAM * call.take_param
+        noise_scale, stream = call.noise_scale, call.stream
+    reals = [inner_lr, inv_gamma, pull, denominator, alpha, one_minus_alpha, gamma, call.weight_decay, inner_momentum]
+    reals += [noise_scale, outer.step, outer.scale, outer.lr, outer.momentum]
+    return flags, reals, [0, 0, 0] if stream is None else [*stream.key, stream.step & 0xFFFFFFFF]
+
+
+class NativeCPU:
+    """C++ on CPU tensors.
+
+    Args:
+        module: the compiled module.
+        instruction_set: one of ``module.instruction_sets()``; default the widest that is proved.
+        chunk: elements of one unit of work.
+        threads: default ``torch.get_num_threads()`` at every call.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self, module: Any, instruction_set: str | None = None, chunk: int = CHUNK, threads: int | None = None
+    ) -> None:
+        self._module = module
+        self._chunk = chunk
+        self._threads = threads
+        self._parallel = openmp_of_torch()
+        self.instruction_set = instruction_set or preferred_instruction_set(module.instruction_sets())
+
+    def run(
+        self,
+        call: Call,
+        table: Table,
+        grads: list[Tensor | None],
+        addresses: array[int],
+        buffers: dict[str, Tensor],
+    ) -> None:
+        """One update of every weight of the table, in place: see ``eager.Eager.run``."""
+        flags, reals, stream = encode(call)
+        chunks = table.chunks(self._chunk)
+        threads = self._threads or max(1, min(torch.get_num_threads(), table.length // PER_THREAD))
+        kept = [buffers.get("x"), buffers.get("y"), buffers.get("z", buffers.get("p", buffers.get("s")))]
+        kept += [buffers.get("momentum_buffer"), buffers.get("inner_momentum_buffer")]
+        self._module.run(
+            self.instruction_set,
+            RULES[call.rule],
+            DTYPES[table.dtype],
+            flags,
+            reals,
+            stream,
+            table.weight_addresses,
+            addresses,
+            table.meta.data_ptr(),
+            chunks.data_ptr(),
+            chunks.shape[0],
+            [0 if b is None else b.data_ptr() for b in kept],
+            threads,
+            1,
+            self._parallel,
+        )
+
+    def normal(self, stream: Stream, index: int, start: int, count: int) -> Tensor:
+        """What ``noise.normal`` returns, from the vectorised generator; for tests."""
+        out = torch.empty(count, dtype=torch.float32)
+        words = [*stream.key, stream.step & 0xFFFFFFFF]
+        self._module.normals(self.instruction_set, out.data_ptr(), words, index, start, count)
+        return out

@@ -1,0 +1,160 @@
+"""Counter-based Gaussian noise: Philox4x32-10 and Box-Muller, the reference in plain torch.
+
+Noise is a pure function of (seed, replica, step, parameter index, element index), so that every backend, block
+size, thread count and sharding draws the same bits. ``csrc/philox.h`` and ``csrc/normal.h`` are this file in C++,
+``kernels/triton_noise.py`` is this file in Triton: same names, same order of operations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
+PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
+MASK32 = 0xFFFFFFFF
+
+# Stochastic rounding draws from the same counter with this bit of its second word set.
+ROUNDING_STREAM = 0x80000000
+
+# Minimax polynomials in float32, lowest degree first; bench/fit_normal.py recomputes them and prints their errors.
+LOG = (-1.9999999, 1.0000069, -0.66671216, 0.4994312, -0.39768472, 0.34424853, -0.32676288, 0.20757426)
+SIN = (0.7853982, -0.080745436, 0.002490007, -3.595451e-05)  # sin(pi/4 t) / t in powers of t^2, |t| <= 1
+COS = (1.0, -0.30842426, 0.015849914, -0.0003188805)  # cos(pi/4 t) in powers of t^2, |t| <= 1
+TWO_LN_2 = 1.3862944
+SQRT_HALF_BITS = 0x3F3504F3  # bit pattern of float32(sqrt(1/2))
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Where in the noise a call stands: 64-bit ``seed``, 32-bit ``replica`` and 32-bit ``step``."""
+
+    seed: int
+    step: int
+    replica: int = 0
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Philox's key: (seed low, seed high XOR replica)."""
+        return self.seed & MASK32, (self.seed >> 32 & MASK32) ^ (self.replica & MASK32)
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Ten rounds of Philox4x32.
+
+    Args:
+        counter: four int64 tensors of one shape, each value in [0, 2^32).
+        key: two integers in [0, 2^32).
+
+    Returns:
+        Four int64 tensors of that shape with the random words, each in [0, 2^32).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # int64 products wrap, and an arithmetic shift fills with the sign: the mask keeps the 32 bits that count.
+        p0, p1 = c0 * PHILOX_M0, c2 * PHILOX_M1
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & MASK32) ^ c1 ^ k0,
+            p1 & MASK32,
+            ((p0 >> 32) & MASK32) ^ c3 ^ k1,
+            p0 & MASK32,
+        )
+        k0, k1 = (k0 + PHILOX_W0) & MASK32, (k1 + PHILOX_W1) & MASK32
+    return c0, c1, c2, c3
+
+
+def words(
+    stream: Stream, index: int, start: int, count: int, device: torch.device | str, rounding: bool = False
+) -> Tensor:
+    """Random words of elements ``start … start + count - 1`` of parameter ``index``: int64, shape (count,).
+
+    Element i takes word i mod 4 of the call with counter (i div 4 low, i div 4 high, index, step).
+    """
+    first, last = start // 4, (start + count + 3) // 4
+    block = torch.arange(first, last, dtype=torch.int64, device=device)
+    high = (block >> 32) & MASK32
+    if rounding:
+        high = high | ROUNDING_STREAM
+    counter = (
+        block & MASK32,
+        high,
+        torch.full_like(block, index & MASK32),
+        torch.full_like(block, stream.step & MASK32),
+    )
+    drawn = torch.stack(philox(counter, stream.key), dim=1).reshape(-1)
+    return drawn[start - 4 * first : start - 4 * first + count]
+
+
+def sqrt(v: Tensor) -> Tensor:
+    """Correctly rounded float32 square root (``torch.sqrt`` on the CPU is not, so it goes through float64)."""
+    return v.double().sqrt().float()
+
+
+def polynomial(coefficients: tuple[float, ...], t: Tensor) -> Tensor:
+    """Horner's rule, highest degree first."""
+    value = torch.full_like(t, coefficients[-1])
+    for c in coefficients[-2::-1]:
+        value = value * t + c
+    return value
+
+
+def box_muller(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
+    """Two float32 standard normals from two random words (int64 tensors in [0, 2^32)): (cosine, sine)."""
+    # Radius: u = v / 2^31 in (0, 1] with v odd before rounding, r = sqrt(-2 ln u), |r| <= 6.56.
+    v = ((w0 >> 1) | 1).to(torch.float32)
+    bits = v.view(torch.int32).to(torch.int64) - SQRT_HALF_BITS
+    exponent = bits >> 23
+    mantissa = ((bits & 0x7FFFFF) + SQRT_HALF_BITS).to(torch.int32).view(torch.float32)
+    f = mantissa - 1.0
+    t = (31 - exponent).to(torch.float32) * TWO_LN_2 + f * polynomial(LOG, f)
+    r = sqrt(t)
+    # Angle: the two top bits choose the quadrant, the other 30, as a signed fraction s of pi/4, the place in it.
+    low = (w1 << 2) & MASK32
+    signed = low - ((low >> 31) << 32)
+    s = signed.to(torch.float32) * (1.0 / 2**31)
+    s2 = s * s
+    sine, cosine = s * polynomial(SIN, s2), polynomial(COS, s2)
+    bit31, bit30 = (w1 >> 31) & 1, (w1 >> 30) & 1
+    swap = bit30 == 1
+    c = torch.where(swap, sine, cosine)
+    d = torch.where(swap, cosine, sine)
+    c = torch.where(bit31 ^ bit30 == 1, -c, c)
+    d = torch.where(bit31 == 1, -d, d)
+    return r * c, r * d
+
+
+def normal(stream: Stream, index: int, start: int, count: int, device: torch.device | str) -> Tensor:
+    """Standard normals of elements ``start … start + count - 1`` of parameter ``index``.
+
+    Args:
+        stream: seed, replica and step.
+        index: the parameter's position over all ``param_groups``.
+        start: global index of the first element in the memory order of the unsharded parameter; any integer >= 0.
+        count: how many.
+        device: where to make them.
+
+    Returns:
+        float32 tensor of shape (count,). Words (0, 1) of a Philox call give elements 4j and 4j+1, words (2, 3) give
+        4j+2 and 4j+3.
+    """
+    first, last = start // 4, (start + count + 3) // 4
+    w = words(stream, index, 4 * first, 4 * (last - first), device).reshape(-1, 4)
+    n0, n1 = box_muller(w[:, 0], w[:, 1])
+    n2, n3 = box_muller(w[:, 2], w[:, 3])
+    drawn = torch.stack((n0, n1, n2, n3), dim=1).reshape(-1)
+    return drawn[start - 4 * first : start - 4 * first + count]
+
+
+def round_stochastically(v: Tensor, word: Tensor) -> Tensor:
+    """float32 to bfloat16, up with the probability that makes the expectation exact; ``word`` in [0, 2^32)."""
+    bits = v.view(torch.int32).to(torch.int64) & MASK32
+    rounded = ((bits + (word & 0xFFFF)) >> 16) & 0xFFFF
+    # Inf and NaN pass unchanged: adding to a NaN's payload could wrap it into a finite number.
+    kept = (bits >> 16) & 0xFFFF
+    rounded = torch.where(torch.isfinite(v), rounded, kept)
+    quiet = torch.where(torch.isnan(v), torch.full_like(rounded, 0x7FC0), rounded)
+    return (quiet - ((quiet >> 15) << 16)).to(torch.int16).view(torch.bfloat16)
