@@ -1,5 +1,6 @@
 // The Python module deeprelax._cpu: picks an instruction set at run time and shares the chunks among threads.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <array>

@@ -1,0 +1,10 @@
+"""The optimizers of "Deep Relaxation: partial differential equations for optimizing deep neural networks"
+(Chaudhari, Oberman, Osher, Soatto, Carlier; ICML 2017) as drop-in, fused ``torch.optim`` optimizers."""
+
+from deeprelax import kernels
+from deeprelax.entropy_sgd import EntropySGD
+from deeprelax.heat import Heat
+from deeprelax.hj import HJ
+
+__version__ = "0.1.0"
+__all__ = ["HJ", "EntropySGD", "Heat", "kernels"]

@@ -1,0 +1,164 @@
+"""Entropy-SGD: section 6.1 of the paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from deeprelax.kernels import EntropySGDCall
+from deeprelax.memory import ParamSet
+from deeprelax.relaxation import ParamsT, Relaxation, noise_scale, require
+
+
+class EntropySGD(Relaxation):
+    r"""Descends on local entropy, the loss smoothed by the viscous Hamilton-Jacobi equation.
+
+    Every call consumes one gradient g, taken at the inner point y that the parameters hold::
+
+        y <- y - inner_lr (g + (y - x) / gamma) + sqrt(inner_lr temperature) n,   n ~ N(0, I)
+        z <- alpha z + (1 - alpha) y
+
+    and every L-th (``inner_steps``) also makes the outer update and starts the next cycle from it::
+
+        x <- x - (lr / gamma) (x - z);   y = z = x;   gamma <- gamma (1 - scoping)
+
+    Args:
+        params: parameters, named parameters or groups, as for ``torch.optim.SGD``. Floating-point tensors (float64,
+            float32, bfloat16, float16) of any shape; state is kept in float32 for the two narrow types.
+        lr: η, a number or a tensor. Default 1.0: Entropy-SGD's own programs. With ``absorb_gamma=False`` the outer
+            step is lr/γ; lr ≤ γ keeps it an average of x and z.
+        inner_lr: η′. Default 0.1 (section 6.4).
+        inner_steps: L, gradients per outer update. Default 20 (Remark 15). A change counts from the next cycle on.
+        gamma: γ₀; a larger one smooths more. The group's value is the running γ, and may be written to. Stability of
+            the explicit coupling needs inner_lr / γ < 2.
+        alpha: weight of the old average in z. Default 0.75 (section 6.4).
+        temperature: β⁻¹ of section 6.1. With the paper's dW (not √2 dW) in eq. 4 the chain samples
+            exp(-2 (f + |x - y|²/2γ) / temperature): ρ₁^∞ of Lemma 3 exactly takes ``temperature=2``, and temperature
+            T gives ∇u of viscosity δ = T/2, u = -δ log(G_{δγ} * e^{-f/δ}). Default 2e-8, the authors' program's.
+        scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
+        coupling: "explicit", as printed, or "implicit": y <- (y - η′g + (η′/γ) x + noise) / (1 + η′/γ), which is
+            stable for every γ.
+        absorb_gamma: x <- x - lr (x - z), as the authors' program has it, instead of lr/γ.
+        momentum: of the outer update, as ``torch.optim.SGD``'s, acting on (x - z)/γ. Default 0.
+        inner_momentum: of the inner update, acting on g + weight decay + (y - x)/γ; the noise stays outside.
+        carry_inner_momentum: keep the inner velocity across outer updates instead of starting anew.
+        nesterov: Nesterov's form of both momenta.
+        weight_decay: adds weight_decay · y to g.
+        maximize: climb instead.
+        flatten: move the parameters of each (group, device, dtype) into one flat buffer, each with its own storage.
+        stochastic_rounding: bfloat16 parameters are rounded stochastically and no float32 y is kept.
+        seed: of the noise; None takes ``torch.initial_seed()`` (under a process group, rank 0's). Two optimizers with
+            one seed draw the same noise.
+        backend: "auto" or a name of ``deeprelax.kernels.available()``. All give the same bits.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, overlapping parameters.
+        TypeError: a parameter that no kernel can serve.
+        RuntimeError: the backend does not work here.
+    """
+
+    _kept = ("x", "z")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 1.0,
+        *,
+        inner_lr: float = 0.1,
+        inner_steps: int = 20,
+        gamma: float = 1.0,
+        alpha: float = 0.75,
+        temperature: float = 2e-8,
+        scoping: float = 1e-3,
+        coupling: str = "explicit",
+        absorb_gamma: bool = False,
+        momentum: float = 0.0,
+        inner_momentum: float = 0.0,
+        carry_inner_momentum: bool = False,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        flatten: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        if nesterov and momentum == 0 and inner_momentum == 0:
+            raise ValueError("nesterov=True needs momentum or inner_momentum; both are 0")
+        self._stochastic_rounding = stochastic_rounding
+        defaults = {
+            "lr": lr,
+            "inner_lr": inner_lr,
+            "inner_steps": inner_steps,
+            "gamma": gamma,
+            "alpha": alpha,
+            "temperature": temperature,
+            "scoping": scoping,
+            "coupling": coupling,
+            "absorb_gamma": absorb_gamma,
+            "momentum": momentum,
+            "inner_momentum": inner_momentum,
+            "carry_inner_momentum": carry_inner_momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, seed=seed, flatten=flatten, backend=backend)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        require(group["inner_lr"] >= 0, "inner_lr", group["inner_lr"], "a number >= 0")
+        require(0 <= group["alpha"] <= 1, "alpha", group["alpha"], "0 <= alpha <= 1")
+        require(group["temperature"] >= 0, "temperature", group["temperature"], "a number >= 0")
+        require(group["inner_momentum"] >= 0, "inner_momentum", group["inner_momentum"], "a number >= 0")
+        require(group["coupling"] in ("explicit", "implicit"), "coupling", group["coupling"], "'explicit' or 'implicit'")
+        if group["coupling"] == "explicit" and group["inner_lr"] >= 2 * group["gamma"]:
+            self._warn_once(
+                f"inner_lr / gamma = {group['inner_lr'] / group['gamma']:.3g} (inner_lr {group['inner_lr']:.3g}, gamma "
+                f"{group['gamma']:.3g}): the explicit coupling is unstable from 2 on; scoping gets there in a long "
+                "run. Use coupling='implicit', a smaller inner_lr or a larger gamma"
+            )
+
+    def _buffers_of(self, params: ParamSet) -> list[str]:
+        if not params.is_wide:
+            return ["x", "z"]
+        if not self._stochastic_rounding:
+            return ["x", "y", "z"]
+        if params.dtype != torch.bfloat16:
+            raise ValueError(
+                f"stochastic_rounding is for bfloat16 parameters; {params.names[0]} is {params.dtype}"
+            )
+        return ["x", "z"]
+
+    def _extra_buffers(self, group: dict[str, Any]) -> list[str]:
+        inner = ["inner_momentum_buffer"] if group["inner_momentum"] != 0 else []
+        return super()._extra_buffers(group) + inner
+
+    def _call(
+        self, group: dict[str, Any], params: ParamSet, first: bool, last: bool, missing: bool
+    ) -> EntropySGDCall:
+        lr, gamma, inner_lr, alpha = float(group["lr"]), group["gamma"], group["inner_lr"], group["alpha"]
+        absorb = group["absorb_gamma"]
+        return EntropySGDCall(
+            first=first,
+            last=last,
+            inner_lr=inner_lr,
+            inv_gamma=1 / gamma,
+            pull=inner_lr / gamma,
+            denominator=1 + inner_lr / gamma,
+            alpha=alpha,
+            one_minus_alpha=1 - alpha,
+            noise_scale=noise_scale(inner_lr, group["temperature"]),
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+            implicit=group["coupling"] == "implicit",
+            inner_momentum=group["inner_momentum"],
+            inner_nesterov=group["nesterov"],
+            fresh_velocity=first and not group["carry_inner_momentum"],
+            stochastic_rounding=self._stochastic_rounding,
+            outer=self._outer(group, lr if absorb else lr / gamma, 1.0 if absorb else 1 / gamma),
+            stream=self._stream(group),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_stochastic_rounding": self._stochastic_rounding}

@@ -1,0 +1,123 @@
+"""Heat, smoothing by the heat equation: section 6.3 of the paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from deeprelax.kernels import HeatCall, memory_order
+from deeprelax.kernels.eager import take_x
+from deeprelax.kernels.noise import normal
+from deeprelax.memory import ParamSet
+from deeprelax.relaxation import ParamsT, Relaxation, noise_scale
+
+
+class Heat(Relaxation):
+    r"""Descends on the loss convolved with a Gaussian of variance γ: the average gradient around x.
+
+    Every call consumes one gradient g, taken at x + w, w ~ N(0, γI), which the parameters hold::
+
+        s <- s + g
+
+    and every L-th (``inner_steps``) also makes the outer update and starts the next cycle from it::
+
+        x <- x - (lr / L) s;   s = 0;   gamma <- gamma (1 - scoping)
+
+    The parameters hold x + w from the end of one step to the next; only the very first gradient of a run is taken at
+    x itself, unless ``train()`` was called before it.
+
+    Args:
+        params: parameters, named parameters or groups, as for ``torch.optim.SGD``. Floating-point tensors (float64,
+            float32, bfloat16, float16) of any shape; state is kept in float32 for the two narrow types.
+        lr: η, a number or a tensor.
+        inner_steps: L, gradients per outer update. Default 5 (Remark 15). A change counts from the next cycle on.
+        gamma: γ₀, the variance of w. The group's value is the running γ, and may be written to.
+        scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
+        momentum: of the outer update, as ``torch.optim.SGD``'s, acting on s/L. Default 0.
+        nesterov: Nesterov's form of it.
+        weight_decay: adds weight_decay · (x + w) to g.
+        maximize: climb instead.
+        flatten: move the parameters of each (group, device, dtype) into one flat buffer, each with its own storage.
+        seed: of the noise; None takes ``torch.initial_seed()`` (under a process group, rank 0's). Two optimizers with
+            one seed draw the same noise.
+        backend: "auto" or a name of ``deeprelax.kernels.available()``. All give the same bits.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, overlapping parameters.
+        TypeError: a parameter that no kernel can serve.
+        RuntimeError: the backend does not work here.
+    """
+
+    _kept = ("x", "s")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 0.1,
+        *,
+        inner_steps: int = 5,
+        gamma: float = 1e-4,
+        scoping: float = 1e-3,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        flatten: bool = False,
+        seed: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        if nesterov and momentum == 0:
+            raise ValueError("nesterov=True needs momentum; it is 0")
+        defaults = {
+            "lr": lr,
+            "inner_steps": inner_steps,
+            "gamma": gamma,
+            "scoping": scoping,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, seed=seed, flatten=flatten, backend=backend)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Nothing beyond what all share."""
+
+    def _x_is_in_params(self, group: dict[str, Any]) -> bool:
+        return bool(group["fresh"])
+
+    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool, missing: bool) -> HeatCall:
+        lr, steps = float(group["lr"]), group["cycle_steps"]
+        return HeatCall(
+            first=first,
+            last=last,
+            take_param=group["fresh"],
+            noise_scale=noise_scale(self._next_gamma(group) if last else group["gamma"]),
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+            outer=self._outer(group, lr / steps, 1 / steps),
+            stream=self._stream(group, ahead=1),
+        )
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put the inner point x + w back; before the very first gradient, draw one."""
+        super().train()
+        for group, sets in zip(self.param_groups, self._sets):
+            if not group["fresh"]:
+                continue
+            scale = noise_scale(group["gamma"])
+            for params in sets:
+                for p, index in zip(params.params, params.table.indices):
+                    self._perturb(p, index, scale, group)
+            group["fresh"] = False
+
+    def _perturb(self, p: torch.Tensor, index: int, scale: float, group: dict[str, Any]) -> None:
+        """x takes up the parameter, and the parameter becomes x + w."""
+        x = self.state[p]["x"]
+        x.copy_(take_x(x, p))
+        n = normal(self._stream(group), index, 0, p.numel(), p.device).to(x.dtype)
+        w = torch.empty_like(x)
+        memory_order(w).copy_(memory_order(x) + n * scale)
+        p.copy_(w)

@@ -1,0 +1,103 @@
+"""HJ, the non-viscous Hamilton-Jacobi equation: section 6.2 of the paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from deeprelax.kernels import HJCall
+from deeprelax.memory import ParamSet
+from deeprelax.relaxation import ParamsT, Relaxation, require
+
+
+class HJ(Relaxation):
+    r"""Descends on the loss smoothed by the non-viscous Hamilton-Jacobi equation: an approximate proximal point step.
+
+    Every call consumes one gradient g, taken at x - γp, which the parameters hold::
+
+        p <- alpha p + (1 - alpha) g
+
+    and every L-th (``inner_steps``) also makes the outer update and starts the next cycle from it::
+
+        x <- x - lr p;   p = 0;   gamma <- gamma (1 - scoping)
+
+    Args:
+        params: parameters, named parameters or groups, as for ``torch.optim.SGD``. Floating-point tensors (float64,
+            float32, bfloat16, float16) of any shape; state is kept in float32 for the two narrow types.
+        lr: η, a number or a tensor.
+        inner_steps: L, gradients per outer update. Default 5 (Remark 15). A change counts from the next cycle on.
+        gamma: γ₀. The group's value is the running γ, and may be written to. The fixed point iteration behind p
+            converges where γ|∇²f| < 1 (Remark 6).
+        alpha: weight of the old p. Default 0.75 (section 6.4).
+        scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
+        warm_start: the first call of a cycle sets p <- g, undamped, as the authors' program starts; it counts among
+            the L.
+        momentum: of the outer update, as ``torch.optim.SGD``'s, acting on p. Default 0.
+        nesterov: Nesterov's form of it.
+        weight_decay: adds weight_decay · (x - γp) to g.
+        maximize: climb instead.
+        flatten: move the parameters of each (group, device, dtype) into one flat buffer, each with its own storage.
+        backend: "auto" or a name of ``deeprelax.kernels.available()``. All give the same bits.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, overlapping parameters.
+        TypeError: a parameter that no kernel can serve.
+        RuntimeError: the backend does not work here.
+    """
+
+    _kept = ("x", "p")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 0.1,
+        *,
+        inner_steps: int = 5,
+        gamma: float = 0.1,
+        alpha: float = 0.75,
+        scoping: float = 1e-3,
+        warm_start: bool = False,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        flatten: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        if nesterov and momentum == 0:
+            raise ValueError("nesterov=True needs momentum; it is 0")
+        defaults = {
+            "lr": lr,
+            "inner_steps": inner_steps,
+            "gamma": gamma,
+            "alpha": alpha,
+            "scoping": scoping,
+            "warm_start": warm_start,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, seed=0, flatten=flatten, backend=backend)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        require(0 <= group["alpha"] <= 1, "alpha", group["alpha"], "0 <= alpha <= 1")
+
+    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool, missing: bool) -> HJCall:
+        gamma, alpha = group["gamma"], group["alpha"]
+        placed = params.placed_gamma
+        # Weights without a gradient in this call stay where an older gamma has put them.
+        params.placed_gamma = gamma if first or gamma == placed or not missing else None
+        return HJCall(
+            first=first,
+            last=last,
+            warm_start=group["warm_start"],
+            gamma=gamma,
+            alpha=alpha,
+            one_minus_alpha=1 - alpha,
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+            read_param=group["weight_decay"] != 0 and gamma != placed,
+            outer=self._outer(group, float(group["lr"]), 1.0),
+        )
