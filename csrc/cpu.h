@@ -25,8 +25,21 @@ enum Flag : uint32_t {
 
 // Indices into Call::reals.
 enum Real : int {
-  kInnerLr, kInvGamma, kPull, kDenominator, kAlpha, kOneMinusAlpha, kGamma, kWeightDecay, kInnerMomentum, kNoiseScale,
-  kOuterStep, kOuterScale, kOuterLr, kOuterMomentum, kReals
+  kInnerLr,
+  kInvGamma,
+  kPull,
+  kDenominator,
+  kAlpha,
+  kOneMinusAlpha,
+  kGamma,
+  kWeightDecay,
+  kInnerMomentum,
+  kNoiseScale,
+  kOuterStep,
+  kOuterScale,
+  kOuterLr,
+  kOuterMomentum,
+  kReals
 };
 
 struct Tensor {  // a row of Table.meta
@@ -57,6 +70,9 @@ using Run = void (*)(const Call&, int64_t begin, int64_t end);
 // The normals of elements start … start + count - 1, for tests.
 using Normals = void (*)(float* out, uint32_t key0, uint32_t key1, uint32_t index, uint32_t step, int64_t start,
                          int64_t count);
+
+// The benchmarks' yardstick: cpu_stream.cpp.
+void stream(const float* g, const float* x, float* average, float* w, bool update_w, int64_t begin, int64_t end);
 
 namespace baseline {
 void run(const Call&, int64_t begin, int64_t end);

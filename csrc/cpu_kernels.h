@@ -1,15 +1,14 @@
 // The loops of the CPU backend: over chunks, over tiles of a chunk, over the vectors of a tile. The arithmetic is in
-// rules.h. Compiled once per instruction set by cpu_baseline.cpp, cpu_avx2.cpp and cpu_avx512.cpp.
+// rules.h. Compiled once per instruction set by cpu_rules_*.cpp.
 #pragma once
+
+#include <type_traits>
 
 #include "cpu.h"
 #include "cpu_noise.h"
 #include "rules.h"
 
 namespace deeprelax::DR_ISA {
-
-// Elements between two refills of the noise buffer: it stays in the first-level cache with the streams of the tile.
-constexpr int64_t kTile = 512;
 
 // Where one tile's operands lie. P is the weight's type, T the type of its state.
 template <class P, class T>
@@ -207,9 +206,24 @@ Scalars<T> scalars(const Call& call) {
   const double* r = call.reals;
   const auto has = [&](Flag f) { return (call.flags & f) != 0; };
   const auto t = [&](Real which) { return static_cast<T>(r[which]); };
-  return {t(kInnerLr), t(kInvGamma), t(kPull), t(kDenominator), t(kAlpha), t(kOneMinusAlpha), t(kGamma),
-          t(kWeightDecay), t(kInnerMomentum), t(kNoiseScale), has(kMaximize), r[kWeightDecay] != 0, has(kImplicit),
-          r[kInnerMomentum] != 0, has(kInnerNesterov), has(kFreshVelocity), has(kWarmStart), has(kReadParam),
+  return {t(kInnerLr),
+          t(kInvGamma),
+          t(kPull),
+          t(kDenominator),
+          t(kAlpha),
+          t(kOneMinusAlpha),
+          t(kGamma),
+          t(kWeightDecay),
+          t(kInnerMomentum),
+          t(kNoiseScale),
+          has(kMaximize),
+          r[kWeightDecay] != 0,
+          has(kImplicit),
+          r[kInnerMomentum] != 0,
+          has(kInnerNesterov),
+          has(kFreshVelocity),
+          has(kWarmStart),
+          has(kReadParam),
           {t(kOuterStep), t(kOuterScale), t(kOuterLr), t(kOuterMomentum), r[kOuterMomentum] != 0, has(kNesterov)}};
 }
 
@@ -220,8 +234,8 @@ void run_rule(const Call& call, int64_t begin, int64_t end) {
   constexpr int64_t kStep = sizeof(V) / sizeof(T);
   const Scalars<T> c = scalars<P, T>(call);
   const Stream stream{call.key0, call.key1, call.step};
-  alignas(64) float normals[kTile + 2 * kGroup];
-  alignas(64) uint32_t words[kTile + 2 * kGroup];
+  alignas(64) float normals[kMaxGroups * kGroup];
+  alignas(64) uint32_t words[kMaxGroups * kGroup];
 
   for (int64_t k = begin; k < end; ++k) {
     const Chunk chunk = call.chunks[k];
@@ -229,14 +243,26 @@ void run_rule(const Call& call, int64_t begin, int64_t end) {
     const int64_t offset = tensor.offset + chunk.start;
     const auto state = [&](void* base) { return base ? static_cast<T*>(base) + offset : nullptr; };
     const P* g = reinterpret_cast<const P*>(call.grads[chunk.tensor]);
-    Tile<P, T> q{reinterpret_cast<P*>(call.weights[chunk.tensor]) + chunk.start, g ? g + chunk.start : nullptr,
-                 state(call.x), state(call.y), state(call.average), state(call.momentum), state(call.velocity),
-                 nullptr, nullptr};
+    Tile<P, T> q{reinterpret_cast<P*>(call.weights[chunk.tensor]) + chunk.start,
+                 g ? g + chunk.start : nullptr,
+                 state(call.x),
+                 state(call.y),
+                 state(call.average),
+                 state(call.momentum),
+                 state(call.velocity),
+                 nullptr,
+                 nullptr};
     for (int64_t done = 0; done < chunk.length; done += kTile) {
       const int64_t length = chunk.length - done < kTile ? chunk.length - done : kTile;
-      Tile<P, T> tile{q.w + done, nullptr, q.x ? q.x + done : nullptr, q.y ? q.y + done : nullptr,
-                      q.average ? q.average + done : nullptr, q.momentum ? q.momentum + done : nullptr,
-                      q.velocity ? q.velocity + done : nullptr, nullptr, nullptr};
+      Tile<P, T> tile{q.w + done,
+                      nullptr,
+                      q.x ? q.x + done : nullptr,
+                      q.y ? q.y + done : nullptr,
+                      q.average ? q.average + done : nullptr,
+                      q.momentum ? q.momentum + done : nullptr,
+                      q.velocity ? q.velocity + done : nullptr,
+                      nullptr,
+                      nullptr};
       int64_t i = 0;
       if (!q.g) {
         for (; i + kStep <= length; i += kStep) R::template rest<V>(tile, c, i);
@@ -248,7 +274,15 @@ void run_rule(const Call& call, int64_t begin, int64_t end) {
       const int skip = static_cast<int>(global % 4);
       const int groups = static_cast<int>((length + skip + kGroup - 1) / kGroup);
       if (R::kDraws) {
-        fill_normals(normals, stream, static_cast<uint32_t>(tensor.index), global / 4, groups);
+        Ahead ahead;
+        if (done + 2 * kTile <= chunk.length) {
+          const int64_t next = done + kTile;
+          ahead.add(q.w + next);
+          ahead.add(q.g + next);
+          T* const buffers[] = {q.x, q.y, q.average, q.momentum, q.velocity};
+          for (T* buffer : buffers) ahead.add(buffer ? buffer + next : nullptr);
+        }
+        fill_normals(normals, stream, static_cast<uint32_t>(tensor.index), global / 4, groups, ahead);
         tile.normals = normals + skip;
       }
       if (R::kRounds) {
@@ -308,17 +342,6 @@ void run(const Call& call, int64_t begin, int64_t end) {
       return run_dtype<bfloat16>(call, begin, end);
     case DType::kFloat16:
       return run_dtype<float16>(call, begin, end);
-  }
-}
-
-void normals(float* out, uint32_t key0, uint32_t key1, uint32_t index, uint32_t step, int64_t start, int64_t count) {
-  alignas(64) float group[kGroup];
-  for (int64_t block = start / 4; 4 * block < start + count; block += kLanes) {
-    fill_normals(group, {key0, key1, step}, index, static_cast<uint64_t>(block), 1);
-    for (int i = 0; i < kGroup; ++i) {
-      const int64_t at = 4 * block + i - start;
-      if (at >= 0 && at < count) out[at] = group[i];
-    }
   }
 }
 

@@ -45,21 +45,26 @@ InstructionSet find(const std::string& name) {
 // pool of ours would fight them for the cores. The symbol is part of the ABI of GNU's, LLVM's and Intel's runtimes.
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
+// Units 0 … count - 1, `grain` at a time, taken by whichever thread is free.
+template <class Body>
 struct Work {
-  const Call* call;
-  Run run;
-  int64_t grain;
+  Body body;
+  int64_t count, grain;
   std::atomic<int64_t> next{0};
 
   void drain() {
-    for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < call->n_chunks;)
-      run(*call, begin, std::min(begin + grain, call->n_chunks));
+    for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < count;)
+      body(begin, std::min(begin + grain, count));
   }
 };
 
-void share(Work& work, unsigned threads, Parallel parallel) {
+template <class Body>
+void share(Body body, int64_t count, int64_t grain, unsigned threads, uintptr_t parallel) {
+  Work<Body> work{body, count, std::max<int64_t>(grain, 1)};
   if (threads <= 1) return work.drain();
-  if (parallel) return parallel([](void* w) { static_cast<Work*>(w)->drain(); }, &work, threads, 0);
+  if (parallel != 0)
+    return reinterpret_cast<Parallel>(parallel)([](void* w) { static_cast<Work<Body>*>(w)->drain(); }, &work, threads,
+                                                0);
   std::vector<std::thread> others;
   for (unsigned t = 1; t < threads; ++t) others.emplace_back([&work] { work.drain(); });
   work.drain();
@@ -71,10 +76,10 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-void run(const std::string& instruction_set, int rule, int dtype, uint32_t flags, const std::array<double, kReals>& reals,
-         std::array<uint32_t, 3> stream, const py::buffer& weights, const py::buffer& grads, uintptr_t tensors,
-         uintptr_t chunks, int64_t n_chunks, const std::array<uintptr_t, 5>& buffers, unsigned threads, int64_t grain,
-         uintptr_t parallel) {
+void run(const std::string& instruction_set, int rule, int dtype, uint32_t flags,
+         const std::array<double, kReals>& reals, std::array<uint32_t, 3> stream, const py::buffer& weights,
+         const py::buffer& grads, uintptr_t tensors, uintptr_t chunks, int64_t n_chunks,
+         const std::array<uintptr_t, 5>& buffers, unsigned threads, int64_t grain, uintptr_t parallel) {
   Call call{};
   call.rule = static_cast<Rule>(rule);
   call.dtype = static_cast<DType>(dtype);
@@ -96,9 +101,20 @@ void run(const std::string& instruction_set, int rule, int dtype, uint32_t flags
   call.average = at<void>(buffers[2]);
   call.momentum = at<void>(buffers[3]);
   call.velocity = at<void>(buffers[4]);
-  Work work{&call, find(instruction_set).run, std::max<int64_t>(grain, 1)};
+  const Run chosen = find(instruction_set).run;
   py::gil_scoped_release released;
-  share(work, threads, at<void>(parallel) ? reinterpret_cast<Parallel>(parallel) : nullptr);
+  share([&](int64_t begin, int64_t end) { chosen(call, begin, end); }, n_chunks, grain, threads, parallel);
+}
+
+void stream_loop(const std::array<uintptr_t, 4>& buffers, bool update_w, int64_t size, int64_t grain, unsigned threads,
+                 uintptr_t parallel) {
+  py::gil_scoped_release released;
+  share(
+      [&](int64_t begin, int64_t end) {
+        stream(at<const float>(buffers[0]), at<const float>(buffers[1]), at<float>(buffers[2]), at<float>(buffers[3]),
+               update_w, begin, end);
+      },
+      size, grain, threads, parallel);
 }
 
 void normals(const std::string& instruction_set, uintptr_t out, std::array<uint32_t, 3> stream, uint32_t index,
@@ -119,6 +135,7 @@ std::vector<std::string> names() {
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of deeprelax. Stateless; addresses and sizes are integers; see kernels/native.py.";
   m.def("run", &run, "One call of an update rule on a table of tensors, in place, without the GIL.");
+  m.def("stream", &stream_loop, "The benchmarks' yardstick: a plain loop over the streams of an inner call.");
   m.def("normals", &normals, "float32 normals of elements start ... start + count - 1 to the address `out`.");
   m.def("instruction_sets", &names, "Those that this processor can run, narrowest first.");
 }

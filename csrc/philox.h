@@ -10,11 +10,6 @@ constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
 constexpr uint32_t kRoundingStream = 0x80000000u;
 
-// Where in the noise a call stands: everything but the element's index.
-struct Stream {
-  uint32_t key0, key1, step;
-};
-
 // Ten rounds on the low halves of 64-bit lanes. The high halves hold rubbish between the rounds, which spares a mask
 // and, in vectors, the interleaving of even and odd products: mul32 reads low halves only.
 template <class W>

@@ -33,6 +33,11 @@ struct float16 {
   uint16_t bits;
 };
 
+// Where in the noise a call stands: everything but the element's index.
+struct Stream {
+  uint32_t key0, key1, step;
+};
+
 // The type that a weight's state is kept and computed in.
 template <class P>
 struct Compute {
@@ -62,8 +67,8 @@ struct Lanes<float> {
 DR_HD float to_float(int32_t v) { return static_cast<float>(v); }
 DR_HD uint32_t as_uint(float v) { return bit_cast<uint32_t>(v); }
 DR_HD float as_float(uint32_t v) { return bit_cast<float>(v); }
-DR_HD float select(bool which, float a, float b) { return which ? a : b; }
-DR_HD bool is_set(uint32_t v, uint32_t bit) { return (v & bit) != 0; }
+// a where the top bit is set, else b.
+DR_HD float by_top_bit(uint32_t bits, float a, float b) { return (bits & 0x80000000u) != 0 ? a : b; }
 
 #ifdef __CUDA_ARCH__
 DR_HD float square_root(float v) { return __fsqrt_rn(v); }
@@ -94,8 +99,7 @@ DR_HD float16 narrow_f16(float v) {
   b &= 0x7fffffffu;
   if (b > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
   if (b >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds to 65536 or more
-  if (b >= 0x38800000u)
-    return {static_cast<uint16_t>(sign | ((b - 0x38000000u + 0xfffu + ((b >> 13) & 1u)) >> 13))};
+  if (b >= 0x38800000u) return {static_cast<uint16_t>(sign | ((b - 0x38000000u + 0xfffu + ((b >> 13) & 1u)) >> 13))};
   // Below the least normal half: adding 0.5 leaves |v| / 2^-24, rounded to nearest even, in the low bits.
   return {static_cast<uint16_t>(sign | (as_uint(as_float(b) + 0.5f) - 0x3f000000u))};
 }

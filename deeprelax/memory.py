@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from deeprelax.kernels import Backend, Table, get
 from deeprelax.kernels.calls import COMPUTE_DTYPE
+
+# Called a thousand times a step on models of many small tensors: no Python frame each.
+GRAD, DTYPE = attrgetter("grad"), attrgetter("dtype")
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -196,13 +199,13 @@ class ParamSet:
         Raises:
             RuntimeError: a gradient is sparse, or has another dtype or size than its parameter.
         """
-        grads = [p.grad for p in self.params]
+        grads = list(map(GRAD, self.params))
         try:
             if (
                 self.all_contiguous
                 and all(map(Tensor.is_contiguous, grads))  # type: ignore[arg-type]
                 and list(map(Tensor.numel, grads)) == self.table.sizes  # type: ignore[arg-type]
-                and {g.dtype for g in grads} == {self.table.dtype}  # type: ignore[union-attr]
+                and set(map(DTYPE, grads)) == {self.table.dtype}
             ):
                 return grads, array("q", map(Tensor.data_ptr, grads)), False  # type: ignore[arg-type]
         except (TypeError, RuntimeError):  # a missing or a sparse one

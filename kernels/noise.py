@@ -94,12 +94,22 @@ def sqrt(v: Tensor) -> Tensor:
     return v.double().sqrt().float()
 
 
-def polynomial(coefficients: tuple[float, ...], t: Tensor) -> Tensor:
-    """Horner's rule, highest degree first."""
-    value = torch.full_like(t, coefficients[-1])
-    for c in coefficients[-2::-1]:
-        value = value * t + c
-    return value
+def pair(t: Tensor, low: float, high: float) -> Tensor:
+    """low + high t."""
+    return t * high + low
+
+
+def log_polynomial(f: Tensor) -> Tensor:
+    """-2 ln(1 + f) / f for sqrt(1/2) - 1 <= f <= sqrt(2) - 1, in Estrin's order."""
+    f2 = f * f
+    low = pair(f, *LOG[0:2]) + f2 * pair(f, *LOG[2:4])
+    high = pair(f, *LOG[4:6]) + f2 * pair(f, *LOG[6:8])
+    return low + (f2 * f2) * high
+
+
+def cubic(coefficients: tuple[float, ...], t: Tensor) -> Tensor:
+    """A polynomial with four coefficients in Estrin's order."""
+    return pair(t, *coefficients[0:2]) + (t * t) * pair(t, *coefficients[2:4])
 
 
 def box_muller(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,14 +120,14 @@ def box_muller(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
     exponent = bits >> 23
     mantissa = ((bits & 0x7FFFFF) + SQRT_HALF_BITS).to(torch.int32).view(torch.float32)
     f = mantissa - 1.0
-    t = (31 - exponent).to(torch.float32) * TWO_LN_2 + f * polynomial(LOG, f)
+    t = (31 - exponent).to(torch.float32) * TWO_LN_2 + f * log_polynomial(f)
     r = sqrt(t)
     # Angle: the two top bits choose the quadrant, the other 30, as a signed fraction s of pi/4, the place in it.
     low = (w1 << 2) & MASK32
     signed = low - ((low >> 31) << 32)
     s = signed.to(torch.float32) * (1.0 / 2**31)
     s2 = s * s
-    sine, cosine = s * polynomial(SIN, s2), polynomial(COS, s2)
+    sine, cosine = s * cubic(SIN, s2), cubic(COS, s2)
     bit31, bit30 = (w1 >> 31) & 1, (w1 >> 30) & 1
     swap = bit30 == 1
     c = torch.where(swap, sine, cosine)

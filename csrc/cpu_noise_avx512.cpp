@@ -1,4 +1,2 @@
 // Compiled with the flags of this instruction set: see setup.py.
-#include <type_traits>
-
-#include "cpu_kernels.h"
+#include "cpu_noise_impl.h"

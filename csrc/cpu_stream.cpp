@@ -1,0 +1,23 @@
+// The yardstick of the benchmarks: a plain loop that moves the words of an inner call and does next to nothing with
+// them. What it reaches is what memory allows for these streams on this machine.
+#include "cpu.h"
+
+namespace deeprelax {
+
+// Reads g and x, updates one or two buffers; with one, writes w without reading it (HJ, Heat), else updates w too.
+void stream(const float* g, const float* x, float* average, float* w, bool update_w, int64_t begin, int64_t end) {
+  if (update_w) {
+    for (int64_t i = begin; i < end; ++i) {
+      w[i] = w[i] - g[i];
+      average[i] = average[i] + x[i];
+    }
+  } else {
+    for (int64_t i = begin; i < end; ++i) {
+      const float a = average[i] + g[i];
+      average[i] = a;
+      w[i] = x[i] - a;
+    }
+  }
+}
+
+}  // namespace deeprelax
