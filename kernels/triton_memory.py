@@ -1,0 +1,222 @@
+"""Where one program of a Triton kernel finds its chunk, and how it reads and writes it.
+
+A chunk that is full and has a gradient moves its state in 16-byte accesses without a mask, and weight and gradient as
+well if they are 16-byte aligned. A mask whose end is not known at compile time would cut every access down to one
+element, so each of the two choices is a branch, once around the loads and once around the stores.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+class Reals(NamedTuple):
+    """The scalars of all rules under the names of ``calls.py``: each kernel reads what its equation names."""
+
+    inner_lr: Any
+    inv_gamma: Any
+    pull: Any
+    denominator: Any
+    alpha: Any
+    one_minus_alpha: Any
+    gamma: Any
+    weight_decay: Any
+    inner_momentum: Any
+    noise_scale: Any
+    step: Any
+    scale: Any
+    lr: Any
+    momentum: Any
+
+
+class Operands(NamedTuple):
+    """Pointers to a chunk's operands, or their values; None: not there. ``a`` is z, p or s."""
+
+    w: Any
+    g: Any
+    x: Any
+    y: Any
+    a: Any
+    m: Any
+    v: Any
+
+
+class Chunk(NamedTuple):
+    """One program's work. ``start`` is the global index of its first element, ``offset`` that in the flat buffers."""
+
+    w: Any
+    g: Any
+    offset: Any
+    length: Any
+    index: Any
+    start: Any
+    has_grad: Any
+    full: Any
+    aligned: Any
+
+
+@triton.jit
+def reals(scalars, T: tl.constexpr):
+    """The scalars: arguments for float32; for float64 a table in memory, since float arguments are float32."""
+    if T.is_fp64():
+        return Reals(
+            tl.load(scalars),
+            tl.load(scalars + 1),
+            tl.load(scalars + 2),
+            tl.load(scalars + 3),
+            tl.load(scalars + 4),
+            tl.load(scalars + 5),
+            tl.load(scalars + 6),
+            tl.load(scalars + 7),
+            tl.load(scalars + 8),
+            tl.load(scalars + 9),
+            tl.load(scalars + 10),
+            tl.load(scalars + 11),
+            tl.load(scalars + 12),
+            tl.load(scalars + 13),
+        )
+    else:
+        return scalars
+
+
+@triton.jit
+def locate(chunks, tensors, weights, grads, P: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's chunk. Rows: ``chunks`` (tensor, number), ``tensors`` (size, offset, index, start)."""
+    row = chunks + 2 * tl.program_id(0)
+    t = tl.load(row)
+    # The number times BLOCK, not the product in the table: its divisibility is seen, and so is the loads' alignment.
+    begin = tl.load(row + 1).to(tl.int64) * BLOCK
+    length = tl.minimum(tl.load(tensors + 4 * t) - begin, BLOCK).to(tl.int32)
+    offset = tl.multiple_of(tl.load(tensors + 4 * t + 1), 64) + begin
+    index = tl.load(tensors + 4 * t + 2)
+    start = tl.load(tensors + 4 * t + 3) + begin
+    w = tl.load(weights + t)
+    g = tl.load(grads + t)
+    has_grad = g != 0
+    full = (length == BLOCK) & has_grad
+    aligned = full & (((w | g) & 15) == 0)
+    w = w.to(tl.pointer_type(P)) + begin
+    g = g.to(tl.pointer_type(P)) + begin
+    return Chunk(w, g, offset, length, index, start, has_grad, full, aligned)
+
+
+@triton.jit
+def at_offset(buffer, offset):
+    if buffer is None:
+        return None
+    else:
+        return buffer + offset
+
+
+@triton.jit
+def pointers(at, x, y, a, m, v):
+    """Pointers to the chunk's first elements."""
+    o = at.offset
+    return Operands(at.w, at.g, at_offset(x, o), at_offset(y, o), at_offset(a, o), at_offset(m, o), at_offset(v, o))
+
+
+@triton.jit
+def aligned(pointer):
+    # Flat buffers are aligned as torch allocates them. The attribute stands on an operation and would be lost on an
+    # argument of a function: hence the cast to and fro.
+    return tl.multiple_of(pointer.to(tl.int64).to(pointer.dtype), 16)
+
+
+@triton.jit
+def load(pointer, i, length, FAST: tl.constexpr):
+    if pointer is None:
+        return None
+    elif FAST:
+        return tl.load(aligned(pointer) + i)
+    else:
+        return tl.load(pointer + i, mask=i < length, other=0)
+
+
+@triton.jit
+def store(pointer, value, i, length, FAST: tl.constexpr):
+    if value is not None:
+        if FAST:
+            tl.store(aligned(pointer) + i, value)
+        else:
+            tl.store(pointer + i, value, mask=i < length)
+
+
+@triton.jit
+def load_point(p, at, BLOCK: tl.constexpr, FAST: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    return load(p.w, i, at.length, FAST), load(p.g, i, tl.where(at.has_grad, at.length, 0), FAST)
+
+
+@triton.jit
+def load_state(p, n, BLOCK: tl.constexpr, FAST: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    x, y, a = load(p.x, i, n, FAST), load(p.y, i, n, FAST), load(p.a, i, n, FAST)
+    return x, y, a, load(p.m, i, n, FAST), load(p.v, i, n, FAST)
+
+
+@triton.jit
+def store_state(p, new, n, n_v, BLOCK: tl.constexpr, FAST: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    store(p.x, new.x, i, n, FAST)
+    store(p.y, new.y, i, n, FAST)
+    store(p.a, new.a, i, n, FAST)
+    store(p.m, new.m, i, n, FAST)
+    store(p.v, new.v, i, n_v, FAST)
+
+
+@triton.jit
+def read(p, at, BLOCK: tl.constexpr):
+    """The chunk's operands, None where the pointer is. A missing gradient reads as 0."""
+    if at.aligned:
+        w, g = load_point(p, at, BLOCK, True)
+    else:
+        w, g = load_point(p, at, BLOCK, False)
+    if p.x is None and p.a is None and p.m is None and p.v is None:  # Triton cannot compile a branch without a value
+        x, y, a, m, v = None, None, None, None, None
+    elif at.full:
+        x, y, a, m, v = load_state(p, at.length, BLOCK, True)
+    else:
+        x, y, a, m, v = load_state(p, at.length, BLOCK, False)
+    return Operands(w, g, x, y, a, m, v)
+
+
+@triton.jit
+def write(p, new, at, BLOCK: tl.constexpr, MOVES: tl.constexpr, RESETS: tl.constexpr):
+    """Writes what is not None. Without a gradient the weight is written if MOVES, the inner velocity if RESETS."""
+    i = tl.arange(0, BLOCK)
+    with_grad = tl.where(at.has_grad, at.length, 0)
+    if at.aligned:
+        store(p.w, new.w, i, at.length, True)
+    else:
+        store(p.w, new.w, i, at.length if MOVES else with_grad, False)
+    if at.full:
+        store_state(p, new, at.length, at.length, BLOCK, True)
+    else:
+        store_state(p, new, at.length, at.length if RESETS else with_grad, BLOCK, False)
+
+
+@triton.jit
+def widen(v):
+    """To the type computed in: float64 as it is, all others to float32."""
+    if v.dtype == tl.bfloat16:
+        # In integers, because the interpreter mistakes denormals.
+        return (v.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif v.dtype == tl.float64:
+        return v
+    else:
+        return v.to(tl.float32)
+
+
+@triton.jit
+def narrow(v, P: tl.constexpr):
+    """To the weight's type, to nearest even, denormals kept."""
+    if INTERPRETED and P.is_bf16():  # the interpreter truncates
+        bits = v.to(tl.uint32, bitcast=True)
+        rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+        rounded = tl.where(v != v, 0x7FC0, rounded)
+        return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return v.to(P)
