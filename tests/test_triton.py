@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import os
 import random
+import struct
 import subprocess
 import sys
 from array import array
@@ -23,7 +24,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 PHASES = [(True, True), (True, False), (False, False), (False, True)]
-SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-40, -3e-39, 6e-8, 65519.0, 3.3e38, 1e-300]
+FULL_NAN = struct.unpack("<d", b"\xff" * 7 + b"\x7f")[0]  # rounding that adds to its bits makes a zero of it
+SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), FULL_NAN, 1e-40, -3e-39, 6e-8, 65519.0, 3.3e38, 1e-300]
 SIZES = [0, 1, 3, 4, 5, 67, 1024, 1029, 2050]  # the kernels' block is 1024
 STARTS = {
     "at 0": [0],
