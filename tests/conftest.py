@@ -1,0 +1,144 @@
+"""What the tests share: operators that a mismatched torchvision lacks, small models, gradients, comparison of bits."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+import deeprelax
+
+
+def define_torchvision_operators() -> None:
+    """Let ``import torchvision`` succeed where its compiled part does not fit this torch.
+
+    It registers fake versions of nms at import and fails when the operator is missing. One that works stays.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return
+    for library in Path(spec.origin).parent.glob("_C*.so"):
+        try:
+            torch.ops.load_library(str(library))
+        except (OSError, RuntimeError):  # built for another torch, or for a CUDA that is not here
+            continue
+    if hasattr(torch.ops.torchvision, "nms"):
+        return
+    operators = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    TORCHVISION.append(operators)
+
+
+TORCHVISION: list[torch.library.Library] = []  # a library that is collected takes its operators along
+define_torchvision_operators()
+
+# Every hyper-parameter away from its neutral value; inner_steps 4 for all.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "EntropySGD": {
+        **{"lr": 0.4, "inner_lr": 0.05, "inner_steps": 4, "gamma": 0.5, "alpha": 0.6, "temperature": 1e-3},
+        **{"scoping": 0.03, "momentum": 0.8, "inner_momentum": 0.7, "nesterov": True, "weight_decay": 1e-2, "seed": 7},
+    },
+    "HJ": {
+        **{"lr": 0.2, "inner_steps": 4, "gamma": 0.3, "alpha": 0.6, "scoping": 0.03, "warm_start": True},
+        **{"momentum": 0.8, "weight_decay": 1e-2},
+    },
+    "Heat": {
+        **{"lr": 0.2, "inner_steps": 4, "gamma": 1e-2, "scoping": 0.03, "momentum": 0.8, "nesterov": True},
+        **{"weight_decay": 1e-2, "seed": 7},
+    },
+}
+OPTIMIZERS = list(SETTINGS)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+
+
+def make(name: str, params: Any, **changes: Any) -> Any:
+    """The optimizer of that name with its unusual settings, and these changes."""
+    return getattr(deeprelax, name)(params, **{**SETTINGS[name], **changes})
+
+
+def parameters(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Parameter]:
+    """Contiguous, channels_last, transposed, with gaps, empty and zero-dimensional."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw).to(dtype)
+
+    tensors = [
+        normal(129),
+        normal(3, 2, 3, 3).contiguous(memory_format=torch.channels_last),
+        normal(5, 7).t(),
+        normal(4, 6)[:, ::2],
+        normal(0),
+        normal(),
+    ]
+    return [Parameter(t) for t in tensors]
+
+
+def set_gradients(params: Iterable[Tensor], step: int, without: Sequence[int] = ()) -> None:
+    """Gradients that depend on the weights, the step and the place, in the weights' layouts."""
+    for i, p in enumerate(params):
+        draw = torch.Generator().manual_seed(1000 * step + i)
+        noise = torch.randn(p.shape, generator=draw).to(p.dtype)
+        p.grad = None if i in without else torch.empty_like(p).copy_(noise + p.detach() / 2)
+
+
+def run(opt: Any, params: Sequence[Tensor], steps: range) -> None:
+    """One ``step()`` for each number, with that number's gradients."""
+    for step in steps:
+        set_gradients(params, step)
+        opt.step()
+
+
+def values(params: Iterable[Tensor]) -> list[Tensor]:
+    """Copies of what they hold."""
+    return [p.detach().clone() for p in params]
+
+
+def bits(t: Tensor) -> Tensor:
+    """The elements as integers, so that -0.0 and NaN count."""
+    return t.detach().contiguous().view(INTEGERS[t.element_size()])
+
+
+def same_bits(first: Iterable[Tensor], second: Iterable[Tensor]) -> bool:
+    """Whether two lists of tensors hold the same bits, in the same dtypes and shapes."""
+    pairs = list(zip(first, second, strict=True))
+    return all(a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a), bits(b)) for a, b in pairs)
+
+
+def plain(state: Any) -> Any:
+    """A state_dict as plain Python values, to compare with ``==``."""
+    if isinstance(state, Tensor):
+        return (str(state.dtype), tuple(state.shape), bits(state).flatten().tolist())
+    if isinstance(state, dict):
+        return {key: plain(value) for key, value in state.items()}
+    return [plain(value) for value in state] if isinstance(state, list | tuple) else state
+
+
+@pytest.fixture(params=OPTIMIZERS)
+def name(request: pytest.FixtureRequest) -> str:
+    """Each optimizer in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def unchanged() -> Callable[[Any, Sequence[Tensor]], Callable[[], bool]]:
+    """``check = unchanged(opt, params)`` … ``assert check()``: weights, state and clock are what they were."""
+
+    def remember(opt: Any, params: Sequence[Tensor]) -> Callable[[], bool]:
+        before = (plain(values(params)), plain(opt.state_dict()), opt.phase)
+        return lambda: (plain(values(params)), plain(opt.state_dict()), opt.phase) == before
+
+    return remember
+
+
+@pytest.fixture(autouse=True)
+def _no_backend_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEEPRELAX_BACKEND", raising=False)

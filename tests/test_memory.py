@@ -1,0 +1,207 @@
+"""Weights and gradients are served where they lie, whatever their layout; overlaps are refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from conftest import bits, make, parameters, run, same_bits, set_gradients, values
+from torch import Tensor
+from torch.nn import Parameter
+
+import deeprelax
+
+
+def layouts() -> dict[str, Tensor]:
+    """Tensors of one shape, (2, 4, 3, 3), in several layouts."""
+    plain = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(3))
+    wide = torch.zeros(2, 4, 3, 6)
+    wide[..., ::2] = plain
+    long = torch.zeros(100)
+    long[5:77] = plain.flatten()
+    return {
+        "contiguous": plain.clone(),
+        "channels_last": plain.clone().contiguous(memory_format=torch.channels_last),
+        "transposed": plain.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
+        "with gaps": wide[..., ::2],
+        "part of a larger storage": long[5:77].view(2, 4, 3, 3),
+    }
+
+
+@pytest.mark.parametrize("layout", list(layouts()))
+@pytest.mark.parametrize("gradient", [*layouts(), "unaligned", "expanded"])
+def test_the_update_does_not_depend_on_the_layout_of_weight_or_gradient(name: str, layout: str, gradient: str):
+    quiet = {} if name == "HJ" else {"temperature": 0.0} if name == "EntropySGD" else {"gamma": 1e-30}
+
+    def after(p: Parameter, kind: str) -> Parameter:
+        opt = make(name, [p], **quiet)
+        for step in range(5):
+            draw = torch.Generator().manual_seed(step)
+            g = torch.randn(2, 4, 3, 3, generator=draw) if gradient != "expanded" else torch.tensor(step - 1.5)
+            g = g.expand(2, 4, 3, 3)
+            if kind == "unaligned":
+                memory = torch.zeros(80)
+                p.grad = memory[1:73].view(2, 4, 3, 3).copy_(g)
+            elif kind in ("contiguous", "expanded"):
+                p.grad = g if kind == "expanded" else g.contiguous()
+            else:
+                p.grad = layouts()[kind].copy_(g)
+            opt.step()
+        return p
+
+    weight = layouts()[layout]
+    p = after(Parameter(weight), gradient)
+    assert p.stride() == weight.stride()
+    assert p.data_ptr() == weight.data_ptr(), "the parameter is updated where it is"
+    assert same_bits(
+        [p], [after(Parameter(layouts()["contiguous"]), "contiguous" if gradient != "expanded" else gradient)]
+    )
+
+
+def test_what_lies_between_the_elements_of_a_parameter_with_gaps_is_left_alone(name: str):
+    base = torch.arange(40.0).view(5, 8)
+    between = base[:, 1::2].clone()
+    p = Parameter(base[:, ::2])
+    run(make(name, [p]), [p], range(5))
+    assert torch.equal(base[:, 1::2], between)
+    assert not torch.equal(base[:, ::2], torch.arange(40.0).view(5, 8)[:, ::2])
+
+
+def test_gradients_are_left_as_they_are(name: str):
+    params = parameters()
+    opt = make(name, params)
+    for step in range(5):
+        set_gradients(params, step)
+        params[1].grad = params[1].grad.contiguous()
+        held = [p.grad for p in params]
+        before = values(held)
+        opt.step()
+        assert all(p.grad is g for p, g in zip(params, held))
+        assert same_bits(held, before)
+        assert [g.stride() for g in held] == [g.stride() for g in before]
+
+
+def test_a_gradient_with_torchs_negative_bit_is_read_with_its_sign(name: str):
+    first, second = Parameter(torch.ones(5)), Parameter(torch.ones(5))
+    one, two = make(name, [first]), make(name, [second])
+    for step in range(5):
+        g = torch.arange(5.0) + step
+        first.grad, second.grad = torch._neg_view(g), -g
+        one.step()
+        two.step()
+    assert same_bits([first], [second])
+
+
+def test_overlapping_parameters_are_refused_with_both_names(name: str):
+    base = torch.zeros(10)
+    named = [("left", Parameter(base[:6])), ("other", Parameter(torch.zeros(3))), ("right", Parameter(base[5:]))]
+    with pytest.raises(ValueError, match=r"left.*right|right.*left"):
+        make(name, named)
+    opt = make(name, [{"params": named[:2]}])
+    with pytest.raises(ValueError, match=r"left.*right|right.*left"):
+        opt.add_param_group({"params": named[2:]})
+    assert len(opt.param_groups) == 1
+    run(opt, [p for _, p in named[:2]], range(5))
+
+
+def test_overlapping_strided_parameters_are_refused_with_both_names(name: str):
+    base = torch.zeros(12)
+    named = [("even", Parameter(base[::2])), ("third", Parameter(base[::3]))]
+    with pytest.raises(ValueError, match=r"even.*third|third.*even"):
+        make(name, named)
+
+
+def test_an_enclosing_parameter_is_refused_though_another_lies_between(name: str):
+    base = torch.zeros(4, 10)
+    named = [("columns", Parameter(base[:, :2])), ("row", Parameter(base[0, 4:6])), ("cell", Parameter(base[3, 1]))]
+    with pytest.raises(ValueError, match=r"columns.*cell|cell.*columns"):
+        make(name, named)
+
+
+def test_parameters_of_different_dtypes_that_overlap_are_refused(name: str):
+    wide = torch.zeros(4)
+    upper = wide.view(torch.bfloat16)[1::2]
+    with pytest.raises(ValueError, match=r"wide.*upper|upper.*wide"):
+        make(name, [("wide", Parameter(wide)), ("upper", Parameter(upper))])
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_an_expanded_parameter_is_refused_by_name(name: str, flatten: bool):
+    with pytest.raises(ValueError, match="stretched"):
+        make(name, [("stretched", Parameter(torch.zeros(1).expand(4)))], flatten=flatten)
+
+
+def test_disjoint_parameters_in_one_storage_are_served(name: str):
+    base = torch.zeros(2, 20)
+    interleaved = [Parameter(base[0, ::2]), Parameter(base[0, 1::2]), Parameter(base[1, :9]), Parameter(base[1, 9:])]
+    apart = [Parameter(p.detach().clone()) for p in interleaved]
+    run(make(name, interleaved), interleaved, range(6))
+    run(make(name, apart), apart, range(6))
+    assert same_bits(interleaved, apart)
+    assert interleaved[0].data_ptr() == base.data_ptr()
+
+
+def test_empty_and_zero_dimensional_parameters_are_served(name: str):
+    params = [Parameter(torch.ones(0)), Parameter(torch.tensor(2.0)), Parameter(torch.ones(3, 0, 2))]
+    opt = make(name, params)
+    run(opt, params, range(6))
+    assert params[1].item() != 2.0
+    opt.eval()
+    opt.train()
+    only_empty = [Parameter(torch.ones(0))]
+    opt = make(name, only_empty)
+    run(opt, only_empty, range(6))
+    assert opt.phase == 2
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_a_backward_through_a_graph_from_before_the_step_is_an_error(name: str, gaps: bool):
+    base = torch.ones(4, 2)
+    p = Parameter(base[:, 0] if gaps else base[:, 0].clone())
+    opt = make(name, [p])
+    for phase in range(5):
+        stale = (p * p).sum()
+        p.grad = torch.ones_like(p)
+        opt.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            stale.backward()
+        assert opt.phase == (phase + 1) % 4
+
+
+def test_eval_and_train_too_let_autograd_notice(name: str):
+    p = Parameter(torch.ones(4))
+    opt = make(name, [p])
+    run(opt, [p], range(2))
+    for switch in (opt.eval, opt.train):
+        stale = (p * p).sum()
+        switch()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            stale.backward()
+
+
+def test_state_is_exactly_what_section_4_counts():
+    sizes = {"EntropySGD": 2, "HJ": 2, "Heat": 2}
+    for name, buffers in sizes.items():
+        for dtype, more in ((torch.float32, 0), (torch.float64, 0), (torch.bfloat16, name == "EntropySGD")):
+            p = Parameter(torch.ones(10, dtype=dtype))
+            entry = getattr(deeprelax, name)([p]).state[p]
+            assert len(entry) == buffers + more
+            assert {t.dtype for t in entry.values()} == {torch.float64 if dtype == torch.float64 else torch.float32}
+
+
+def test_nothing_is_allocated_per_step(name: str):
+    params = [Parameter(torch.randn(1000)) for _ in range(3)]
+    opt: Any = make(name, params, backend="auto")
+    run(opt, params, range(5))
+    pointers = [t.data_ptr() for entry in opt.state.values() for t in entry.values()]
+    if "cpu" not in deeprelax.kernels.available():
+        return
+    for step in range(5):
+        set_gradients(params, step)
+        with torch.profiler.profile(profile_memory=True) as profile:
+            opt.step()
+        assert sum(max(e.self_cpu_memory_usage, 0) for e in profile.key_averages()) < 1000
+    assert [t.data_ptr() for entry in opt.state.values() for t in entry.values()] == pointers
+    assert bits(copy.deepcopy(params[0])).numel() == 1000
