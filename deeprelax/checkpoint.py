@@ -1,14 +1,15 @@
-"""Checks a saved state before anything of it is taken over."""
+"""State in and out: state_dict, deepcopy and pickle, and the checks before anything of a saved state is taken over."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-# Buffers that come and go: the momenta with their hyper-parameters, the inner point with eval mode.
-OPTIONAL = {"momentum_buffer", "inner_momentum_buffer", "inner"}
+from deeprelax.kernels.eager import take_x
+from deeprelax.parameter_sets import CLOCK, OPTIONAL, ParameterSets
 
 
 def check_groups(
@@ -45,3 +46,86 @@ def check_state(name: str, p: Tensor, entry: Mapping[str, Any], expected: Collec
         if not isinstance(value, Tensor) or value.shape != p.shape:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{name}: {key} of the saved state has shape {found}, expected {tuple(p.shape)}")
+
+
+class Checkpointed(ParameterSets):
+    """Saves and restores the whole run, bit for bit, at any phase."""
+
+    @torch.no_grad()
+    def _refresh_x(self) -> None:
+        """Where the parameters say what x is, write it into the state."""
+        if all(self._between_cycles(i) for i in range(len(self._sets))):
+            self._adopt()
+        for group, sets in zip(self.param_groups, self._sets):
+            for params in sets if self._x_is_in_params(group) else []:
+                for p in params.params:
+                    x = self.state[p]["x"]
+                    x.copy_(take_x(x, p.detach()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state, as ``torch.optim.Optimizer.state_dict``: tensors per parameter, in its shape, and in
+        ``param_groups`` the hyper-parameters, the clock, the seed and the mode as plain numbers."""
+        self._refresh_x()
+        return super().state_dict()
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copy a saved state into the existing buffers, in their own dtype.
+
+        Load the model's weights as well, in any order; in eval mode both hold what they held when they were saved.
+
+        Args:
+            state_dict: what ``state_dict()`` of the same class returned.
+
+        Raises:
+            ValueError: another optimizer's, or of other groups, parameters or shapes. Nothing is changed then.
+        """
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        saved_groups = state_dict["param_groups"]
+        check_groups(type(self).__name__, self.param_groups, saved_groups, {*self.defaults, *CLOCK})
+        self._adopt(at_any_phase=True)
+        saved = {
+            p: state_dict["state"].get(key, {})
+            for group, saved_group in zip(self.param_groups, saved_groups)
+            for p, key in zip(group["params"], saved_group["params"])
+        }
+        for sets in self._sets:
+            for params in sets:
+                for name, p in zip(params.names, params.params):
+                    check_state(name, p, saved[p], self._buffers_of(params))
+        for group, saved_group in zip(self.param_groups, saved_groups):
+            for name, value in saved_group.items():
+                if name == "params":
+                    continue
+                if isinstance(group.get(name), Tensor):  # a tensor lr: schedulers hold on to it
+                    group[name].copy_(torch.as_tensor(value))
+                else:
+                    group[name] = value.clone() if isinstance(value, Tensor) else value
+        self._seed_is_torchs = False
+        self._outer_step_happened = self.param_groups[0]["phase"] == 0 and not self.param_groups[0]["fresh"]
+        for sets in self._sets:
+            for params in sets:
+                for name in [n for n in params.buffers if n not in self._buffers_of(params)]:
+                    if name == "inner":
+                        params.drop_buffer(name, self.state)
+                    else:  # a momentum that was still off when the state was saved
+                        params.buffers[name].zero_()
+                params.placed_gamma = None
+                for t, p in enumerate(params.params):
+                    self._take_over(params, t, saved[p])
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._refresh_x()
+        own = ("_backend", "_flatten", "_seed_is_torchs", "_outer_step_happened", "_warned", "_clock_defaults")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch's addition; no option of ours
+        old = {p: dict(entry) for p, entry in self.state.items()}
+        with torch.no_grad():
+            self._sets = [self._make_sets(i, old) for i in range(len(self.param_groups))]

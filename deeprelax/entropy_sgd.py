@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from deeprelax.kernels import EntropySGDCall
-from deeprelax.memory import ParamSet
-from deeprelax.relaxation import ParamsT, Relaxation, noise_scale, require
+from deeprelax.param_set import ParamSet
+from deeprelax.parameter_sets import ParamsT, require
+from deeprelax.relaxation import Relaxation, noise_scale
 
 
 class EntropySGD(Relaxation):
@@ -59,6 +60,7 @@ class EntropySGD(Relaxation):
     """
 
     _kept = ("x", "z")
+    _non_negative = ("inner_lr", "temperature", "inner_momentum")
 
     def __init__(
         self,
@@ -107,11 +109,10 @@ class EntropySGD(Relaxation):
         super().__init__(params, defaults, seed=seed, flatten=flatten, backend=backend)
 
     def _check(self, group: dict[str, Any]) -> None:
-        require(group["inner_lr"] >= 0, "inner_lr", group["inner_lr"], "a number >= 0")
         require(0 <= group["alpha"] <= 1, "alpha", group["alpha"], "0 <= alpha <= 1")
-        require(group["temperature"] >= 0, "temperature", group["temperature"], "a number >= 0")
-        require(group["inner_momentum"] >= 0, "inner_momentum", group["inner_momentum"], "a number >= 0")
-        require(group["coupling"] in ("explicit", "implicit"), "coupling", group["coupling"], "'explicit' or 'implicit'")
+        require(
+            group["coupling"] in ("explicit", "implicit"), "coupling", group["coupling"], "'explicit' or 'implicit'"
+        )
         if group["coupling"] == "explicit" and group["inner_lr"] >= 2 * group["gamma"]:
             self._warn_once(
                 f"inner_lr / gamma = {group['inner_lr'] / group['gamma']:.3g} (inner_lr {group['inner_lr']:.3g}, gamma "
@@ -125,18 +126,14 @@ class EntropySGD(Relaxation):
         if not self._stochastic_rounding:
             return ["x", "y", "z"]
         if params.dtype != torch.bfloat16:
-            raise ValueError(
-                f"stochastic_rounding is for bfloat16 parameters; {params.names[0]} is {params.dtype}"
-            )
+            raise ValueError(f"stochastic_rounding is for bfloat16 parameters; {params.names[0]} is {params.dtype}")
         return ["x", "z"]
 
     def _extra_buffers(self, group: dict[str, Any]) -> list[str]:
         inner = ["inner_momentum_buffer"] if group["inner_momentum"] != 0 else []
         return super()._extra_buffers(group) + inner
 
-    def _call(
-        self, group: dict[str, Any], params: ParamSet, first: bool, last: bool, missing: bool
-    ) -> EntropySGDCall:
+    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool, missing: bool) -> EntropySGDCall:
         lr, gamma, inner_lr, alpha = float(group["lr"]), group["gamma"], group["inner_lr"], group["alpha"]
         absorb = group["absorb_gamma"]
         return EntropySGDCall(

@@ -9,8 +9,9 @@ import torch
 from deeprelax.kernels import HeatCall, memory_order
 from deeprelax.kernels.eager import take_x
 from deeprelax.kernels.noise import normal
-from deeprelax.memory import ParamSet
-from deeprelax.relaxation import ParamsT, Relaxation, noise_scale
+from deeprelax.param_set import ParamSet
+from deeprelax.parameter_sets import ParamsT
+from deeprelax.relaxation import Relaxation, noise_scale
 
 
 class Heat(Relaxation):

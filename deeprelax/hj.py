@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from deeprelax.kernels import HJCall
-from deeprelax.memory import ParamSet
-from deeprelax.relaxation import ParamsT, Relaxation, require
+from deeprelax.param_set import ParamSet
+from deeprelax.parameter_sets import ParamsT, require
+from deeprelax.relaxation import Relaxation
 
 
 class HJ(Relaxation):

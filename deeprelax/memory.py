@@ -1,20 +1,14 @@
-"""Where weights, gradients and state lie: flat buffers, dense layouts, overlaps, moved parameters."""
+"""Where tensors lie in memory: layouts, storages, overlaps, and moving parameters into one flat buffer."""
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Sequence
-from operator import attrgetter, is_
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from deeprelax.kernels import Backend, Table, get
+from deeprelax.kernels import Table
 from deeprelax.kernels.calls import COMPUTE_DTYPE
-
-# Called a thousand times a step on models of many small tensors: no Python frame each.
-GRAD, DTYPE = attrgetter("grad"), attrgetter("dtype")
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -54,7 +48,7 @@ def own_storage(flat: Tensor, start: int, shape: Sequence[int], strides: Sequenc
     """
     if 0 in shape:
         return torch.empty(tuple(shape), dtype=flat.dtype, device=flat.device)
-    view: Tensor = torch.from_dlpack(flat.as_strided(tuple(shape), tuple(strides), start))
+    view: Tensor = torch.utils.dlpack.from_dlpack(flat.as_strided(tuple(shape), tuple(strides), start))
     return view
 
 
@@ -67,12 +61,13 @@ def memory_interval(t: Tensor) -> tuple[int, int]:
     return begin, begin + (last + 1) * t.element_size()
 
 
-def touched(t: Tensor) -> Tensor:
-    """Addresses of all elements of ``t``, sorted: for the rare parameters whose intervals meet."""
+def touched(t: Tensor, unit: int) -> Tensor:
+    """Addresses of all pieces of ``unit`` bytes of ``t``, sorted: for the rare parameters whose intervals meet."""
     steps = torch.zeros((), dtype=torch.int64)
     for size, stride in zip(t.shape, t.stride()):
-        steps = steps.unsqueeze(-1) + torch.arange(size) * stride
-    return (steps.reshape(-1) * t.element_size() + t.data_ptr()).sort().values
+        steps = steps.unsqueeze(-1) + torch.arange(size) * stride * t.element_size()
+    pieces = steps.unsqueeze(-1) + torch.arange(0, t.element_size(), unit)
+    return (pieces.reshape(-1) + t.data_ptr()).sort().values
 
 
 def refuse_overlaps(named: Iterable[tuple[str, Tensor]]) -> None:
@@ -80,7 +75,7 @@ def refuse_overlaps(named: Iterable[tuple[str, Tensor]]) -> None:
     entries = [(*memory_interval(t), str(t.device), name, t) for name, t in named if t.numel()]
     entries.sort(key=lambda e: (e[2], e[0]))
     for _, _, _, name, t in entries:
-        if not is_dense(t) and bool((touched(t).diff() == 0).any()):
+        if not is_dense(t) and bool((touched(t, t.element_size()).diff() == 0).any()):
             raise ValueError(
                 f"{name} has several elements at one place in memory (shape {tuple(t.shape)}, strides {t.stride()}); "
                 "an expanded tensor cannot be updated in place: clone it first"
@@ -90,7 +85,8 @@ def refuse_overlaps(named: Iterable[tuple[str, Tensor]]) -> None:
     for begin, end, device, name, t in entries:
         active = [other for other in active if other[0] > begin and other[1] == device]
         for _, _, other_name, other in active:
-            both = torch.cat((touched(t), touched(other))).sort().values
+            unit = min(t.element_size(), other.element_size())
+            both = torch.cat((touched(t, unit), touched(other, unit))).sort().values
             if bool((both.diff() == 0).any()):
                 raise ValueError(
                     f"{other_name} and {name} share memory, and each would undo the other's update; "
@@ -107,7 +103,10 @@ def owns_its_storage(p: Tensor) -> bool:
         and is_dense(p)
         and type(p.data) is Tensor
         and storage.nbytes() == p.numel() * p.element_size()
+        and storage.resizable()  # not NumPy's, DLPack's or a file's
         and not storage.is_shared()
+        and torch._C._storage_Use_Count(storage._cdata)
+        == 2  # p and this very handle: no alias that would be left behind
     )
 
 
@@ -128,120 +127,6 @@ def move_into_flat_buffer(params: Sequence[Tensor]) -> None:
         p.data = moved
 
 
-class ParamSet:
-    """The parameters of one group that have one device and one dtype: a table for the kernels and flat state.
-
-    Args:
-        params: the parameters.
-        positions: place of each in its group.
-        base: how many parameters the groups before this one have; base + position is the noise's parameter index.
-        names: for error messages.
-        backend: a backend's name or "auto".
-        flatten: move the parameters into one flat buffer.
-    """
-
-    def __init__(
-        self, params: list[Tensor], positions: list[int], base: int, names: list[str], backend: str, flatten: bool
-    ) -> None:
-        if flatten:
-            move_into_flat_buffer(params)
-        self.params = params
-        self.positions = positions
-        self.names = names
-        self.addresses = list(map(Tensor.data_ptr, params))
-        # A parameter with gaps is served by a contiguous copy, in and out.
-        self.gaps = {t: torch.empty(p.shape, dtype=p.dtype, device=p.device) for t, p in enumerate(params)
-                     if not is_dense(p)}
-        weights = [self.gaps.get(t, p) for t, p in enumerate(params)]
-        self.table = Table(weights, [base + i for i in positions], names)
-        self.strides = [p.stride() if t not in self.gaps else contiguous_strides(p.shape)
-                        for t, p in enumerate(params)]
-        self.all_contiguous = all(w.is_contiguous() for w in weights)
-        self.backend: Backend = get(backend, self.table.device)
-        self.buffers: dict[str, Tensor] = {}
-        # HJ: the gamma at which every weight of the set stands at x - gamma p; None: not known.
-        self.placed_gamma: float | None = None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.table.dtype
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether the state is wider than the weights."""
-        return self.table.compute_dtype != self.table.dtype
-
-    def add_buffer(self, name: str, state: dict[Tensor, dict[str, Any]], dtype: torch.dtype | None = None) -> None:
-        """A zero buffer of that name, and each parameter's part of it, in its shape, in ``state``."""
-        flat = self.table.new_buffer(dtype)
-        self.buffers[name] = flat
-        for t, p in enumerate(self.params):
-            state[p][name] = own_storage(flat, self.table.offsets[t], p.shape, self.strides[t])
-
-    def drop_buffer(self, name: str, state: dict[Tensor, dict[str, Any]]) -> None:
-        """Forget a buffer."""
-        del self.buffers[name]
-        for p in self.params:
-            state[p].pop(name, None)
-
-    def is_current(self, group: Sequence[Tensor]) -> bool:
-        """Whether the group's parameters are still those that this set was made for, where they were."""
-        params = group if len(group) == len(self.params) else [group[i] for i in self.positions]
-        return (
-            all(map(is_, params, self.params))
-            and list(map(Tensor.data_ptr, params)) == self.addresses
-            and params[0].dtype == self.table.dtype
-        )
-
-    def gather(self) -> tuple[list[Tensor | None], array[int], bool]:
-        """The gradients in their weights' layouts, their addresses (0: none), and whether any is missing.
-
-        Raises:
-            RuntimeError: a gradient is sparse, or has another dtype or size than its parameter.
-        """
-        grads = list(map(GRAD, self.params))
-        try:
-            if (
-                self.all_contiguous
-                and all(map(Tensor.is_contiguous, grads))  # type: ignore[arg-type]
-                and list(map(Tensor.numel, grads)) == self.table.sizes  # type: ignore[arg-type]
-                and set(map(DTYPE, grads)) == {self.table.dtype}
-            ):
-                return grads, array("q", map(Tensor.data_ptr, grads)), False  # type: ignore[arg-type]
-        except (TypeError, RuntimeError):  # a missing or a sparse one
-            pass
-        ready = [None if g is None else self._in_layout(t, g) for t, g in enumerate(grads)]
-        addresses = array("q", [0 if g is None else g.data_ptr() for g in ready])
-        return ready, addresses, any(g is None for g in ready)
-
-    def _in_layout(self, t: int, g: Tensor) -> Tensor:
-        p = self.params[t]
-        if g.layout is not torch.strided:
-            raise RuntimeError(
-                f"{self.names[t]} has a {g.layout} gradient; these optimizers need dense gradients "
-                "(pass sparse=False to the embedding)"
-            )
-        if g.dtype != p.dtype or g.shape != p.shape or g.device != p.device:
-            raise RuntimeError(
-                f"{self.names[t]}: its gradient has dtype {g.dtype}, shape {tuple(g.shape)} and device {g.device}; "
-                f"expected {p.dtype}, {tuple(p.shape)} and {p.device} as the parameter has"
-            )
-        g = g.detach()
-        if same_layout(g, self.strides[t]):
-            return g
-        return torch.empty_strided(g.shape, self.strides[t], dtype=g.dtype, device=g.device).copy_(g)
-
-    def copy_in(self) -> None:
-        """Fill the contiguous copies of the parameters with gaps."""
-        for t, copy in self.gaps.items():
-            copy.copy_(self.params[t].detach())
-
-    def copy_out(self) -> None:
-        """Write them back."""
-        for t, copy in self.gaps.items():
-            self.params[t].detach().copy_(copy)
-
-
 def supported(p: Tensor, name: str) -> None:
     """Raise TypeError, with the parameter's name, if no kernel can serve it."""
     if p.dtype not in COMPUTE_DTYPE:
@@ -249,9 +134,7 @@ def supported(p: Tensor, name: str) -> None:
         raise TypeError(f"{name} has dtype {p.dtype}; supported are {known}")
     if p.layout is not torch.strided:
         raise TypeError(f"{name} has layout {p.layout}; only dense parameters are supported")
-    if isinstance(p, torch.nn.parameter.UninitializedTensorMixin):
+    if torch.nn.parameter.is_lazy(p):
         raise TypeError(f"{name} is not initialised yet: run one forward pass of the lazy module first")
     if hasattr(p, "to_local") or hasattr(p, "_local_tensor"):
         raise TypeError(f"{name} is a DTensor; sharded parameters are not supported yet: pass the local tensors")
-
-

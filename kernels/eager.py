@@ -119,8 +119,10 @@ def hj(c: HJCall, w: Tensor, g: Tensor | None, x: Tensor, p: Tensor, m: Tensor |
     if g is not None:
         at = w if c.first or c.read_param else (x_ - p_ * c.gamma).to(w.dtype)
         d = force(g.to(wide), at.to(wide), c.weight_decay, c.maximize)
-        if c.first:
-            p_ = d if c.warm_start else d * c.one_minus_alpha
+        if c.first and c.warm_start:
+            p_ = d
+        elif c.first:
+            p_ = d * c.one_minus_alpha
         else:
             p_ = p_ * c.alpha + d * c.one_minus_alpha
     if c.last:

@@ -1,0 +1,33 @@
+"""The map from the paper's equations to the code leads where it says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COLUMN_FILES = {2: "kernels/eager.py", 4: "kernels/triton_rules.py"}
+
+
+def places() -> list[tuple[str, str]]:
+    """(file, name) of every cell of the table."""
+    found = []
+    for line in (ROOT / "docs" / "equations.md").read_text().splitlines():
+        if not line.startswith("| ") or line.startswith("| the paper"):
+            continue
+        for column, cell in enumerate(line.strip("|").split("|")):
+            quoted = re.findall(r"`([^`]+)`", cell)
+            if column == 0 or not quoted:
+                continue
+            file = quoted[0] if "/" in quoted[0] else COLUMN_FILES[column]
+            found.append((file, quoted[-1]))
+    return found
+
+
+def test_the_map_has_every_rule_in_every_language():
+    assert len(places()) > 30
+
+
+@pytest.mark.parametrize(("file", "name"), sorted(set(places())))
+def test_a_name_on_the_map_is_in_its_file(file: str, name: str):
+    assert re.search(rf"\b{re.escape(name)}\b", (ROOT / file).read_text()), f"{name} is not in {file}"
