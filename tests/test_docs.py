@@ -1,5 +1,6 @@
 """The map from the paper's equations to the code leads where it says."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -31,3 +32,12 @@ def test_the_map_has_every_rule_in_every_language():
 @pytest.mark.parametrize(("file", "name"), sorted(set(places())))
 def test_a_name_on_the_map_is_in_its_file(file: str, name: str):
     assert re.search(rf"\b{re.escape(name)}\b", (ROOT / file).read_text()), f"{name} is not in {file}"
+
+
+def test_the_readmes_figures_are_those_of_the_stored_results():
+    specification = importlib.util.spec_from_file_location("readme", ROOT / "bench" / "readme.py")
+    assert specification is not None
+    readme = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(readme)
+    assert list((ROOT / "bench" / "results").glob("*/cpu.json"))
+    assert (ROOT / "README.md").read_text() == readme.rendered()
