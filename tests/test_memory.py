@@ -205,3 +205,37 @@ def test_nothing_is_allocated_per_step(name: str):
         assert sum(max(e.self_cpu_memory_usage, 0) for e in profile.key_averages()) < 1000
     assert [t.data_ptr() for entry in opt.state.values() for t in entry.values()] == pointers
     assert bits(copy.deepcopy(params[0])).numel() == 1000
+
+
+def test_a_default_device_is_for_new_models_and_not_for_the_optimizers_tables(name: str):
+    params, reference = parameters(), parameters()
+    gradients = [torch.randn_like(p) for p in params]
+    with torch.device("meta"):  # as torch.set_default_device("cuda") does for a model on the CPU
+        opt = make(name, params)
+    other = make(name, reference)
+    for step in range(5):
+        for p, q, g in zip(params, reference, gradients):
+            p.grad, q.grad = g * step, g * step
+        with torch.device("meta"):
+            opt.step()
+            opt.eval()
+            opt.train()
+            opt.state_dict()
+        other.step()
+    assert same_bits(params, reference)
+
+
+def test_the_default_dtype_does_not_matter(name: str):
+    params, reference = parameters(), parameters()
+    gradients = [torch.randn_like(p) for p in params]
+    for weights, dtype in ((params, torch.float64), (reference, torch.float32)):
+        torch.set_default_dtype(dtype)
+        try:
+            opt = make(name, weights, backend="eager")
+            for p, g in zip(weights, gradients):
+                p.grad = g.clone()
+            for _ in range(3):
+                opt.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert same_bits(params, reference)

@@ -1,0 +1,271 @@
+"""The optimizers are torch.optim optimizers: loop, closure, groups, schedulers, hooks, scaler."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from conftest import SETTINGS, make, parameters, run, same_bits, set_gradients
+from torch import nn
+from torch.nn import Parameter
+from torch.optim import lr_scheduler
+
+import deeprelax
+
+
+def test_each_is_a_torch_optimizer_with_the_documented_arguments(name: str):
+    kind = getattr(deeprelax, name)
+    assert issubclass(kind, torch.optim.Optimizer)
+    arguments = inspect.signature(kind).parameters
+    assert list(arguments)[:2] == ["params", "lr"]
+    assert all(a.kind is a.KEYWORD_ONLY and a.default is not a.empty for a in list(arguments.values())[2:])
+    assert arguments["inner_steps"].default == (20 if name == "EntropySGD" else 5)
+    assert arguments["scoping"].default == 1e-3
+    assert set(SETTINGS[name]) <= set(arguments)
+    opt = kind(nn.Linear(2, 1).parameters(), 0.25)
+    assert opt.param_groups[0]["lr"] == 0.25
+
+
+def test_the_loop_of_the_readme_trains(name: str):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    inputs = torch.randn(64, 3)
+    targets = inputs @ torch.tensor([[1.0], [-2.0], [0.5]])
+    opt = getattr(deeprelax, name)(model.parameters(), lr=0.1, gamma=1e-4 if name == "Heat" else 0.1, inner_steps=2)
+    first = None
+    for _ in range(200):
+        loss = nn.functional.mse_loss(model(inputs), targets)
+        first = first or loss.item()
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    opt.eval()
+    assert nn.functional.mse_loss(model(inputs), targets).item() < first / 10
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_closure_is_called_once_with_gradients_enabled_and_its_loss_returned(name: str):
+    p = Parameter(torch.ones(3))
+    opt = make(name, [p])
+    losses = []
+
+    def closure() -> torch.Tensor:
+        assert torch.is_grad_enabled()
+        opt.zero_grad()
+        loss = p.square().sum()
+        loss.backward()
+        losses.append(loss)
+        return loss
+
+    with torch.no_grad():
+        for _ in range(5):
+            assert opt.step(closure) is losses[-1]
+    assert len(losses) == 5
+    assert opt.phase == 1
+    assert opt.step() is None
+
+
+def test_a_closure_that_fails_changes_nothing(name: str, unchanged: Any):
+    params = parameters()
+    opt = make(name, params)
+    run(opt, params, range(2))
+    same = unchanged(opt, params)
+
+    def closure() -> float:
+        raise ArithmeticError("no loss")
+
+    with pytest.raises(ArithmeticError):
+        opt.step(closure)
+    assert same()
+
+
+def test_groups_have_their_own_values(name: str):
+    together = parameters(seed=1) + parameters(seed=2)
+    own = {"lr": 0.05, "gamma": 0.2, "momentum": 0.3, "weight_decay": 0.1, "maximize": True, "scoping": 0.2}
+    # The noise goes by the place over all groups, and this compares groups with optimizers of their own.
+    quiet = {"gamma": 1e-30} if name == "Heat" else {"temperature": 0.0} if name == "EntropySGD" else {}
+    own = {**own, **quiet} if name == "Heat" else own
+    opt = make(name, [{"params": together[:6]}, {"params": together[6:], **own}], **quiet)
+    apart = parameters(seed=1) + parameters(seed=2)
+    alone = [make(name, apart[:6], **quiet), make(name, apart[6:], **{**quiet, **own})]
+    for step in range(9):
+        set_gradients(together, step)
+        opt.step()
+        set_gradients(apart, step)
+        for one in alone:
+            one.step()
+    assert same_bits(together, apart)
+    assert [g["gamma"] for g in opt.param_groups] == [one.gamma for one in alone]
+    assert opt.gamma == opt.param_groups[0]["gamma"]
+
+
+def test_names_from_named_parameters_stand_in_the_group(name: str):
+    model = nn.Linear(2, 3)
+    opt = make(name, model.named_parameters())
+    run(opt, list(model.parameters()), range(5))
+    assert opt.param_groups[0]["param_names"] == ["weight", "bias"]
+    assert opt.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
+
+
+def scheduler_of(kind: str, opt: Any) -> Any:
+    if kind == "StepLR":
+        return lr_scheduler.StepLR(opt, step_size=2, gamma=0.5)
+    if kind == "CosineAnnealingLR":
+        return lr_scheduler.CosineAnnealingLR(opt, T_max=10)
+    return lr_scheduler.OneCycleLR(opt, max_lr=0.5, total_steps=20)
+
+
+@pytest.mark.parametrize("kind", ["StepLR", "CosineAnnealingLR", "OneCycleLR"])
+def test_lr_schedulers_set_what_the_next_outer_step_uses(name: str, kind: str):
+    params, by_hand = parameters(), parameters()
+    opt, manual = make(name, params), make(name, by_hand)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # "lr_scheduler.step() before optimizer.step()"
+        scheduler = scheduler_of(kind, opt)
+        for step in range(12):
+            for key in ("lr", "momentum"):
+                manual.param_groups[0][key] = opt.param_groups[0][key]
+            run(opt, params, range(step, step + 1))
+            run(manual, by_hand, range(step, step + 1))
+            scheduler.step()
+    assert opt.param_groups[0]["lr"] != SETTINGS[name]["lr"]
+    assert (opt.param_groups[0]["momentum"] != SETTINGS[name]["momentum"]) == (kind == "OneCycleLR")
+    assert same_bits(params, by_hand)
+
+
+def test_momentum_that_is_cycled_up_from_zero_works_as_torchs(name: str):
+    off = {"momentum": 0.0, "nesterov": False} | ({"inner_momentum": 0.0} if name == "EntropySGD" else {})
+    opt = make(name, params := parameters(), **off)
+    run(opt, params, range(4))
+    opt.param_groups[0]["momentum"] = 0.9
+    run(opt, params, range(4, 12))
+    opt.param_groups[0]["momentum"] = 0.0
+    run(opt, params, range(12, 16))
+    assert all(torch.isfinite(p).all() for p in params)
+    assert "momentum_buffer" in opt.state[params[0]]
+
+
+def test_a_tensor_lr_gives_the_bits_of_the_number_and_follows_the_scheduler(name: str):
+    first, second = parameters(), parameters()
+    lr = torch.tensor(0.5, dtype=torch.float64)
+    one, two = make(name, first, lr=lr), make(name, second, lr=0.5)
+    for step in range(9):
+        run(one, first, range(step, step + 1))
+        run(two, second, range(step, step + 1))
+        lr.mul_(0.5)
+        two.param_groups[0]["lr"] *= 0.5
+    assert same_bits(first, second)
+    scheduler = lr_scheduler.ExponentialLR(one, 0.5)
+    run(one, first, range(1))
+    scheduler.step()
+    assert one.param_groups[0]["lr"] is lr
+
+
+def test_the_first_steps_momentum_buffer_is_the_force_as_torchs():
+    """HJ with L = 1, alpha = 0 is torch.optim.SGD: an oracle that shares no code with us."""
+    for nesterov in (False, True):
+        first, second = parameters(), parameters()
+        extra = {"momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.01}
+        ours = deeprelax.HJ(first, 0.1, inner_steps=1, alpha=0.0, **extra)
+        torchs = torch.optim.SGD(second, 0.1, foreach=False, **extra)
+        for step in range(6):
+            set_gradients(first, step)
+            set_gradients(second, step)
+            ours.step()
+            torchs.step()
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(first, second))
+
+
+@pytest.mark.parametrize("overflow_at", [0, 2, 3])
+def test_a_step_that_the_grad_scaler_skips_changes_nothing(name: str, overflow_at: int, unchanged: Any):
+    params, reference = parameters(), parameters()
+    opt, other = make(name, params), make(name, reference)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=1000)
+    scaler.scale(torch.zeros(()))  # it makes its scale at the first call
+    for step in range(6):
+        if step == overflow_at:
+            same = unchanged(opt, params)
+            set_gradients(params, 99)
+            params[0].grad.fill_(torch.inf)
+            scaler.step(opt)
+            scaler.update(256.0)
+            assert same()
+        set_gradients(params, step)
+        for p in params:
+            p.grad.mul_(256.0)  # a power of two: exact
+        scaler.step(opt)
+        scaler.update(256.0)
+        run(other, reference, range(step, step + 1))
+    assert same_bits(params, reference)
+
+
+def test_accumulated_and_clipped_gradients_are_what_is_used(name: str):
+    first, second = [Parameter(torch.ones(5))], [Parameter(torch.ones(5))]
+    one, two = make(name, first), make(name, second)
+    for step in range(5):
+        one.zero_grad()
+        for part in (1.0, 2.0):
+            (first[0] * part * (step + 1)).sum().backward()
+        norm = nn.utils.clip_grad_norm_(first, 1.0)
+        second[0].grad = torch.full((5,), 3.0 * (step + 1)) * (1.0 / (norm + 1e-6)).clamp(max=1.0)
+        one.step()
+        two.step()
+    assert same_bits(first, second)
+
+
+def test_step_hooks_are_called_around_every_step_and_see_the_arguments(name: str):
+    params = parameters()
+    opt = make(name, params)
+    calls: list[Any] = []
+    opt.register_step_pre_hook(lambda o, args, kwargs: calls.append(("before", o is opt, o.phase)))
+    opt.register_step_post_hook(lambda o, args, kwargs: calls.append(("after", o is opt, o.phase)))
+    run(opt, params, range(2))
+    assert calls == [("before", True, 0), ("after", True, 1), ("before", True, 1), ("after", True, 2)]
+
+
+def test_the_profiler_names_the_step(name: str):
+    params = parameters()
+    opt = make(name, params)
+    set_gradients(params, 0)
+    with torch.profiler.profile() as profile:
+        opt.step()
+        opt.zero_grad()
+    names = {event.key for event in profile.key_averages()}
+    assert {f"Optimizer.step#{name}.step", f"Optimizer.zero_grad#{name}.zero_grad"} <= names
+
+
+def test_after_eval_an_averaged_model_averages_x(name: str):
+    model = nn.Linear(3, 2)
+    params = list(model.parameters())
+    opt = make(name, params)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    run(opt, params, range(6))
+    opt.eval()
+    average.update_parameters(model)
+    x = [opt.state_dict()["state"][i]["x"] for i in range(2)]
+    assert same_bits(average.module.parameters(), x)
+    opt.train()
+    assert not same_bits(params, x)
+    while not opt.outer_step_happened:
+        run(opt, params, range(opt.phase + 6, opt.phase + 7))
+    if name != "Heat":
+        assert same_bits(params, [opt.state_dict()["state"][i]["x"] for i in range(2)])
+
+
+def test_hyper_parameters_changed_between_steps_count_from_the_next_step(name: str):
+    changes: list[dict[str, Any]] = [{"maximize": True}, {"weight_decay": 0.5}, {"gamma": 0.05}]
+    if name == "EntropySGD":
+        changes += [{"inner_lr": 0.1}, {"temperature": 1.0}, {"coupling": "implicit"}, {"inner_momentum": 0.0}]
+    for change in [{}, *changes]:
+        params, other = parameters(), parameters()
+        opt, same = make(name, params), make(name, other)
+        run(opt, params, range(2))
+        run(same, other, range(2))
+        opt.param_groups[0].update(change)
+        assert same_bits(params, other)
+        run(opt, params, range(2, 4))
+        run(same, other, range(2, 4))
+        assert same_bits(params, other) == (change == {}), change

@@ -1,0 +1,230 @@
+"""A user's mistake is an error that names the thing, and nothing is changed by it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from conftest import OPTIMIZERS, make, parameters, run, same_bits, set_gradients, values
+from torch import nn
+from torch.nn import Parameter
+
+import deeprelax
+from deeprelax import kernels
+
+NAN, INF = math.nan, math.inf
+SHARED = {
+    "lr": [-0.1, NAN, INF],
+    "inner_steps": [0, -1, 2.5, NAN],
+    "gamma": [0.0, -1.0, NAN, INF],
+    "scoping": [-0.1, 1.0, NAN],
+    "momentum": [-0.1, NAN, INF],
+    "weight_decay": [-0.1, NAN, INF],
+}
+OWN = {
+    "EntropySGD": {
+        "inner_lr": [-0.1, NAN, INF],
+        "alpha": [-0.1, 1.1, NAN],
+        "temperature": [-0.1, NAN, INF],
+        "inner_momentum": [-0.1, NAN, INF],
+        "coupling": ["none", None],
+    },
+    "HJ": {"alpha": [-0.1, 1.1, NAN]},
+    "Heat": {},
+}
+INVALID = [(o, key, v) for o in OPTIMIZERS for key, vs in {**SHARED, **OWN[o]}.items() for v in vs]
+
+
+@pytest.mark.parametrize(("name", "key", "value"), INVALID)
+def test_an_invalid_hyper_parameter_is_refused_by_name_and_value(name: str, key: str, value: Any, unchanged: Any):
+    message = rf"{key}.*{value!r}"
+    with pytest.raises(ValueError, match=message):
+        make(name, [Parameter(torch.ones(2))], **{key: value})
+    with pytest.raises(ValueError, match=message):
+        make(name, [{"params": [Parameter(torch.ones(2))], key: value}])
+    params = parameters()
+    opt = make(name, params)
+    run(opt, params, range(2))
+    set_gradients(params, 2)
+    good, weights = opt.param_groups[0][key], values(params)
+    opt.param_groups[0][key] = value
+    with pytest.raises(ValueError, match=message):
+        opt.step()
+    opt.param_groups[0][key] = good
+    assert same_bits(params, weights)
+    assert opt.phase == 2
+
+
+@pytest.mark.parametrize("lr", [torch.tensor([0.1, 0.2]), torch.tensor(math.nan), torch.tensor(-1.0), "fast"])
+def test_an_lr_that_is_no_step_size_is_refused_by_name(name: str, lr: Any):
+    with pytest.raises((ValueError, TypeError), match="lr"):
+        make(name, [Parameter(torch.ones(2))], lr=lr)
+
+
+def test_values_on_the_edge_are_allowed(name: str):
+    edge: dict[str, Any] = {"lr": 0, "momentum": 0, "weight_decay": 0, "scoping": 0.0, "inner_steps": 1}
+    edge["nesterov"] = False
+    if name != "Heat":
+        edge["alpha"] = 1
+    if name == "EntropySGD":
+        edge |= {"inner_lr": 0, "temperature": 0, "inner_momentum": 0}
+    params = parameters()
+    before = values(params)
+    opt = make(name, params, **edge)
+    run(opt, params, range(2))
+    opt.eval()
+    assert same_bits(params, before), "with lr = 0, x stays"
+
+
+def test_nesterov_without_momentum_is_refused(name: str):
+    off = {"momentum": 0.0} | ({"inner_momentum": 0.0} if name == "EntropySGD" else {})
+    with pytest.raises(ValueError, match=r"nesterov.*momentum"):
+        make(name, [Parameter(torch.ones(2))], nesterov=True, **off)
+    if name == "EntropySGD":
+        make(name, [Parameter(torch.ones(2))], nesterov=True, momentum=0.0, inner_momentum=0.5)
+
+
+def test_unknown_arguments_are_refused(name: str):
+    with pytest.raises(TypeError, match="dampening"):
+        make(name, [Parameter(torch.ones(2))], dampening=0.5)
+    with pytest.raises(TypeError):
+        getattr(deeprelax, name)([Parameter(torch.ones(2))], 0.1, 5)
+
+
+@pytest.mark.parametrize("seed", [1.5, "7", True])
+@pytest.mark.parametrize("name", ["EntropySGD", "Heat"])
+def test_a_seed_that_is_no_integer_is_refused(name: str, seed: Any):
+    with pytest.raises(TypeError, match="seed"):
+        make(name, [Parameter(torch.ones(2))], seed=seed)
+
+
+def test_an_unstable_explicit_coupling_warns_once_with_both_numbers():
+    params = parameters()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opt = make("EntropySGD", params, inner_lr=0.125, gamma=0.0635, scoping=0.5, inner_steps=2)
+        run(opt, params, range(2))  # 0.125 / 0.0635 is below 2 until scoping halves gamma
+        make("EntropySGD", parameters(), inner_lr=0.5, gamma=0.25, coupling="implicit")
+        make("EntropySGD", parameters(), inner_lr=0.499, gamma=0.25)
+    with pytest.warns(UserWarning, match=r"0\.125.*0\.03175|0\.0318.*0\.125|0\.125.*0\.0318"):
+        run(opt, params, range(2, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(opt, params, range(3, 9))
+    with pytest.warns(UserWarning, match="coupling"):
+        make("EntropySGD", parameters(), inner_lr=0.5, gamma=0.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_a_parameter_of_a_dtype_that_cannot_be_trained_is_refused_by_name(name: str, dtype: torch.dtype):
+    p = Parameter(torch.zeros(3, dtype=dtype), requires_grad=False)
+    with pytest.raises(TypeError, match=rf"table.*{dtype}"):
+        make(name, [("table", p)])
+
+
+def test_a_sparse_or_a_lazy_parameter_is_refused_by_name(name: str):
+    sparse = torch.zeros(3).to_sparse().requires_grad_()
+    for p in (sparse, nn.LazyLinear(3).weight):
+        with pytest.raises(TypeError, match="odd"):
+            make(name, [("odd", p)])
+
+
+def test_what_torch_refuses_is_refused(name: str):
+    p = Parameter(torch.ones(2))
+    for params in ([], [{"params": [p]}, {"params": [p]}], [p * 2]):
+        with pytest.raises(ValueError, match=r"empty|more than one parameter group|leaf"):
+            make(name, params)
+    for wrong in (p, [1.0]):
+        with pytest.raises(TypeError):
+            make(name, wrong)
+
+
+def wrong_gradients(p: Parameter) -> dict[str, Any]:
+    def sparse() -> None:
+        p.grad = torch.ones(2, 3).to_sparse()
+
+    def shape(*size: int) -> None:
+        p.grad = torch.ones(2, 3)
+        p.grad.data = torch.ones(size)
+
+    def dtype() -> None:
+        p.grad = torch.ones(2, 3)
+        p.grad.data = torch.ones(2, 3, dtype=torch.float64)
+
+    return {
+        "sparse": sparse,
+        "another size": lambda: shape(7),
+        "flat": lambda: shape(6),
+        "transposed": lambda: shape(3, 2),
+        "dtype": dtype,
+    }
+
+
+@pytest.mark.parametrize("kind", ["sparse", "another size", "flat", "transposed", "dtype"])
+@pytest.mark.parametrize("steps", [0, 2, 3])
+def test_a_gradient_that_does_not_fit_is_an_error_that_names_the_parameter(
+    name: str, kind: str, steps: int, unchanged: Any
+):
+    good, p = Parameter(torch.ones(4)), Parameter(torch.ones(2, 3))
+    opt = make(name, [("good", good), ("bad", p)])
+    run(opt, [good, p], range(steps))
+    same = unchanged(opt, [good, p])
+    good.grad = torch.ones(4)
+    wrong_gradients(p)[kind]()
+    with pytest.raises(RuntimeError, match=r"^bad"):
+        opt.step()
+    p.grad = None
+    assert same()
+
+
+def test_an_embeddings_sparse_gradient_is_refused_by_name(name: str):
+    embedding = nn.Embedding(5, 2, sparse=True)
+    opt = make(name, embedding.named_parameters())
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(RuntimeError, match=r"weight.*sparse"):
+        opt.step()
+
+
+def test_an_unknown_backend_is_refused_with_the_names_that_there_are(name: str, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ValueError, match=r"quantum.*cpu.*eager"):
+        make(name, [Parameter(torch.ones(2))], backend="quantum")
+    with pytest.raises(ValueError, match="quantum"):
+        kernels.why_not("quantum")
+    monkeypatch.setenv("DEEPRELAX_BACKEND", "quantum")
+    with pytest.raises(ValueError, match="quantum"):
+        make(name, [Parameter(torch.ones(2))])
+
+
+def test_a_backend_that_does_not_work_here_is_refused_with_the_reason(name: str):
+    missing = [n for n in kernels.NAMES if n not in kernels.available()]
+    for backend in missing:
+        reason = kernels.why_not(backend)
+        assert "looked for" in reason
+        with pytest.raises(RuntimeError, match=backend) as error:
+            make(name, [Parameter(torch.ones(2))], backend=backend)
+        assert reason in str(error.value)
+    assert "eager" in kernels.available()
+    assert all(kernels.why_not(n) == "" for n in kernels.available())
+
+
+def test_the_environment_chooses_the_backend_where_the_user_does_not(name: str, monkeypatch: pytest.MonkeyPatch):
+    ran = []
+    kind = type(kernels.get("eager", torch.device("cpu")))
+    original = kind.run
+    monkeypatch.setattr(kind, "run", lambda self, *args: (ran.append("eager"), original(self, *args))[1])
+    monkeypatch.setenv("DEEPRELAX_BACKEND", "eager")
+    params = parameters()
+    run(make(name, params), params, range(1))
+    assert ran == ["eager"]
+    monkeypatch.delenv("DEEPRELAX_BACKEND")
+    run(make(name, parameters(), backend="eager"), [], range(0))
+    if "cpu" in kernels.available():
+        params = parameters()
+        monkeypatch.setenv("DEEPRELAX_BACKEND", "eager")
+        run(make(name, params, backend="cpu"), params, range(1))
+        monkeypatch.delenv("DEEPRELAX_BACKEND")
+        run(make(name, params), params, range(1))
+        assert ran == ["eager"]

@@ -1,0 +1,202 @@
+"""``eval()`` puts x into the parameters, ``train()`` the inner point back; phase 0; Heat; ``restart()``."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from conftest import make, parameters, run, same_bits, set_gradients, values
+from torch.nn import Parameter
+
+NARROW = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *NARROW], ids=str)
+def test_eval_and_train_between_any_two_steps_do_not_change_the_run(name: str, dtype: torch.dtype):
+    params, reference = parameters(dtype), parameters(dtype)
+    opt, other = make(name, params), make(name, reference)
+    for step in range(9):
+        run(opt, params, range(step, step + 1))
+        run(other, reference, range(step, step + 1))
+        inner = values(params)
+        opt.eval()
+        x = values(params)
+        assert same_bits(x, [e["x"].to(dtype) for e in opt.state_dict()["state"].values()])
+        if name == "Heat" or opt.phase != 0:
+            assert not same_bits(x, inner)
+        opt.eval()
+        assert same_bits(params, x)
+        opt.train()
+        assert same_bits(params, inner)
+        opt.train()
+        assert same_bits(params, inner)
+    assert same_bits(params, reference)
+
+
+def test_x_does_not_change_within_a_cycle(name: str):
+    params = parameters()
+    opt = make(name, params)
+    run(opt, params, range(4))
+    seen = []
+    for step in range(4, 8):
+        opt.eval()
+        seen.append(values(params))
+        opt.train()
+        run(opt, params, range(step, step + 1))
+    assert all(same_bits(x, seen[0]) for x in seen)
+    opt.eval()
+    assert not same_bits(params, seen[0])
+
+
+@pytest.mark.parametrize("steps", [0, 2, 4])
+def test_step_in_eval_mode_is_an_error_and_changes_nothing(name: str, steps: int, unchanged: Any):
+    params = parameters()
+    opt = make(name, params)
+    run(opt, params, range(steps))
+    opt.eval()
+    set_gradients(params, 0)
+    same = unchanged(opt, params)
+    with pytest.raises(RuntimeError, match=r"eval.*train\(\)"):
+        opt.step(lambda: pytest.fail("the closure ran"))
+    assert same()
+
+
+def test_constructing_changes_no_parameter(name: str):
+    params = parameters()
+    before = values(params)
+    make(name, params)
+    assert same_bits(params, before)
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, *NARROW], ids=str)
+@pytest.mark.parametrize("name", ["EntropySGD", "HJ"])
+def test_weights_loaded_at_phase_0_are_taken_up(name: str, steps: int, dtype: torch.dtype):
+    off = {"momentum": 0.0, "nesterov": False} | ({"inner_momentum": 0.0} if name == "EntropySGD" else {})
+    params, direct = parameters(dtype), parameters(dtype, seed=50)
+    opt, other = make(name, params, scoping=0.0, **off), make(name, direct, scoping=0.0, **off)
+    run(opt, params, range(steps))
+    run(other, direct, range(steps))
+    loaded = values(parameters(dtype, seed=60))
+    for one in (params, direct):
+        with torch.no_grad():
+            for p, value in zip(one, loaded):
+                p.copy_(value)
+    opt.eval()
+    assert same_bits(params, loaded)
+    opt.train()
+    run(opt, params, range(steps, steps + 9))
+    run(other, direct, range(steps, steps + 9))
+    assert same_bits(params, direct)
+
+
+def test_heat_takes_up_weights_loaded_before_its_first_gradient_which_is_taken_at_x():
+    params = parameters()
+    opt = make("Heat", params)
+    with torch.no_grad():
+        for p in params:
+            p.mul_(2)
+    loaded = values(params)
+    run(opt, params, range(1))
+    assert not same_bits(params, loaded)
+    opt.eval()
+    assert same_bits(params, loaded)
+
+
+def test_heats_train_before_the_first_gradient_moves_to_x_plus_w_once():
+    params = [Parameter(torch.zeros(20_000))]
+    opt = make("Heat", params, gamma=0.25)
+    opt.train()
+    first = values(params)
+    assert params[0].mean().item() == pytest.approx(0, abs=0.02)
+    assert params[0].std().item() == pytest.approx(0.5, rel=0.03)
+    opt.train()
+    assert same_bits(params, first)
+    opt.eval()
+    assert not params[0].any()
+    opt.train()
+    assert same_bits(params, first)
+
+
+def test_heat_draws_fresh_noise_of_variance_gamma_for_every_gradient():
+    p = Parameter(torch.zeros(20_000))
+    opt = make("Heat", [p], gamma=0.25, scoping=0.75, lr=0.0, momentum=0.0, nesterov=False)
+    points = []
+    for step in range(5):
+        p.grad = torch.zeros_like(p)
+        opt.step()
+        points.append(p.detach().clone())
+        # Section 5: after the outer update w is drawn with the new gamma.
+        assert p.std().item() == pytest.approx(0.5 if step < 3 else 0.25, rel=0.03)
+    for a, b in itertools.pairwise(points):
+        assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1].item()) < 0.05
+
+
+def test_heat_stands_at_x_where_a_gradient_is_missing():
+    params = parameters()
+    opt = make("Heat", params)
+    run(opt, params, range(1))
+    set_gradients(params, 1, without=[0])
+    opt.step()
+    assert same_bits([params[0]], [opt.state[params[0]]["x"]])
+    assert not same_bits([params[1]], [opt.state[params[1]]["x"].clone(memory_format=torch.preserve_format)])
+
+
+@pytest.mark.parametrize("steps", [1, 4, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_restart_begins_a_new_cycle_at_what_the_parameters_hold(name: str, steps: int, dtype: torch.dtype):
+    params = parameters(dtype)
+    opt = make(name, params)
+    run(opt, params, range(steps))
+    gamma, counter = opt.gamma, opt.param_groups[0]["step"]
+    here = values(parameters(dtype, seed=31))
+    with torch.no_grad():
+        for p, value in zip(params, here):
+            p.copy_(value)
+    opt.restart()
+    assert same_bits(params, here)
+    assert (opt.phase, opt.outer_step_happened, opt.gamma) == (0, False, gamma)
+    assert opt.param_groups[0]["step"] == counter, "the noise goes on"
+    run(opt, params, range(steps, steps + 1))
+    opt.eval()
+    assert same_bits(params, here)
+    opt.train()
+    for step in range(steps + 1, steps + 4):
+        assert not opt.outer_step_happened
+        run(opt, params, range(step, step + 1))
+    assert opt.outer_step_happened
+
+
+def test_restart_in_eval_mode_begins_at_x_and_training_goes_on(name: str):
+    params = parameters()
+    opt = make(name, params)
+    run(opt, params, range(2))
+    opt.eval()
+    x = values(params)
+    opt.restart()
+    opt.train()
+    assert name == "Heat" or same_bits(params, x)
+    assert opt.phase == 0
+    run(opt, params, range(2, 3))
+    opt.eval()
+    assert same_bits(params, x)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_small_updates_of_a_narrow_model_are_not_lost(name: str, dtype: torch.dtype):
+    """1,024 outer steps of 2^-15 on a weight of 1: each alone rounds away, together they are 2^-5."""
+    quiet = {"gamma": 1e-300, "scoping": 0.0} if name == "Heat" else {}
+    if name == "EntropySGD":
+        quiet = {"temperature": 0.0, "gamma": 1.0, "inner_lr": 1.0, "alpha": 0.0, "scoping": 0.0, "inner_momentum": 0.0}
+    if name == "HJ":
+        quiet = {"alpha": 0.0}
+    p = Parameter(torch.ones(3, dtype=dtype))
+    off = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    opt = make(name, [p], **{"inner_steps": 1, "lr": 2**-15, **off, **quiet})
+    for _ in range(1024):
+        p.grad = torch.ones_like(p)
+        opt.step()
+    opt.eval()
+    assert torch.allclose(p.float(), torch.tensor(1 - 2**-5), atol=2**-8)
