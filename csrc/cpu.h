@@ -21,6 +21,7 @@ enum Flag : uint32_t {
   kReadParam = 1u << 8,
   kTakeParam = 1u << 9,
   kInnerNesterov = 1u << 10,
+  kPastCache = 1u << 11,  // the tensors are larger than the caches
 };
 
 // Indices into Call::reals.

@@ -20,14 +20,24 @@ struct Tile {
   const uint32_t* words;
 };
 
+// A weight that the call has not read (HJ, Heat).
+template <class P, class V, class S>
+DR_HD void store_weight(P* w, V v, const S&) {
+  if constexpr (S::kPastCache) {
+    store_past_cache(w, v);
+  } else {
+    store(w, v);
+  }
+}
+
 template <class P, class T, bool First, bool Last, bool Noise, bool Rounding>
 struct EntropySGD {
-  static constexpr bool kDraws = Noise, kRounds = Rounding && !Last;
+  static constexpr bool kDraws = Noise, kRounds = Rounding && !Last, kWritesUnread = false;
   static constexpr bool kWide = sizeof(P) != sizeof(T);  // the state is wider than the weight
   static constexpr bool kHasY = kWide && !Rounding;
 
-  template <class V>
-  static DR_HD void at(const Tile<P, T>& q, const Scalars<T>& c, int64_t i) {
+  template <class V, class S>
+  static DR_HD void at(const Tile<P, T>& q, const S& c, int64_t i) {
     V x, y, z, m{}, velocity{}, n{};
     const V g = load<V>(q.g + i);
     V at = V{};
@@ -101,11 +111,11 @@ struct EntropySGD {
 
 template <class P, class T, bool First, bool Last>
 struct HJ {
-  static constexpr bool kDraws = false, kRounds = false;
+  static constexpr bool kDraws = false, kRounds = false, kWritesUnread = !First;
   static constexpr bool kWide = sizeof(P) != sizeof(T);
 
-  template <class V>
-  static DR_HD void at(const Tile<P, T>& q, const Scalars<T>& c, int64_t i) {
+  template <class V, class S>
+  static DR_HD void at(const Tile<P, T>& q, const S& c, int64_t i) {
     V x, p{};
     const V g = load<V>(q.g + i);
     V at = V{};
@@ -129,7 +139,7 @@ struct HJ {
     }
     if (First) store(q.x + i, x);
     store(q.average + i, p);
-    store(q.w + i, x - p * c.gamma);
+    store_weight(q.w + i, x - p * c.gamma, c);
   }
 
   template <class V>
@@ -163,11 +173,11 @@ struct HJ {
 
 template <class P, class T, bool First, bool Last, bool TakeParam>
 struct Heat {
-  static constexpr bool kDraws = true, kRounds = false;
+  static constexpr bool kDraws = true, kRounds = false, kWritesUnread = !TakeParam;
   static constexpr bool kWide = sizeof(P) != sizeof(T);
 
-  template <class V, bool HasGrad>
-  static DR_HD void step(const Tile<P, T>& q, const Scalars<T>& c, int64_t i) {
+  template <class V, bool HasGrad, class S>
+  static DR_HD void step(const Tile<P, T>& q, const S& c, int64_t i) {
     V x, w = V{}, s{}, m{};
     if (TakeParam || (HasGrad && c.has_weight_decay)) w = load<V>(q.w + i);
     if (TakeParam) {
@@ -188,11 +198,11 @@ struct Heat {
       store(q.average + i, s);
     }
     if (Last || TakeParam) store(q.x + i, x);
-    store(q.w + i, HasGrad ? x + load<V>(q.normals + i) * c.noise_scale : x);
+    store_weight(q.w + i, HasGrad ? x + load<V>(q.normals + i) * c.noise_scale : x, c);
   }
 
-  template <class V>
-  static DR_HD void at(const Tile<P, T>& q, const Scalars<T>& c, int64_t i) {
+  template <class V, class S>
+  static DR_HD void at(const Tile<P, T>& q, const S& c, int64_t i) {
     step<V, true>(q, c, i);
   }
   template <class V>
@@ -233,6 +243,10 @@ void run_rule(const Call& call, int64_t begin, int64_t end) {
   using V = typename Vector<T>::type;
   constexpr int64_t kStep = sizeof(V) / sizeof(T);
   const Scalars<T> c = scalars<P, T>(call);
+  const PlainScalars<T, false> plain_scalars(c);
+  const PlainScalars<T, R::kWritesUnread> plain_past_cache(c);
+  const bool plain = plain_scalars.describes(c);
+  const bool past_cache = R::kWritesUnread && sizeof(P) == sizeof(T) && (call.flags & kPastCache) != 0;
   const Stream stream{call.key0, call.key1, call.step};
   alignas(64) float normals[kMaxGroups * kGroup];
   alignas(64) uint32_t words[kMaxGroups * kGroup];
@@ -277,7 +291,7 @@ void run_rule(const Call& call, int64_t begin, int64_t end) {
         Ahead ahead;
         if (done + 2 * kTile <= chunk.length) {
           const int64_t next = done + kTile;
-          ahead.add(q.w + next);
+          if (!past_cache) ahead.add(q.w + next);
           ahead.add(q.g + next);
           T* const buffers[] = {q.x, q.y, q.average, q.momentum, q.velocity};
           for (T* buffer : buffers) ahead.add(buffer ? buffer + next : nullptr);
@@ -289,10 +303,16 @@ void run_rule(const Call& call, int64_t begin, int64_t end) {
         fill_words(words, stream, static_cast<uint32_t>(tensor.index), global / 4, groups);
         tile.words = words + skip;
       }
+      if (plain && past_cache && reinterpret_cast<uintptr_t>(tile.w) % sizeof(V) == 0) {
+        for (; i + kStep <= length; i += kStep) R::template at<V>(tile, plain_past_cache, i);
+      } else if (plain) {
+        for (; i + kStep <= length; i += kStep) R::template at<V>(tile, plain_scalars, i);
+      }
       for (; i + kStep <= length; i += kStep) R::template at<V>(tile, c, i);
       for (; i < length; ++i) R::template at<T>(tile, c, i);
     }
   }
+  if (past_cache) finish_stores();
 }
 
 template <class P, bool First, bool Last>

@@ -95,8 +95,7 @@ DR_HD void fill_groups(U (*words)[4], Stream stream, uint32_t index, uint64_t bl
   }
   const uint32_t high = static_cast<uint32_t>(block >> 32) | stream_bit;
   for (int k = 0; k < groups; k += 2, block += 2 * kLanes) {
-    ahead.fetch(k);
-    if (k + 1 < groups) ahead.fetch(k + 1);
+    ahead.fetch(k / 2);
     philox_groups(stream, index, block, high, words + k);
   }
 }
@@ -105,6 +104,7 @@ void fill_normals(float* out, Stream stream, uint32_t index, uint64_t block, int
   U words[kMaxGroups][4];
   fill_groups(words, stream, index, block, 0u, groups, ahead);
   for (int k = 0; k < groups; ++k, out += kGroup) {
+    if (k % 2 == 0) ahead.fetch((groups + k) / 2);
     F n0, n1, n2, n3;
     box_muller(words[k][0], words[k][1], n0, n1);
     box_muller(words[k][2], words[k][3], n2, n3);

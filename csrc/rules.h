@@ -16,14 +16,28 @@ struct Outer {
 // What kernels/calls.py derives, rounded to T. One struct for all rules: each reads what its equation names.
 template <class T>
 struct Scalars {
+  static constexpr bool kPastCache = false;
   T inner_lr, inv_gamma, pull, denominator, alpha, one_minus_alpha, gamma, weight_decay, inner_momentum, noise_scale;
   bool maximize, has_weight_decay, implicit, has_inner_momentum, inner_nesterov, fresh_velocity, warm_start, read_param;
   Outer<T> outer;
 };
 
+// The same with every option of the inner update off, known to the compiler: the loops then hold arithmetic only.
+// PastCache: weights that are written but not read go to memory directly, which spares reading their lines first.
+template <class T, bool PastCache>
+struct PlainScalars : Scalars<T> {
+  static constexpr bool kPastCache = PastCache;
+  explicit PlainScalars(const Scalars<T>& c) : Scalars<T>(c) {}
+  static constexpr bool maximize = false, has_weight_decay = false, implicit = false, has_inner_momentum = false,
+                        warm_start = false;
+  static DR_HD bool describes(const Scalars<T>& c) {
+    return !(c.maximize || c.has_weight_decay || c.implicit || c.has_inner_momentum || c.warm_start);
+  }
+};
+
 // g with the sign of `maximize` and the weight decay of the point w where it was taken.
-template <class V, class T>
-DR_HD V force(V g, V w, const Scalars<T>& c) {
+template <class V, class S>
+DR_HD V force(V g, V w, const S& c) {
   if (c.maximize) g = -g;
   if (c.has_weight_decay) g = g + w * c.weight_decay;
   return g;
@@ -50,8 +64,8 @@ DR_HD V take_x(V x, V w) {
 }
 
 // Section 6.1: y <- y - eta'(g + (y - x)/gamma) + sqrt(eta'/beta) n, or its implicit form. n is not read without noise.
-template <bool First, bool Noise, class V, class T>
-DR_HD V entropy_inner(V y, V x, V d, V n, V& velocity, const Scalars<T>& c) {
+template <bool First, bool Noise, class V, class S>
+DR_HD V entropy_inner(V y, V x, V d, V n, V& velocity, const S& c) {
   if (!First && !c.implicit) d = d + (y - x) * c.inv_gamma;
   if (c.has_inner_momentum) {
     velocity = c.fresh_velocity ? d : velocity * c.inner_momentum + d;
@@ -65,8 +79,8 @@ DR_HD V entropy_inner(V y, V x, V d, V n, V& velocity, const Scalars<T>& c) {
 }
 
 // z <- alpha z + (1 - alpha) y, also HJ's p <- alpha p + (1 - alpha) g.
-template <class V, class T>
-DR_HD V average(V old_average, V value, const Scalars<T>& c) {
+template <class V, class S>
+DR_HD V average(V old_average, V value, const S& c) {
   return old_average * c.alpha + value * c.one_minus_alpha;
 }
 

@@ -92,7 +92,7 @@ class ParamSet:
         return as_it_was and p.dtype == self.table.dtype and (p.shape, p.stride()) == self._layouts[t]
 
     def _same_layouts(self, params: Sequence[Tensor]) -> bool:
-        if self.all_contiguous:  # then a size and "contiguous" say in which order the elements lie, and cost less
+        if self.all_contiguous and not self.gaps:  # then a size and "contiguous" say in which order the elements lie, and cost less
             return all(map(Tensor.is_contiguous, params)) and list(map(Tensor.numel, params)) == self.table.sizes
         return [(p.shape, p.stride()) for p in params] == self._layouts
 

@@ -19,11 +19,15 @@ DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 
 
 # Call::flags in csrc/cpu.h.
 FIRST, LAST, MAXIMIZE, IMPLICIT, NESTEROV, FRESH_VELOCITY = 1, 2, 4, 8, 16, 32
-STOCHASTIC_ROUNDING, WARM_START, READ_PARAM, TAKE_PARAM, INNER_NESTEROV = 64, 128, 256, 512, 1024
+STOCHASTIC_ROUNDING, WARM_START, READ_PARAM, TAKE_PARAM, INNER_NESTEROV, PAST_CACHE = 64, 128, 256, 512, 1024, 2048
 
 # Elements of one unit of work: with 4 to 7 streams of fp32 it fills the second-level cache about half, and the
 # prefetchers run through it; bench/kernels.py --sweep-chunk measures it.
 CHUNK = 16384
+
+# From this many elements of a launch on, weights that a call writes without reading them bypass the caches: they will
+# have been evicted before the next forward pass reads them. 16 MiB of fp32 weights, 64 MiB with gradients and state.
+PAST_CACHE_FROM = 1 << 22
 
 # Elements that must be waiting for each thread before one more is woken.
 PER_THREAD = 32768
@@ -95,16 +99,23 @@ class NativeCPU:
         instruction_set: one of ``module.instruction_sets()``; default the widest that is proved.
         chunk: elements of one unit of work.
         threads: default ``torch.get_num_threads()`` at every call.
+        past_cache_from: see ``PAST_CACHE_FROM``.
     """
 
     name = "cpu"
 
     def __init__(
-        self, module: Any, instruction_set: str | None = None, chunk: int = CHUNK, threads: int | None = None
+        self,
+        module: Any,
+        instruction_set: str | None = None,
+        chunk: int = CHUNK,
+        threads: int | None = None,
+        past_cache_from: int = PAST_CACHE_FROM,
     ) -> None:
         self._module = module
         self._chunk = chunk
         self._threads = threads
+        self._past_cache_from = past_cache_from
         self._parallel = openmp_of_torch()
         self.instruction_set = instruction_set or preferred_instruction_set(module.instruction_sets())
 
@@ -118,6 +129,7 @@ class NativeCPU:
     ) -> None:
         """One update of every weight of the table, in place: see ``eager.Eager.run``."""
         flags, reals, stream = encode(call)
+        flags |= PAST_CACHE * (table.length >= self._past_cache_from)
         chunks = table.chunks(self._chunk)
         threads = self._threads or max(1, min(torch.get_num_threads(), table.length // PER_THREAD))
         kept = [buffers.get("x"), buffers.get("y"), buffers.get("z", buffers.get("p", buffers.get("s")))]
