@@ -285,3 +285,14 @@ def test_a_long_run_gives_the_bits_of_the_reference_in_parameters_and_state(name
                 opt.train()
     assert all(bool(p.isfinite().all()) for p in mine)
     assert any(not same_bits(p.detach().reshape(-1), q.reshape(-1)) for p, q in zip(mine, parameters(dtype)))
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+def test_gradients_of_another_layout_reach_their_own_elements(backend: str) -> None:
+    params = parameters(torch.float64)
+    expected = []
+    for p in params:
+        p.grad = torch.randn(p.shape, dtype=p.dtype)
+        expected.append(p.detach() - 0.1 * p.grad)
+    deeprelax.HJ(params, lr=0.1, inner_steps=1, alpha=0.0, backend=backend).step()
+    torch.testing.assert_close([p.detach() for p in params], expected)
