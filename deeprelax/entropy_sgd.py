@@ -27,16 +27,20 @@ class EntropySGD(Relaxation):
     Args:
         params: parameters, named parameters or groups, as for ``torch.optim.SGD``. Floating-point tensors (float64,
             float32, bfloat16, float16) of any shape; state is kept in float32 for the two narrow types.
-        lr: η, a number or a tensor. Default 1.0: Entropy-SGD's own programs. With ``absorb_gamma=False`` the outer
-            step is lr/γ; lr ≤ γ keeps it an average of x and z.
+        lr: η, a number or a tensor. Default 1.0, as in Entropy-SGD's own programs. With ``absorb_gamma=False`` the
+            outer step is lr/γ, and lr ≤ γ keeps x an average of x and z: set both. lr = γ is best by measurement
+            (bench/choose_defaults.py: digits, 20 effective epochs): 1.2 % validation error at γ = 1, 2.6 % for lr = 0.3.
         inner_lr: η′. Default 0.1 (section 6.4).
         inner_steps: L, gradients per outer update. Default 20 (Remark 15). A change counts from the next cycle on.
         gamma: γ₀; a larger one smooths more. The group's value is the running γ, and may be written to. Stability of
-            the explicit coupling needs inner_lr / γ < 2.
+            the explicit coupling needs inner_lr / γ < 2. Default 1.0, measured likewise with lr = γ: 1.2 %, and 2.4 % at
+            0.3, 4.7 % at 0.1. γ = lr = 10 couples more loosely and learns faster (1.0 %; without batch norm
+            5.1 % against 8.4 %), but at it an lr of 1, which is usual, would hardly move x.
         alpha: weight of the old average in z. Default 0.75 (section 6.4).
         temperature: β⁻¹ of section 6.1. With the paper's dW (not √2 dW) in eq. 4 the chain samples
             exp(-2 (f + |x - y|²/2γ) / temperature): ρ₁^∞ of Lemma 3 exactly takes ``temperature=2``, and temperature
-            T gives ∇u of viscosity δ = T/2, u = -δ log(G_{δγ} * e^{-f/δ}). Default 2e-8, the authors' program's.
+            T gives ∇u of viscosity δ = T/2, u = -δ log(G_{δγ} * e^{-f/δ}). Default 2e-8, the authors' program's;
+            measured likewise, 0 to 1e-4 differ by no more than the seeds, and 1e-2 spoils the run (10.4 %).
         scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
         coupling: "explicit", as printed, or "implicit": y <- (y - η′g + (η′/γ) x + noise) / (1 + η′/γ), which is
             stable for every γ.
@@ -120,14 +124,13 @@ class EntropySGD(Relaxation):
                 "run. Use coupling='implicit', a smaller inner_lr or a larger gamma"
             )
 
+    def _check_parameter(self, name: str, p: torch.Tensor) -> None:
+        super()._check_parameter(name, p)
+        if self._stochastic_rounding and p.dtype == torch.float16:
+            raise ValueError(f"{name} is float16, and stochastic_rounding is for bfloat16 parameters")
+
     def _buffers_of(self, params: ParamSet) -> list[str]:
-        if not params.is_wide:
-            return ["x", "z"]
-        if not self._stochastic_rounding:
-            return ["x", "y", "z"]
-        if params.dtype != torch.bfloat16:
-            raise ValueError(f"stochastic_rounding is for bfloat16 parameters; {params.names[0]} is {params.dtype}")
-        return ["x", "z"]
+        return ["x", "y", "z"] if params.is_wide and not self._stochastic_rounding else ["x", "z"]
 
     def _extra_buffers(self, group: dict[str, Any]) -> list[str]:
         inner = ["inner_momentum_buffer"] if group["inner_momentum"] != 0 else []

@@ -31,9 +31,12 @@ class Heat(Relaxation):
     Args:
         params: parameters, named parameters or groups, as for ``torch.optim.SGD``. Floating-point tensors (float64,
             float32, bfloat16, float16) of any shape; state is kept in float32 for the two narrow types.
-        lr: η, a number or a tensor.
+        lr: η, a number or a tensor. Default 0.5, measured (bench/choose_defaults.py: digits, 20 effective epochs): it
+            gives 1.7 % validation error, 0.1 gives 3.0 % and 1.0 gives 1.0 %; without batch norm 6.6 %, and the others
+            21 % and 23 %. An outer update comes once in L gradients: expect a larger value than SGD's.
         inner_steps: L, gradients per outer update. Default 5 (Remark 15). A change counts from the next cycle on.
-        gamma: γ₀, the variance of w. The group's value is the running γ, and may be written to.
+        gamma: γ₀, the variance of w. The group's value is the running γ, and may be written to. Default 1e-4, the
+            smallest of the paper's range, measured likewise: 1.7 %, against 1.1 % at 1e-5 and 2.0 % at 1e-3.
         scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
         momentum: of the outer update, as ``torch.optim.SGD``'s, acting on s/L. Default 0.
         nesterov: Nesterov's form of it.
@@ -55,7 +58,7 @@ class Heat(Relaxation):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | torch.Tensor = 0.1,
+        lr: float | torch.Tensor = 0.5,
         *,
         inner_steps: int = 5,
         gamma: float = 1e-4,
@@ -105,6 +108,8 @@ class Heat(Relaxation):
     def train(self) -> None:
         """Put the inner point x + w back; before the very first gradient, draw one."""
         super().train()
+        if any(group["fresh"] for group in self.param_groups):
+            self._agree_on_seed()
         for group, sets in zip(self.param_groups, self._sets):
             if not group["fresh"]:
                 continue

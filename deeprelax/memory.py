@@ -63,10 +63,10 @@ def memory_interval(t: Tensor) -> tuple[int, int]:
 
 def touched(t: Tensor, unit: int) -> Tensor:
     """Addresses of all pieces of ``unit`` bytes of ``t``, sorted: for the rare parameters whose intervals meet."""
-    steps = torch.zeros((), dtype=torch.int64)
+    steps = torch.zeros((), dtype=torch.int64, device="cpu")
     for size, stride in zip(t.shape, t.stride()):
-        steps = steps.unsqueeze(-1) + torch.arange(size) * stride * t.element_size()
-    pieces = steps.unsqueeze(-1) + torch.arange(0, t.element_size(), unit)
+        steps = steps.unsqueeze(-1) + torch.arange(size, device="cpu") * stride * t.element_size()
+    pieces = steps.unsqueeze(-1) + torch.arange(0, t.element_size(), unit, device="cpu")
     return (pieces.reshape(-1) + t.data_ptr()).sort().values
 
 

@@ -14,7 +14,7 @@ from deeprelax.kernels import Backend, Table, get
 from deeprelax.memory import contiguous_strides, is_dense, move_into_flat_buffer, own_storage, same_layout
 
 # Called a thousand times a step on models of many small tensors: no Python frame each.
-GRAD, DTYPE = attrgetter("grad"), attrgetter("dtype")
+GRAD, DTYPE, SHAPE = attrgetter("grad"), attrgetter("dtype"), attrgetter("shape")
 
 
 class ParamSet:
@@ -32,6 +32,7 @@ class ParamSet:
     def __init__(
         self, params: list[Tensor], positions: list[int], base: int, names: list[str], backend: str, flatten: bool
     ) -> None:
+        self.backend: Backend = get(backend, params[0].device)
         if flatten:
             move_into_flat_buffer(params)
         self.params = params
@@ -47,7 +48,7 @@ class ParamSet:
         self.strides = [p.stride() if t not in self.gaps else contiguous_strides(p.shape) for t, p in enumerate(params)]
         self.all_contiguous = all(w.is_contiguous() for w in weights)
         self._layouts = [(p.shape, p.stride()) for p in params]
-        self.backend: Backend = get(backend, self.table.device)
+        self._shapes = [p.shape for p in params]
         self.buffers: dict[str, Tensor] = {}
         # HJ: the gamma at which every weight of the set stands at x - gamma p; None: not known.
         self.placed_gamma: float | None = None
@@ -92,8 +93,8 @@ class ParamSet:
         return as_it_was and p.dtype == self.table.dtype and (p.shape, p.stride()) == self._layouts[t]
 
     def _same_layouts(self, params: Sequence[Tensor]) -> bool:
-        if self.all_contiguous and not self.gaps:  # then a size and "contiguous" say in which order the elements lie, and cost less
-            return all(map(Tensor.is_contiguous, params)) and list(map(Tensor.numel, params)) == self.table.sizes
+        if self.all_contiguous and not self.gaps:  # says as much as the strides, in less time
+            return all(map(Tensor.is_contiguous, params)) and list(map(SHAPE, params)) == self._shapes
         return [(p.shape, p.stride()) for p in params] == self._layouts
 
     def gather(self) -> tuple[list[Tensor | None], array[int], bool]:
@@ -107,7 +108,7 @@ class ParamSet:
             if (
                 self.all_contiguous
                 and all(map(Tensor.is_contiguous, grads))
-                and list(map(Tensor.numel, grads)) == self.table.sizes
+                and list(map(SHAPE, grads)) == self._shapes
                 and set(map(DTYPE, grads)) == {self.table.dtype}
                 and not any(map(Tensor.is_neg, grads))
             ):

@@ -59,6 +59,10 @@ class ParameterSets(Optimizer):
         """ValueError if a hyper-parameter of the group is out of range."""
         raise AssertionError("a subclass defines it")
 
+    def _check_parameter(self, name: str, p: Tensor) -> None:
+        """TypeError or ValueError if the parameter cannot be served."""
+        supported(p, name)
+
     def _x_is_in_params(self, group: dict[str, Any]) -> bool:
         """Whether the parameters, not the state, say what x is now."""
         return bool(group["fresh"] or group["phase"] == 0)
@@ -90,11 +94,14 @@ class ParameterSets(Optimizer):
                 group["cycle_steps"] = group["inner_steps"]
             self._check_group(group)
             for name, p in self._named(len(self.param_groups) - 1):
-                supported(p, name)
+                self._check_parameter(name, p)
             refuse_overlaps(entry for i in range(len(self.param_groups)) for entry in self._named(i))
             self._sets.append(self._make_sets(len(self.param_groups) - 1, {}))
         except BaseException:
             self.param_groups.pop()
+            kept = {p for other in self.param_groups for p in other["params"]}
+            for p in [p for p in group["params"] if p not in kept]:
+                self.state.pop(p, None)
             raise
 
     def _named(self, group_index: int) -> list[tuple[str, Tensor]]:
@@ -105,8 +112,11 @@ class ParameterSets(Optimizer):
         return list(zip(names, group["params"]))
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        lr = float(group["lr"])
-        require(math.isfinite(lr) and lr >= 0, "lr", group["lr"], "a number >= 0")
+        try:
+            lr = float(group["lr"])
+        except (TypeError, ValueError, RuntimeError):
+            lr = math.nan
+        require(math.isfinite(lr) and lr >= 0, "lr", group["lr"], "a finite number >= 0, or a tensor of one")
         steps = group["inner_steps"]
         require(isinstance(steps, int) and steps >= 1, "inner_steps", steps, "an integer >= 1")
         require(
@@ -187,7 +197,7 @@ class ParameterSets(Optimizer):
     def _adopt_group(self, i: int) -> None:
         group, sets, named = self.param_groups[i], self._sets[i], self._named(i)
         for name, p in named:
-            supported(p, name)
+            self._check_parameter(name, p)
         refuse_overlaps(entry for j in range(len(self.param_groups)) for entry in self._named(j))
         # State follows the parameter; one that is new takes over from the one that stood in its place and is gone.
         before = {j: p for s in sets for j, p in zip(s.positions, s.params)}

@@ -138,7 +138,7 @@ class Table:
         self.weight_addresses = array("q", [w.data_ptr() for w in weights])
         self._chunks: dict[int, Tensor] = {}
         self.meta = torch.tensor(
-            [row for row in zip(self.sizes, self.offsets, self.indices, self.starts, strict=True)], dtype=torch.int64
+            list(zip(self.sizes, self.offsets, self.indices, self.starts, strict=True)), dtype=torch.int64, device="cpu"
         ).reshape(-1, 4)
 
     def chunks(self, chunk: int) -> Tensor:
@@ -149,7 +149,7 @@ class Table:
                 for t, size in enumerate(self.sizes)
                 for start in range(0, size, chunk)
             ]
-            self._chunks[chunk] = torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
+            self._chunks[chunk] = torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, 3)
         return self._chunks[chunk]
 
     def new_buffer(self, dtype: torch.dtype | None = None) -> Tensor:
