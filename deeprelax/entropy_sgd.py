@@ -29,13 +29,13 @@ class EntropySGD(Relaxation):
             float32, bfloat16, float16) of any shape; state is kept in float32 for the two narrow types.
         lr: η, a number or a tensor. Default 1.0, as in Entropy-SGD's own programs. With ``absorb_gamma=False`` the
             outer step is lr/γ, and lr ≤ γ keeps x an average of x and z: set both. lr = γ is best by measurement
-            (bench/choose_defaults.py: digits, 20 effective epochs): 1.2 % validation error at γ = 1, 2.6 % for lr = 0.3.
+            (bench/choose_defaults.py: digits, 20 effective epochs): 1.2 % validation error at γ = 1, 2.6 % for lr 0.3.
         inner_lr: η′. Default 0.1 (section 6.4).
         inner_steps: L, gradients per outer update. Default 20 (Remark 15). A change counts from the next cycle on.
         gamma: γ₀; a larger one smooths more. The group's value is the running γ, and may be written to. Stability of
-            the explicit coupling needs inner_lr / γ < 2. Default 1.0, measured likewise with lr = γ: 1.2 %, and 2.4 % at
-            0.3, 4.7 % at 0.1. γ = lr = 10 couples more loosely and learns faster (1.0 %; without batch norm
-            5.1 % against 8.4 %), but at it an lr of 1, which is usual, would hardly move x.
+            the explicit coupling needs inner_lr / γ < 2. Default 1.0, measured likewise with lr = γ: 1.2 %; 2.4 % at
+            0.3, 4.7 % at 0.1. γ = lr = 10 couples more loosely and learns faster (1.0 %; without batch norm 5.1 %
+            against 8.4 %), but at it an lr of 1, which is usual, would hardly move x.
         alpha: weight of the old average in z. Default 0.75 (section 6.4).
         temperature: β⁻¹ of section 6.1. With the paper's dW (not √2 dW) in eq. 4 the chain samples
             exp(-2 (f + |x - y|²/2γ) / temperature): ρ₁^∞ of Lemma 3 exactly takes ``temperature=2``, and temperature

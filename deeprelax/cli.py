@@ -1,0 +1,218 @@
+"""The command line: ``deeprelax train``, ``deeprelax doctor``, ``deeprelax bench``.
+
+Only torch and click are imported here; what the experiments need beyond them is imported when a command wants it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+import deeprelax
+from deeprelax import kernels
+from deeprelax.experiments import machine
+from deeprelax.experiments.models import MODELS
+from deeprelax.experiments.recipes import PLANS, settings, takes
+from deeprelax.experiments.training import OPTIMIZERS, DivergedError, check
+
+EXTRAS = {"numpy", "sklearn", "matplotlib", "rich", "torchvision"}
+
+
+@contextlib.contextmanager
+def _extras_needed() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in EXTRAS:
+            raise
+        raise click.ClickException(
+            f"this command needs the package {error.name.partition('.')[0]!r}, which is not installed; "
+            "pip install 'deeprelax[experiments]'"
+        ) from error
+
+
+def _per_dataset(attribute: str) -> str:
+    return "[default: " + ", ".join(f"{getattr(plan, attribute)} for {name}" for name, plan in PLANS.items()) + "]"
+
+
+def _recipes() -> str:
+    """The settings of every recipe, for the help."""
+    lines = ["\b", "Settings unless told otherwise (their sources: deeprelax/experiments/recipes.py):"]
+    for dataset, plan in PLANS.items():
+        for optimizer, options in plan.options.items():
+            shown = "  ".join(f"{name}={value}" for name, value in options.items())
+            lines.append(f"  {dataset:7} {optimizer:12} {shown}")
+    return "\n".join(lines)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(deeprelax.__version__, prog_name="deeprelax")
+def main() -> None:
+    """Entropy-SGD, HJ and Heat: the optimizers of "Deep Relaxation" (ICML 2017), fused, for PyTorch.
+
+    \b
+    deeprelax train      compare them with SGD on a real data set: two minutes, no download
+    deeprelax doctor     what works on this machine, and what to do about the rest
+    deeprelax bench      how fast a step() is, beside torch's own optimizers
+    """
+
+
+@main.command(epilog=_recipes())
+@click.option(
+    "--optimizer", "optimizers", multiple=True, type=click.Choice(list(OPTIMIZERS)),
+    help="May be given several times.  [default: all of them]",
+)  # fmt: skip
+@click.option(
+    "--dataset", type=click.Choice(list(PLANS)), default="digits", show_default=True,
+    help="digits: 1,797 images of 8x8 that come with scikit-learn. mnist: 70,000 of 28x28, downloaded if need be.",
+)  # fmt: skip
+@click.option(
+    "--data", "folder", type=click.Path(path_type=Path), metavar="DIR",
+    help="MNIST's folder, laid out as torchvision's: DIR/MNIST/raw/*-ubyte, or .gz.  [default: .data]",
+)  # fmt: skip
+@click.option("--model", type=click.Choice(list(MODELS)), help=f"The network.  {_per_dataset('model')}")
+@click.option("--seeds", type=click.IntRange(1), help=f"Runs per optimizer, seeds 0, 1, …  {_per_dataset('seeds')}")
+@click.option(
+    "--epochs", type=click.IntRange(1),
+    help="Effective epochs: gradients taken over batches per epoch, equal for all optimizers, so that all have the "
+    f"same time to learn.  {_per_dataset('epochs')}",
+)  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(2), help=f"Images per gradient.  {_per_dataset('batch_size')}")
+@click.option("--lr", type=float, help="η, the step size of the (outer) update; falls in the course of the run.")
+@click.option("--gamma", type=float, help="γ, how much is smoothed; not for sgd. Shrinks by --scoping at each update.")
+@click.option("--inner-steps", type=int, help="L, gradients per outer update; not for sgd (Remark 15 of the paper).")
+@click.option("--inner-lr", type=float, help="η′, the step size of the inner loop; entropy-sgd only.")
+@click.option("--temperature", type=float, help="β⁻¹, the strength of the noise; entropy-sgd only.")
+@click.option("--scoping", type=float, help="The fraction by which γ shrinks at each outer update; not for sgd.")
+@click.option("--momentum", type=float, help="Of the (outer) update.")
+@click.option("--weight-decay", type=float, help="Times the weights, added to every gradient.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out"), show_default=True, metavar="DIR",
+    help="Where the table, the picture and the JSON file go.",
+)  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: 1 for digits, else torch's choice]")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--backend", type=click.Choice(["auto", *kernels.NAMES]), default="auto", show_default=True,
+    help="What computes the updates; all give the same bits. See deeprelax doctor.",
+)  # fmt: skip
+def train(
+    optimizers: tuple[str, ...],
+    dataset: str,
+    folder: Path | None,
+    model: str | None,
+    seeds: int | None,
+    epochs: int | None,
+    batch_size: int | None,
+    out: Path,
+    threads: int | None,
+    device: str,
+    backend: str,
+    **tuned: Any,
+) -> None:
+    """Train one network with each optimizer and compare them.
+
+    Prints a table of validation error and training loss, and writes a picture of their curves and a JSON file with
+    every number. Errors are those of x, the weights that an optimizer would hand over, with batch norm's statistics
+    gathered anew at x.
+
+    \b
+    Examples:
+      deeprelax train                                       all four on digits, about two minutes
+      deeprelax train --optimizer hj --gamma 0.3 --seeds 1  one optimizer, another γ
+      deeprelax train --dataset mnist --optimizer entropy-sgd --optimizer sgd --epochs 5
+      deeprelax train --dataset mnist --device cuda --out out/gpu
+    """
+    chosen = tuple(dict.fromkeys(optimizers)) or tuple(OPTIMIZERS)
+    options = {name: value for name, value in tuned.items() if value is not None}
+    for name in options:
+        if not any(takes(optimizer, name) for optimizer in chosen):
+            raise click.UsageError(f"--{name.replace('_', '-')} has no meaning for {', '.join(chosen)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.ClickException("--device cuda: torch finds no GPU here; deeprelax doctor says more")
+    with _extras_needed():
+        from rich.console import Console
+
+        from deeprelax.experiments import live, report
+        from deeprelax.experiments.data import DataError, load
+
+        try:
+            data = load(dataset, folder).to(torch.device(device))
+        except DataError as error:
+            raise click.ClickException(str(error)) from error
+        plan = PLANS[dataset]
+        each = {
+            name: settings(dataset, name, model=model, epochs=epochs, batch_size=batch_size, options=options)
+            for name in chosen
+        }
+        console = Console()
+        with _threads(threads or plan.threads):
+            for name, one in each.items():
+                try:
+                    check(one, data, backend)
+                except (ValueError, RuntimeError) as error:
+                    raise click.ClickException(f"{name}: {error}") from error
+            try:
+                results = live.run_all(each, data, range(seeds or plan.seeds), backend, console)
+            except DivergedError as error:
+                raise click.ClickException(str(error)) from error
+            about = machine.describe(torch.device(device))
+        report.write(report.Experiment(dataset, each, results, about), out, console)
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@main.command()
+def doctor() -> None:
+    """What there is on this machine: versions, instruction sets, backends, and what to do about missing ones."""
+    about = machine.describe()
+    lines = [("python", about["python"])]
+    lines += [(name, machine.version(name) or "not installed") for name in machine.PACKAGES]
+    lines += [("system", about["system"]), ("cpu", about["cpu"])]
+    used, known = machine.instruction_sets()
+    lines.append(("instruction set", f"{used} (this CPU runs {', '.join(known)})" if used else "none: no cpu backend"))
+    lines.append(("threads", f"{torch.get_num_threads()} of {os.cpu_count()} (torch.set_num_threads)"))
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    lines.append(("gpu", ", ".join(gpus) or "none that torch can use"))
+    for name, value in lines:
+        click.echo(f"{name:16} {value}")
+    click.echo()
+    for name in kernels.NAMES:
+        reason = kernels.why_not(name)
+        mark = click.style("works", fg="green") if not reason else click.style("not here", fg="yellow")
+        click.echo(f"backend {name:8} {mark}" + (f": {reason}" if reason else ""))
+    wish = os.environ.get("DEEPRELAX_BACKEND")
+    for device in ["cpu", "cuda"] if gpus else ["cpu"]:
+        try:
+            click.echo(f'backend="auto" takes {kernels.get("auto", torch.device(device)).name} for {device} tensors')
+        except (RuntimeError, ValueError) as error:
+            click.echo(f"DEEPRELAX_BACKEND={wish}: {error}")
+
+
+@main.command()
+@click.option(
+    "--preset", type=click.Choice(["quick", "full"]), default="quick", show_default=True,
+    help="quick: a minute or two. full: the sizes and the number of repetitions of the README's figures.",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Store the numbers there.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's choice]")
+def bench(preset: str, out: Path | None, threads: int | None) -> None:
+    """How fast a step() is: nanoseconds per parameter, GB/s, and ratios to torch's own optimizers."""
+    with _extras_needed():
+        from deeprelax import benchmark
+
+        benchmark.main(preset, out, threads)

@@ -1,0 +1,123 @@
+"""Data sets as whole tensors: scikit-learn's digits, which need no download, and MNIST from its original files."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DEFAULT_FOLDER = Path(".data")
+MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+class DataError(Exception):
+    """A data folder or file is missing or damaged; the message names it."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Inputs are float32 (images, channels, height, width), standardised; targets are int64 class numbers."""
+
+    name: str
+    train_inputs: Tensor
+    train_targets: Tensor
+    validation_inputs: Tensor
+    validation_targets: Tensor
+
+    def to(self, device: torch.device) -> Data:
+        return Data(self.name, *(value.to(device) for value in vars(self).values() if isinstance(value, Tensor)))
+
+
+def load(name: str, folder: Path | None = None) -> Data:
+    """The data set ``name``.
+
+    Args:
+        name: "digits" or "mnist".
+        folder: for MNIST, the folder that has MNIST/raw; None is ``.data``, made if need be.
+
+    Raises:
+        DataError: the folder or a file in it is missing or damaged, or cannot be downloaded.
+        ImportError: scikit-learn, or for a download torchvision, is not installed.
+    """
+    if name == "digits":
+        return _digits()
+    if name == "mnist":
+        return _mnist(folder)
+    raise ValueError(f"no data set is called {name!r}; there are digits and mnist")
+
+
+def _standardised(name: str, train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray]) -> Data:
+    """One mean and one deviation for all pixels, the training set's: some pixels are the same in every image."""
+    mean, deviation = train[0].mean(dtype=np.float64), train[0].std(dtype=np.float64)
+    tensors = []
+    for images, labels in (train, validation):
+        scaled = ((images.astype(np.float32) - np.float32(mean)) / np.float32(deviation))[:, None]
+        tensors += [torch.from_numpy(scaled), torch.from_numpy(labels.astype(np.int64))]
+    return Data(name, *tensors)
+
+
+def _digits() -> Data:
+    """1,347 training and 450 validation images of 8x8, the classes in equal proportion in both; always the same."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    train_x, val_x, train_y, val_y = train_test_split(
+        images.reshape(-1, 8, 8), labels, test_size=450, stratify=labels, random_state=0
+    )
+    return _standardised("digits", (train_x, train_y), (val_x, val_y))
+
+
+def _mnist(folder: Path | None) -> Data:
+    """60,000 training images of 28x28; the 10,000 test images serve for validation, as in the paper."""
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"no folder {folder}: give the one that has MNIST/raw in it, or an empty one to download to")
+    folder = folder or DEFAULT_FOLDER
+    raw = folder / "MNIST" / "raw"
+    if not any(_find(raw, name) for name in MNIST_FILES):
+        _download(folder)
+    train_x, train_y, val_x, val_y = (_read_idx(raw, name) for name in MNIST_FILES)
+    for name, images, labels in ((MNIST_FILES[1], train_x, train_y), (MNIST_FILES[3], val_x, val_y)):
+        if len(images) != len(labels):
+            raise DataError(f"{raw / name} has {len(labels)} labels for {len(images)} images")
+        if labels.max() > 9:
+            raise DataError(f"{raw / name} is damaged: it has a label {labels.max()}; 0 to 9 were expected")
+    return _standardised("mnist", (train_x, train_y), (val_x, val_y))
+
+
+def _find(raw: Path, name: str) -> Path | None:
+    return next((path for path in (raw / name, raw / f"{name}.gz") if path.is_file()), None)
+
+
+def _download(folder: Path) -> None:
+    from torchvision.datasets import MNIST
+
+    try:
+        MNIST(str(folder), download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"MNIST is not in {folder / 'MNIST' / 'raw'}, and downloading it failed: {error}") from error
+
+
+def _read_idx(raw: Path, name: str) -> np.ndarray:
+    """The uint8 array in an idx file, plain or gzipped: (images, height, width) or (labels,)."""
+    path = _find(raw, name)
+    if path is None:
+        raise DataError(f"{raw / name} (or {name}.gz) is missing; the other files of MNIST are there")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    ndim = 3 if "idx3" in name else 1
+    header = 4 + 4 * ndim
+    if len(content) < header or content[:4] != bytes((0, 0, 8, ndim)):
+        raise DataError(f"{path} is damaged: it does not start as an idx file of bytes in {ndim} dimension(s)")
+    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", ndim, offset=4))
+    expected = header + int(np.prod(shape))
+    if len(content) != expected or 0 in shape:
+        raise DataError(f"{path} is damaged: {len(content)} bytes, and its header {shape} asks for {expected}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

@@ -1,0 +1,137 @@
+"""What comes out of an experiment: a table, a picture and a JSON file."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from deeprelax.experiments.training import Result, Settings
+
+TITLES = {"sgd": "SGD", "heat": "Heat", "entropy-sgd": "Entropy-SGD", "hj": "HJ"}
+# Colours of equal difference for the colour-blind (Okabe and Ito); dashes and markers tell them apart without colour.
+LINES = {
+    "sgd": {"color": "#000000", "linestyle": "-", "marker": "o"},
+    "heat": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+    "entropy-sgd": {"color": "#0072B2", "linestyle": "-.", "marker": "^"},
+    "hj": {"color": "#009E73", "linestyle": ":", "marker": "D"},
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Settings and results of every run, and what they were had with."""
+
+    dataset: str
+    settings: dict[str, Settings]
+    results: dict[str, list[Result]]
+    machine: dict[str, Any]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; 0 for a single value."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def table(experiment: Experiment) -> Table:
+    """One row per optimizer, at the end of the runs."""
+    seeds = max(len(results) for results in experiment.results.values())
+    of_seeds = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    first = next(iter(experiment.settings.values()))
+    title = f"{experiment.dataset}, {first.model}, batches of {first.batch_size}: {of_seeds}"
+    result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    result.add_column("optimizer", no_wrap=True)
+    for heading in (
+        "validation\nerror (%)",
+        "training loss\n(nats)",
+        "effective\nepochs",
+        "seconds\nper run",
+        "ms per\nstep()",
+    ):
+        result.add_column(heading, justify="right", no_wrap=True)
+    for name, results in experiment.results.items():
+        settings = experiment.settings[name]
+        error, error_deviation = spread([100 * r.validation_error[-1] for r in results])
+        loss, loss_deviation = spread([r.training_loss[-1] for r in results])
+        result.add_row(
+            TITLES[name],
+            f"{error:.2f} ± {error_deviation:.2f}",
+            f"{loss:.4f} ± {loss_deviation:.4f}",
+            str(settings.epochs),
+            f"{spread([r.seconds for r in results])[0]:.1f}",
+            f"{spread([r.step_ms for r in results])[0]:.2f}",
+        )
+    return result
+
+
+def write_json(experiment: Experiment, path: Path) -> None:
+    """Settings, every curve, versions and machine."""
+    content = {
+        "dataset": experiment.dataset,
+        "machine": experiment.machine,
+        "runs": [
+            {"settings": asdict(experiment.settings[name]), **asdict(result)}
+            for name, results in experiment.results.items()
+            for result in results
+        ],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def draw(experiment: Experiment, path: Path) -> None:
+    """Both curves over the effective epochs: mean over the seeds, and a band of one standard deviation."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for ax, quantity, label, scale in (
+        (axes[0], "validation_error", "validation error (%)", 100.0),
+        (axes[1], "training_loss", "training loss (nats)", 1.0),
+    ):
+        for k, (name, results) in enumerate(experiment.results.items()):
+            curves = zip(*(getattr(r, quantity) for r in results))
+            points = [spread([scale * value for value in values]) for values in curves]
+            mean = [m for m, _ in points]
+            epochs = range(1, len(mean) + 1)
+            every = max(1, len(mean) // 8)
+            ax.plot(
+                epochs, mean, label=TITLES[name], linewidth=1.6, markersize=4.5,
+                markevery=(min(k * every // 4, len(mean) - 1), every), **LINES[name],
+            )  # fmt: skip
+            low = [max(m - d, m / 10) for m, d in points]
+            ax.fill_between(
+                epochs, low, [m + d for m, d in points], color=LINES[name]["color"], alpha=0.15, linewidth=0
+            )
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.set_xlabel("effective epochs (gradients over batches per epoch)")
+        ax.set_ylabel(label)
+        ax.grid(visible=True, which="major", linewidth=0.4, alpha=0.5)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    first = next(iter(experiment.settings.values()))
+    seeds = len(next(iter(experiment.results.values())))
+    figure.suptitle(f"{experiment.dataset}, {first.model}; bands: one standard deviation over {seeds} seeds")
+    figure.savefig(path, dpi=150)
+
+
+def write(experiment: Experiment, folder: Path, console: Console) -> None:
+    """Print the table, write table, picture and JSON into ``folder``, and print their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {kind: folder / f"{experiment.dataset}.{kind}" for kind in ("txt", "png", "json")}
+    console.print(table(experiment))
+    with paths["txt"].open("w", encoding="utf-8") as file:
+        Console(file=file, width=80).print(table(experiment))
+    draw(experiment, paths["png"])
+    write_json(experiment, paths["json"])
+    for kind, what in (("txt", "table"), ("png", "curves"), ("json", "all numbers")):
+        console.print(f"{what:11} {paths[kind]}", soft_wrap=True, highlight=False)

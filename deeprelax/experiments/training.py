@@ -1,0 +1,255 @@
+"""One training run: a network, an optimizer, a seed, and the curve of validation error and training loss."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import deeprelax
+from deeprelax.experiments.models import build
+
+if TYPE_CHECKING:  # the data need numpy; this module only torch
+    from deeprelax.experiments.data import Data
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "heat": deeprelax.Heat,
+    "entropy-sgd": deeprelax.EntropySGD,
+    "hj": deeprelax.HJ,
+}
+EVALUATION_BATCH = 1024
+
+
+class DivergedError(ValueError):
+    """The training loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run does; with the data and a seed it determines every bit of the result on one machine.
+
+    Attributes:
+        optimizer: a key of ``OPTIMIZERS``.
+        options: arguments of the optimizer.
+        model: a key of ``models.MODELS``.
+        epochs: effective epochs: gradient evaluations over batches per epoch, the same for every optimizer.
+        batch_size: images per gradient.
+        drops: effective epochs after which ``lr`` is multiplied by ``factor``. Section 6.4 scales SGD's schedule by
+            L; counted in effective epochs, as the authors' runs have it, it falls at the same place for all.
+        factor: see ``drops``.
+    """
+
+    optimizer: str
+    options: dict[str, Any]
+    model: str
+    epochs: int
+    batch_size: int
+    drops: tuple[int, ...] = ()
+    factor: float = 0.2
+
+
+@dataclass
+class Result:
+    """A run's curve, one value per effective epoch, evaluated at x.
+
+    Attributes:
+        validation_error: fractions of the validation images that are misclassified.
+        training_loss: mean cross-entropy over the training set, in nats, without dropout.
+        seconds: the whole run, evaluations included.
+        step_ms: milliseconds per ``step()``, without forward and backward pass; the median.
+    """
+
+    optimizer: str
+    seed: int
+    validation_error: list[float] = field(default_factory=list)
+    training_loss: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    step_ms: float = 0.0
+
+
+def make_optimizer(settings: Settings, model: nn.Module, seed: int, backend: str = "auto") -> torch.optim.Optimizer:
+    """The run's optimizer; ``backend`` and ``seed`` are for those of deeprelax."""
+    options = dict(settings.options)
+    if settings.optimizer == "sgd":
+        options["fused"] = True
+    else:
+        options["backend"] = backend
+    if settings.optimizer in ("heat", "entropy-sgd"):
+        options["seed"] = seed
+    return OPTIMIZERS[settings.optimizer](model.parameters(), **options)
+
+
+def check(settings: Settings, data: Data, backend: str = "auto") -> None:
+    """Everything about a run that can be refused before it starts.
+
+    Raises:
+        ValueError: a setting is out of range, or the model does not fit the images.
+        RuntimeError: the backend does not work here.
+    """
+    count = len(data.train_inputs)
+    if not 2 <= settings.batch_size <= count:
+        raise ValueError(f"batch size {settings.batch_size}: 2 to {count} are possible, {data.name}'s training images")
+    with torch.random.fork_rng(devices=[]):
+        model = build(settings.model, data.train_inputs.shape[1:]).to(data.train_inputs.device)
+    make_optimizer(settings, model, 0, backend)
+
+
+def train(
+    settings: Settings,
+    data: Data,
+    seed: int,
+    *,
+    backend: str = "auto",
+    on_epoch: Callable[[Result], None] = lambda result: None,
+) -> tuple[Result, nn.Module]:
+    """Train one network.
+
+    Args:
+        settings: what to do.
+        data: on the device to train on.
+        seed: of the weights, the batches, dropout and the optimizer's noise.
+        backend: of deeprelax's optimizers.
+        on_epoch: called after every effective epoch with the result so far.
+
+    Returns:
+        The result and the network, with the weights x.
+
+    Raises:
+        ValueError, RuntimeError: as ``check``.
+        DivergedError: the training loss is no longer a finite number.
+    """
+    check(settings, data, backend)
+    device = data.train_inputs.device
+    start = time.perf_counter()
+    with _deterministic(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        model = build(settings.model, data.train_inputs.shape[1:]).to(device)
+        optimizer = make_optimizer(settings, model, seed, backend)
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(settings.drops), settings.factor)
+        batches = torch.Generator().manual_seed(seed)
+        timer = StepTimer(device)
+        result = Result(settings.optimizer, seed)
+        for epoch in range(settings.epochs):
+            model.train()
+            for inputs, targets in _batches(data, settings.batch_size, batches):
+                F.cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+                with timer:
+                    optimizer.step()
+                optimizer.zero_grad()
+            scheduler.step()
+            with _at_x(optimizer, stay=epoch + 1 == settings.epochs):
+                recalibrate(model, data.train_inputs, settings.batch_size)
+                _, loss = evaluate(model, data.train_inputs, data.train_targets)
+                error, _ = evaluate(model, data.validation_inputs, data.validation_targets)
+            if not loss < float("inf"):
+                raise DivergedError(
+                    f"{settings.optimizer} diverged in effective epoch {epoch + 1} of seed {seed}: its training loss "
+                    f"is {loss}; try a smaller lr than {settings.options['lr']}"
+                )
+            result.validation_error.append(error)
+            result.training_loss.append(loss)
+            result.seconds = time.perf_counter() - start
+            result.step_ms = timer.median_ms()
+            on_epoch(result)
+    return result, model
+
+
+def _batches(data: Data, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """One effective epoch: whole batches drawn without replacement. What is left over differs from epoch to epoch."""
+    order = torch.randperm(len(data.train_inputs), generator=generator).to(data.train_inputs.device)
+    for chosen in torch.split(order[: len(order) // size * size], size):
+        yield data.train_inputs[chosen], data.train_targets[chosen]
+
+
+@contextlib.contextmanager
+def _at_x(optimizer: torch.optim.Optimizer, stay: bool) -> Iterator[None]:
+    """The parameters hold x inside, and with ``stay`` also after it; else the inner point again."""
+    relaxation = not isinstance(optimizer, torch.optim.SGD)
+    if relaxation:
+        optimizer.eval()  # type: ignore[attr-defined]
+    yield
+    if relaxation and not stay:
+        optimizer.train()  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, inputs: Tensor, batch_size: int) -> None:
+    """Batch norm's statistics at the present weights: one pass over the training set in train mode, dropout off.
+
+    The running averages were gathered at inner points, not at x. The paper's authors do this before every evaluation.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    model.eval()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+    for batch in torch.split(inputs[: len(inputs) // batch_size * batch_size], batch_size):
+        model(batch)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Fraction misclassified and mean cross-entropy in nats, in eval mode."""
+    model.eval()
+    wrong = torch.zeros((), device=inputs.device)
+    loss = torch.zeros((), device=inputs.device, dtype=torch.float64)
+    for x, target in zip(torch.split(inputs, EVALUATION_BATCH), torch.split(targets, EVALUATION_BATCH)):
+        logits = model(x)
+        wrong += (logits.argmax(1) != target).sum()
+        loss += F.cross_entropy(logits, target, reduction="sum")
+    return wrong.item() / len(inputs), loss.item() / len(inputs)
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+class StepTimer:
+    """Times what it encloses: with the clock on a CPU, with the device's events on a GPU, which it never waits for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = device.type == "cuda"
+        self._marks: list[Any] = []
+        self._times: list[float] = []
+
+    def __enter__(self) -> None:
+        self._mark()
+
+    def __exit__(self, *_: object) -> None:
+        self._mark()
+
+    def _mark(self) -> None:
+        if self._gpu:
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def median_ms(self) -> float:
+        """Milliseconds; on a GPU this waits for the device."""
+        if self._gpu:
+            torch.cuda.synchronize()
+        for before, after in zip(self._marks[::2], self._marks[1::2]):
+            self._times.append(before.elapsed_time(after) if self._gpu else 1000 * (after - before))
+        self._marks.clear()
+        return sorted(self._times)[len(self._times) // 2]

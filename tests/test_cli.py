@@ -1,0 +1,202 @@
+"""The command line does what its help says, and refuses bad input by name."""
+
+from __future__ import annotations
+
+import builtins
+import gzip
+import json
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from deeprelax import kernels
+from deeprelax.cli import main
+from deeprelax.experiments.data import MNIST_FILES, load
+from deeprelax.experiments.recipes import PLANS
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def write_mnist(folder: Path, train: int = 64, test: int = 20, gzipped: bool = False) -> Path:
+    """A small data set in MNIST's layout; returns the folder of its files."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for name, count in zip(MNIST_FILES, (train, train, test, test)):
+        if "idx3" in name:
+            values = torch.randint(256, (count * 784,), generator=generator)
+            header = struct.pack(">4I", 0x803, count, 28, 28)
+        else:
+            values = torch.arange(count) % 10
+            header = struct.pack(">2I", 0x801, count)
+        content = header + bytes(values.tolist())
+        if gzipped:
+            (raw / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (raw / name).write_bytes(content)
+    return raw
+
+
+def test_train_prints_a_table_and_writes_table_picture_and_numbers(tmp_path: Path) -> None:
+    output = run("train", "--epochs", 2, "--seeds", 2, "--out", tmp_path / "new").output
+    for kind in ("txt", "png", "json"):
+        assert str(tmp_path / "new" / f"digits.{kind}") in output
+    for title in ("SGD", "Heat", "Entropy-SGD", "HJ"):
+        assert title in (tmp_path / "new" / "digits.txt").read_text()
+    assert (tmp_path / "new" / "digits.png").read_bytes().startswith(b"\x89PNG")
+    content = json.loads((tmp_path / "new" / "digits.json").read_text())
+    assert {(r["optimizer"], r["seed"]) for r in content["runs"]} == {
+        (o, s) for o in ("sgd", "heat", "entropy-sgd", "hj") for s in (0, 1)
+    }
+    assert all(len(r["validation_error"]) == len(r["training_loss"]) == 2 for r in content["runs"])
+    assert all(r["step_ms"] > 0 for r in content["runs"])
+    assert content["machine"]["threads"] == 1
+    assert content["machine"]["versions"]["torch"] == torch.__version__
+
+
+def test_train_without_a_terminal_prints_one_line_per_run(tmp_path: Path) -> None:
+    output = run("train", "--optimizer", "hj", "--epochs", 3, "--seeds", 2, "--out", tmp_path).output
+    assert sum("% error after" in line for line in output.splitlines()) == 2
+    assert len(output.splitlines()) < 20
+
+
+def test_options_reach_the_optimizers_that_take_them(tmp_path: Path) -> None:
+    run("train", "--optimizer", "hj", "--optimizer", "sgd", "--gamma", 0.3, "--lr", 0.2, "--inner-steps", 3,
+        "--batch-size", 64, "--epochs", 1, "--seeds", 1, "--backend", "eager", "--out", tmp_path)  # fmt: skip
+    content = json.loads((tmp_path / "digits.json").read_text())
+    hj, sgd = (run["settings"] for run in content["runs"])
+    assert (hj["options"]["gamma"], hj["options"]["lr"], hj["options"]["inner_steps"]) == (0.3, 0.2, 3)
+    assert sgd["options"]["lr"] == 0.2
+    assert "gamma" not in sgd["options"]
+    assert hj["batch_size"] == 64
+
+
+def test_train_leaves_the_number_of_threads_as_it_was(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    run("train", "--optimizer", "sgd", "--epochs", 1, "--seeds", 1, "--threads", before + 1, "--out", tmp_path)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["doctor"], ["bench"]])
+def test_help_is_there(command: list[str]) -> None:
+    assert "Usage:" in run(*command, "--help").output
+
+
+def test_the_help_of_train_shows_examples_and_the_recipes() -> None:
+    output = run("train", "--help").output
+    assert "deeprelax train --dataset mnist --device cuda" in output
+    assert f"{PLANS['digits'].epochs} for digits" in " ".join(output.split())
+    assert "entropy-sgd" in output.partition("Settings unless told otherwise")[2]
+
+
+def test_doctor_names_versions_and_every_backend() -> None:
+    output = run("doctor").output
+    assert torch.__version__ in output
+    for name in kernels.NAMES:
+        assert f"backend {name}" in output
+        assert kernels.why_not(name) in output
+
+
+def test_doctor_needs_only_torch_and_click(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_extras(monkeypatch)
+    assert "instruction set" in run("doctor").output
+
+
+def test_train_without_the_extras_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_extras(monkeypatch)
+    assert "pip install 'deeprelax[experiments]'" in run("train", code=1).output
+
+
+def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = {"rich", "matplotlib", "sklearn", "torchvision"}
+    real = builtins.__import__
+
+    def refuse(name: str, *arguments: object, **keywords: object) -> object:
+        if name.partition(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *arguments, **keywords)  # type: ignore[arg-type]
+
+    for name in [
+        n for n in sys.modules if n.startswith(("deeprelax.experiments.live", "deeprelax.experiments.report"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--optimizer", "adam"], "'adam' is not one of 'sgd', 'heat', 'entropy-sgd', 'hj'"),
+        (["--gamma", "-1"], "invalid gamma: -1.0"),
+        (["--optimizer", "sgd", "--gamma", "1"], "--gamma has no meaning for sgd"),
+        (["--batch-size", "100000"], "batch size 100000: 2 to 1347 are possible"),
+        (["--model", "lenet"], "lenet takes images of shape (1, 28, 28)"),
+        (["--dataset", "mnist", "--data", "no/such/folder"], "no folder no/such/folder"),
+        (["--optimizer", "sgd", "--lr", "1e30", "--epochs", "1"], "sgd diverged"),
+    ],
+)
+def test_bad_input_is_refused_by_name(arguments: list[str], named: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["train", *arguments, "--out", str(tmp_path)])
+    assert result.exit_code in (1, 2)
+    assert isinstance(result.exception, SystemExit)
+    assert named in " ".join(result.output.split())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused() -> None:
+    assert "torch finds no GPU" in run("train", "--device", "cuda", code=1).output
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_mnist_is_read_from_torchvisions_layout(tmp_path: Path, gzipped: bool) -> None:
+    write_mnist(tmp_path, gzipped=gzipped)
+    data = load("mnist", tmp_path)
+    assert data.train_inputs.shape == (64, 1, 28, 28)
+    assert data.validation_targets.tolist() == [i % 10 for i in range(20)]
+    assert data.train_inputs.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_lenet_trains_on_mnist_files(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    run("train", "--dataset", "mnist", "--data", tmp_path, "--optimizer", "heat", "--batch-size", 16, "--epochs", 1,
+        "--seeds", 1, "--threads", 1, "--out", tmp_path / "out")  # fmt: skip
+    assert (tmp_path / "out" / "mnist.json").exists()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def spoil_the_start(path: Path) -> None:
+    path.write_bytes(b"<html>" + path.read_bytes()[6:])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate, spoil_the_start, empty, Path.unlink])
+@pytest.mark.parametrize("name", MNIST_FILES)
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_a_damaged_or_missing_file_is_refused_with_its_name(tmp_path: Path, damage, name: str, gzipped: bool) -> None:
+    raw = write_mnist(tmp_path, gzipped=gzipped)
+    damage(raw / (f"{name}.gz" if gzipped else name))
+    output = run("train", "--dataset", "mnist", "--data", tmp_path, code=1).output
+    assert name in output
+    assert "missing" in output or "damaged" in output
+
+
+def test_labels_that_do_not_fit_the_images_are_refused(tmp_path: Path) -> None:
+    raw = write_mnist(tmp_path)
+    labels = raw / MNIST_FILES[1]
+    labels.write_bytes(struct.pack(">2I", 0x801, 3) + bytes((1, 2, 3)))
+    assert "3 labels for 64 images" in run("train", "--dataset", "mnist", "--data", tmp_path, code=1).output

@@ -1,0 +1,98 @@
+"""A real training run: every optimizer learns the digits, and a seed determines every bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deeprelax.experiments import recipes
+from deeprelax.experiments.data import Data, load
+from deeprelax.experiments.models import build
+from deeprelax.experiments.training import OPTIMIZERS, DivergedError, Settings, recalibrate, train
+
+EPOCHS = 14
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return load("digits")
+
+
+def weights(settings: Settings, data: Data, seed: int) -> list[torch.Tensor]:
+    _, model = train(settings, data, seed)
+    return [p.detach().view(torch.int32) for p in model.parameters()]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_learns_the_digits(digits: Data, optimizer: str) -> None:
+    result, _ = train(recipes.settings("digits", optimizer, epochs=EPOCHS), digits, seed=0)
+    assert len(result.validation_error) == EPOCHS
+    assert result.validation_error[-1] < 0.04
+    assert result.training_loss[-1] < 0.5
+
+
+@pytest.mark.parametrize("optimizer", ["entropy-sgd", "hj", "heat"])
+def test_class_defaults_train_a_small_network(digits: Data, optimizer: str) -> None:
+    result, _ = train(Settings(optimizer, {}, "digits-cnn", EPOCHS, 128), digits, seed=0)
+    assert result.validation_error[-1] < 0.04
+
+
+def test_the_issues_example_of_hj_trains_a_small_network(digits: Data) -> None:
+    result, _ = train(Settings("hj", {"lr": 0.1, "gamma": 0.1}, "digits-cnn", 20, 128), digits, seed=0)
+    assert result.validation_error[-1] < 0.06
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_seed_determines_every_bit_and_another_gives_others(digits: Data, optimizer: str) -> None:
+    settings = recipes.settings("digits", optimizer, epochs=2)
+    first, again, other = (weights(settings, digits, seed) for seed in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other) if a.ndim > 1)
+
+
+def test_training_leaves_the_callers_generator_alone(digits: Data) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    train(recipes.settings("digits", "heat", epochs=1), digits, seed=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_run_that_diverges_says_so(digits: Data) -> None:
+    settings = recipes.settings("digits", "sgd", epochs=3, options={"lr": 1e30})
+    with pytest.raises(DivergedError, match="sgd diverged in effective epoch 1 of seed 0"):
+        train(settings, digits, seed=0)
+
+
+def test_recalibration_gives_the_training_sets_statistics(digits: Data) -> None:
+    torch.manual_seed(0)
+    model = build("digits-cnn", digits.train_inputs.shape[1:])
+    norm = model[1]
+    norm.running_mean.fill_(7)
+    recalibrate(model, digits.train_inputs, batch_size=449)
+    maps = model[0](digits.train_inputs)
+    torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    assert norm.momentum == 0.1
+
+
+def test_lenet_has_the_size_of_the_authors_program() -> None:
+    model = build("lenet", torch.Size((1, 28, 28)))
+    assert sum(p.numel() for p in model.parameters()) == 131_220
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_digits_are_split_in_equal_proportion_and_always_alike(digits: Data) -> None:
+    assert digits.train_inputs.shape == (1347, 1, 8, 8)
+    assert digits.validation_inputs.shape == (450, 1, 8, 8)
+    assert digits.validation_targets.bincount().min() >= 43
+    assert torch.equal(load("digits").train_inputs, digits.train_inputs)
+    assert abs(digits.train_inputs.mean().item()) < 1e-4
+    assert abs(digits.train_inputs.std().item() - 1) < 1e-3
