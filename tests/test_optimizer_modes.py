@@ -123,7 +123,8 @@ def test_heats_train_before_the_first_gradient_moves_to_x_plus_w_once():
 def test_heat_draws_fresh_noise_of_variance_gamma_for_every_gradient():
     p = Parameter(torch.zeros(20_000))
     opt = make("Heat", [p], gamma=0.25, scoping=0.75, lr=0.0, momentum=0.0, nesterov=False)
-    points = []
+    opt.train()
+    points = [p.detach().clone()]
     for step in range(5):
         p.grad = torch.zeros_like(p)
         opt.step()

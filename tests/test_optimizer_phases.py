@@ -172,6 +172,34 @@ def test_a_late_group_joins_at_the_current_phase_with_x_its_parameters(name: str
     assert same_bits(all_params, restored[0])
 
 
+def test_a_late_groups_first_cycle_is_a_whole_one_of_the_calls_that_are_left(name: str):
+    quiet = {"gamma": 1e-30} if name == "Heat" else {"temperature": 0.0} if name == "EntropySGD" else {}
+    late, alone = Parameter(torch.linspace(-1, 1, 9)), Parameter(torch.linspace(-1, 1, 9))
+    params = parameters()
+    opt = make(name, params, **quiet)
+    run(opt, params, range(1))
+    opt.add_param_group({"params": [late]})
+    share = 3 / 4 if name == "Heat" else 1  # Heat divides by L = 4
+    other = make(name, [alone], **{**quiet, "inner_steps": 3, "lr": opt.defaults["lr"] * share})
+    for step in range(3):
+        set_gradients([late], step)
+        set_gradients([alone], step)
+        opt.step()
+        other.step()
+        assert torch.allclose(late, alone, atol=1e-6)
+    assert opt.outer_step_happened
+    assert other.outer_step_happened
+
+
+def test_a_late_group_draws_noise_of_its_own():
+    first, late = Parameter(torch.zeros(50)), Parameter(torch.zeros(50))
+    opt = deeprelax.Heat([first], gamma=1.0, seed=1)
+    opt.add_param_group({"params": [late]})
+    opt.train()
+    assert first.any()
+    assert not torch.equal(first, late)
+
+
 def test_a_late_group_added_in_eval_mode_joins_too(name: str):
     params, late = parameters(), Parameter(torch.ones(3))
     opt = make(name, params)
