@@ -103,9 +103,8 @@ struct EntropySGD {
   static DR_HD void store_stochastically(bfloat16* w, float y, const uint32_t* words) { *w = narrow_bf16(y, *words); }
   static DR_HD void store_stochastically(bfloat16* w, F y, const uint32_t* words) {
     const U b = (U)y, word = load_raw<U>(words) & 0xffffu;
-    const U zero = U{}, quiet = U{} + 0x7fc0u;
-    const U added = ((b & 0x7f800000u) == 0x7f800000u) ? zero : word;
-    store_raw(w, __builtin_convertvector((U)(y != y ? quiet : (b + added) >> 16), H));
+    const U quiet = U{} + 0x7fc0u;
+    store_raw(w, __builtin_convertvector((U)(y != y ? quiet : (b + word) >> 16), H));
   }
 };
 

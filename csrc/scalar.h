@@ -154,8 +154,7 @@ DR_HD T where_equal(T a, T b, T x, T w) {
 DR_HD bfloat16 narrow_bf16(float v, uint32_t word) {
   uint32_t b = as_uint(v);
   if (v != v) return {0x7fc0};
-  bool finite = (b & 0x7f800000u) != 0x7f800000u;
-  return {static_cast<uint16_t>((b + (finite ? word & 0xffffu : 0u)) >> 16)};
+  return {static_cast<uint16_t>((b + (word & 0xffffu)) >> 16)};
 }
 
 }  // namespace deeprelax::DR_ISA

@@ -163,8 +163,6 @@ def round_stochastically(v: Tensor, word: Tensor) -> Tensor:
     """float32 to bfloat16, up with the probability that makes the expectation exact; ``word`` in [0, 2^32)."""
     bits = v.view(torch.int32).to(torch.int64) & MASK32
     rounded = ((bits + (word & 0xFFFF)) >> 16) & 0xFFFF
-    # Inf and NaN pass unchanged: adding to a NaN's payload could wrap it into a finite number.
-    kept = (bits >> 16) & 0xFFFF
-    rounded = torch.where(torch.isfinite(v), rounded, kept)
+    # An infinity's low bits are zero, so it stays; adding to a NaN's payload could wrap it into a finite number.
     quiet = torch.where(torch.isnan(v), torch.full_like(rounded, 0x7FC0), rounded)
     return (quiet - ((quiet >> 15) << 16)).to(torch.int16).view(torch.bfloat16)

@@ -156,8 +156,7 @@ def normal(stream, index, begin, BLOCK: tl.constexpr, PER_THREAD: tl.constexpr, 
 def round_stochastically(v, word):
     """float32 to bfloat16, up with the probability that makes the expectation exact."""
     bits = v.to(tl.uint32, bitcast=True)
-    # Inf and NaN pass unchanged: adding to a NaN's payload could wrap it into a finite number.
-    added = tl.where((bits & 0x7F800000) == 0x7F800000, 0, word & 0xFFFF)
-    rounded = (bits + added) >> 16
+    rounded = (bits + (word & 0xFFFF)) >> 16
+    # An infinity's low bits are zero, so it stays; adding to a NaN's payload could wrap it into a finite number.
     rounded = tl.where(v != v, 0x7FC0, rounded)
     return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
