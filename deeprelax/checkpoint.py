@@ -56,6 +56,9 @@ class Checkpointed(ParameterSets):
         """Where the parameters say what x is, write it into the state."""
         if all(self._between_cycles(i) for i in range(len(self._sets))):
             self._adopt()
+        for i, group in enumerate(self.param_groups):
+            if any(p not in self.state for p in group["params"]):
+                self._refuse_to_adopt(i)
         for group, sets in zip(self.param_groups, self._sets):
             for params in sets if self._x_is_in_params(group) else []:
                 for p in params.params:

@@ -118,7 +118,7 @@ class ParameterSets(Optimizer):
             lr = math.nan
         require(math.isfinite(lr) and lr >= 0, "lr", group["lr"], "a finite number >= 0, or a tensor of one")
         steps = group["inner_steps"]
-        require(isinstance(steps, int) and steps >= 1, "inner_steps", steps, "an integer >= 1")
+        require(type(steps) is int and steps >= 1, "inner_steps", steps, "an integer >= 1")
         require(
             steps == self.param_groups[0]["inner_steps"],
             "inner_steps",
