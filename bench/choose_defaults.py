@@ -5,7 +5,7 @@
 - ``recipes``: SGD's learning rate and momentum, and momentum for the others: 40 effective epochs with the schedule of
   ``deeprelax train``.
 
-    python bench/choose_defaults.py            # about 15 minutes on one core; writes bench/results/choose_defaults.json
+    python bench/choose_defaults.py            # about 10 minutes on one core; writes bench/results/choose_defaults.json
 
 The seeds are other ones than those of ``deeprelax train``.
 """

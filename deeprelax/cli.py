@@ -57,7 +57,7 @@ def main() -> None:
     """Entropy-SGD, HJ and Heat: the optimizers of "Deep Relaxation" (ICML 2017), fused, for PyTorch.
 
     \b
-    deeprelax train      compare them with SGD on a real data set: two minutes, no download
+    deeprelax train      compare them with SGD on a real data set: a minute or two, no download
     deeprelax doctor     what works on this machine, and what to do about the rest
     deeprelax bench      how fast a step() is, beside torch's own optimizers
     """
@@ -124,10 +124,10 @@ def train(
 
     \b
     Examples:
-      deeprelax train                                       all four on digits, about two minutes
+      deeprelax train                                       all four on digits, a minute or two
       deeprelax train --optimizer hj --gamma 0.3 --seeds 1  one optimizer, another γ
       deeprelax train --dataset mnist --optimizer entropy-sgd --optimizer sgd --epochs 5
-      deeprelax train --dataset mnist --device cuda --out out/gpu
+      deeprelax train --dataset mnist --device cuda --epochs 80 --seeds 6    as the paper
     """
     chosen = tuple(dict.fromkeys(optimizers)) or tuple(OPTIMIZERS)
     options = {name: value for name, value in tuned.items() if value is not None}
