@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu.h"
+#include "exchange.h"
 
 namespace py = pybind11;
 using namespace deeprelax;
@@ -117,6 +118,17 @@ void stream_loop(const std::array<uintptr_t, 4>& buffers, bool update_w, int64_t
       size, grain, threads, parallel);
 }
 
+bool match(const py::capsule& api, const py::list& tensors, std::array<int, 2> dtype, std::array<int32_t, 2> device,
+           const py::buffer& layouts, const py::buffer& addresses) {
+  const auto& exchange = *static_cast<const dlpack::ExchangeAPI*>(PyCapsule_GetPointer(api.ptr(), api.name()));
+  const py::buffer_info out = addresses.request(true);
+  if (out.itemsize != 8 || out.size != static_cast<py::ssize_t>(tensors.size()))
+    throw py::value_error("match: one 64-bit address a tensor");
+  const dlpack::DataType type{static_cast<uint8_t>(dtype[0]), static_cast<uint8_t>(dtype[1]), 1};
+  const dlpack::Expected expected{type, {device[0], device[1]}, static_cast<const int64_t*>(layouts.request().ptr)};
+  return dlpack::match(exchange, tensors.ptr(), expected, static_cast<int64_t*>(out.ptr));
+}
+
 void normals(const std::string& instruction_set, uintptr_t out, std::array<uint32_t, 3> stream, uint32_t index,
              int64_t start, int64_t count) {
   const Normals fill = find(instruction_set).normals;
@@ -136,6 +148,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of deeprelax. Stateless; addresses and sizes are integers; see kernels/native.py.";
   m.def("run", &run, "One call of an update rule on a table of tensors, in place, without the GIL.");
   m.def("stream", &stream_loop, "The benchmarks' yardstick: a plain loop over the streams of an inner call.");
+  m.def("match", &match, "Whether tensors have the expected layouts; their addresses. See kernels/layout.py.");
   m.def("normals", &normals, "float32 normals of elements start ... start + count - 1 to the address `out`.");
   m.def("instruction_sets", &names, "Those that this processor can run, narrowest first.");
 }

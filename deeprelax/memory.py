@@ -35,11 +35,6 @@ def is_dense(t: Tensor) -> bool:
     return True
 
 
-def same_layout(t: Tensor, strides: tuple[int, ...]) -> bool:
-    """Whether ``t`` has these strides wherever a dimension is larger than 1."""
-    return all(size <= 1 or a == b for size, a, b in zip(t.shape, t.stride(), strides))
-
-
 def own_storage(flat: Tensor, start: int, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
     """A tensor over part of ``flat`` with a storage of its own.
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from deeprelax.kernels import Backend, Table, get
-from deeprelax.memory import contiguous_strides, is_dense, move_into_flat_buffer, own_storage, same_layout
+from deeprelax.kernels.layout import Layout
+from deeprelax.memory import contiguous_strides, is_dense, move_into_flat_buffer, own_storage
 
-# Called a thousand times a step on models of many small tensors: no Python frame each.
-GRAD, DTYPE, SHAPE = attrgetter("grad"), attrgetter("dtype"), attrgetter("shape")
+GRAD = attrgetter("grad")
 
 
 class ParamSet:
@@ -38,7 +38,7 @@ class ParamSet:
         self.params = params
         self.positions = positions
         self.names = names
-        self.addresses = list(map(Tensor.data_ptr, params))
+        self.addresses = array("q", map(Tensor.data_ptr, params))
         # A parameter with gaps is served by a contiguous copy, in and out.
         self.gaps = {
             t: torch.empty(p.shape, dtype=p.dtype, device=p.device) for t, p in enumerate(params) if not is_dense(p)
@@ -46,9 +46,9 @@ class ParamSet:
         weights = [self.gaps.get(t, p) for t, p in enumerate(params)]
         self.table = Table(weights, [base + i for i in positions], names)
         self.strides = [p.stride() if t not in self.gaps else contiguous_strides(p.shape) for t, p in enumerate(params)]
-        self.all_contiguous = all(w.is_contiguous() for w in weights)
-        self._layouts = [(p.shape, p.stride()) for p in params]
-        self._shapes = [p.shape for p in params]
+        dtype, device, shapes = params[0].dtype, params[0].device, [p.shape for p in params]
+        self._layout = Layout(dtype, device, shapes, [p.stride() for p in params])
+        self._grad_layout = Layout(dtype, device, shapes, self.strides)
         self.buffers: dict[str, Tensor] = {}
         # HJ: the gamma at which every weight of the set stands at x - gamma p; None: not known.
         self.placed_gamma: float | None = None
@@ -78,24 +78,13 @@ class ParamSet:
 
     def is_current(self, group: Sequence[Tensor]) -> bool:
         """Whether the group's parameters are still those that this set was made for, where they were."""
-        params = group if len(group) == len(self.params) else [group[i] for i in self.positions]
-        return (
-            all(map(is_, params, self.params))
-            and list(map(Tensor.data_ptr, params)) == self.addresses
-            and set(map(DTYPE, params)) == {self.table.dtype}
-            and self._same_layouts(params)
-        )
+        params = list(group) if len(group) == len(self.params) else [group[i] for i in self.positions]
+        return all(map(is_, params, self.params)) and self._layout.addresses(params) == self.addresses
 
     def holds(self, position: int, p: Tensor) -> bool:
         """Whether ``p``, at that place of the group, is as it was."""
         t = self.positions.index(position)
-        as_it_was = p is self.params[t] and p.data_ptr() == self.addresses[t]
-        return as_it_was and p.dtype == self.table.dtype and (p.shape, p.stride()) == self._layouts[t]
-
-    def _same_layouts(self, params: Sequence[Tensor]) -> bool:
-        if self.all_contiguous and not self.gaps:  # says as much as the strides, in less time
-            return all(map(Tensor.is_contiguous, params)) and list(map(SHAPE, params)) == self._shapes
-        return [(p.shape, p.stride()) for p in params] == self._layouts
+        return p is self.params[t] and p.data_ptr() == self.addresses[t] and self._layout.fits(t, p)
 
     def gather(self) -> tuple[list[Tensor | None], array[int], bool]:
         """The gradients in their weights' layouts, their addresses (0: none), and whether any is missing.
@@ -104,17 +93,10 @@ class ParamSet:
             RuntimeError: a gradient is sparse, or has another dtype or size than its parameter.
         """
         grads = list(map(GRAD, self.params))
-        try:
-            if (
-                self.all_contiguous
-                and all(map(Tensor.is_contiguous, grads))
-                and list(map(SHAPE, grads)) == self._shapes
-                and set(map(DTYPE, grads)) == {self.table.dtype}
-                and not any(map(Tensor.is_neg, grads))
-            ):
-                return grads, array("q", map(Tensor.data_ptr, grads)), False
-        except (TypeError, RuntimeError):  # a missing or a sparse one
-            pass
+        addresses = self._grad_layout.addresses(grads)
+        # DLPack does not tell of torch's negative bit (views made by .imag of a conjugate).
+        if addresses is not None and not any(map(Tensor.is_neg, grads)):
+            return grads, addresses, False
         ready = [None if g is None else self._in_layout(t, g) for t, g in enumerate(grads)]
         addresses = array("q", [0 if g is None else g.data_ptr() for g in ready])
         return ready, addresses, any(g is None for g in ready)
@@ -132,7 +114,7 @@ class ParamSet:
                 f"expected {p.dtype}, {tuple(p.shape)} and {p.device} as the parameter has"
             )
         g = g.detach().resolve_neg()
-        if same_layout(g, self.strides[t]):
+        if self._grad_layout.fits(t, g):
             return g
         return torch.empty_strided(g.shape, self.strides[t], dtype=g.dtype, device=g.device).copy_(g)
 
