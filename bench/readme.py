@@ -12,10 +12,10 @@ BEGIN, END = "<!-- bench: written by bench/readme.py -->\n", "<!-- /bench -->"
 
 def table(result: dict[str, Any], source: str) -> str:
     """Markdown for one machine."""
-    env = result["environment"]
+    machine = result["machine"]
     lines = [
-        f"**{env['processor']}, {env['threads']} threads, fp32, {env['instruction_set']}** (torch {env['torch']}, "
-        f"{env['date']}, `{source}`):",
+        f"**{machine['cpu']}, {machine['threads']} threads, fp32, {machine['instruction_set']}** (torch "
+        f"{machine['versions']['torch']}, {result['date']}, `{source}`):",
         "",
     ]
     for w in result["workloads"]:

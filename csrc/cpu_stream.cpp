@@ -5,7 +5,8 @@
 namespace deeprelax {
 
 // Reads g and x, updates one or two buffers; with one, writes w without reading it (HJ, Heat), else updates w too.
-void stream(const float* g, const float* x, float* average, float* w, bool update_w, int64_t begin, int64_t end) {
+void stream(const float* __restrict g, const float* __restrict x, float* __restrict average, float* __restrict w,
+            bool update_w, int64_t begin, int64_t end) {
   if (update_w) {
     for (int64_t i = begin; i < end; ++i) {
       w[i] = w[i] - g[i];

@@ -8,10 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 
-def show(workload: dict[str, Any], environment: dict[str, Any]) -> None:
+def show(workload: dict[str, Any], machine: dict[str, Any]) -> None:
     """One workload: its contestants, then the promises with what was measured."""
     console = Console()
-    title = f"{workload['name']}: {environment['processor']}, {environment['threads']} threads, fp32"
+    if not console.is_terminal:
+        console.width = 120
+    title = f"{workload['name']}: {machine['cpu']}, {machine['threads']} threads, fp32"
     table = Table(title=title, title_justify="left")
     for heading in ("one inner step()", "µs", "ns/parameter", "GB/s", "x fused AdamW", "x fused SGD"):
         table.add_column(heading, justify="left" if heading.startswith("one") else "right")

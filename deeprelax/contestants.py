@@ -50,4 +50,4 @@ class ForeachEntropySGD(EagerEntropySGD):
 
 def compiled_entropy_sgd(params: list[Tensor]) -> EagerEntropySGD:
     """The plain step under ``torch.compile``."""
-    return EagerEntropySGD(params, torch.compile(inner_step, dynamic=True))
+    return EagerEntropySGD(params, torch.compile(inner_step))

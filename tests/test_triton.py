@@ -17,8 +17,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from deeprelax.kernels import Eager, EntropySGDCall, HeatCall, HJCall, Outer, Stream, Table, noise
 from torch import Tensor
+
+from deeprelax.kernels import Eager, EntropySGDCall, HeatCall, HJCall, Outer, Stream, Table, noise
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -47,6 +48,7 @@ if not INTERPRETED:
 else:
     import triton
     import triton.language as tl
+
     from deeprelax.kernels import triton_noise
     from deeprelax.kernels.triton_backend import Triton, Upload
 

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from deeprelax.kernels import Call, EntropySGDCall, HeatCall, HJCall, Outer, Stream, Table
 
 triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs Triton's compiler, and TRITON_INTERPRET=1 is set", allow_module_level=True)
 
-from deeprelax.kernels.triton_backend import Launch, Triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource, make_backend  # noqa: E402
 from triton.runtime.jit import create_function_from_signature  # noqa: E402
+
+from deeprelax.kernels.triton_backend import Launch, Triton  # noqa: E402
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 OUTER = Outer(step=0.1, scale=0.2, lr=0.3, momentum=0.9, nesterov=True)
