@@ -18,25 +18,29 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 # One source per instruction set, compiled with its flags; csrc/cpu_module.cpp chooses among them at run time.
 # The AVX-512 intrinsics of g++ 12 read variables that they leave undefined on purpose, and warn of it.
+# -march comes first, and last on the command line: a default or CFLAGS of -march=native must not widen the baseline.
 INSTRUCTION_SETS = {
-    "baseline": [],
-    "avx2": ["-mavx2", "-mf16c"],
-    "avx512": ["-mavx512f", "-mf16c", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
+    "baseline": ["-march=x86-64"],
+    "avx2": ["-march=x86-64", "-mavx2", "-mf16c"],
+    "avx512": ["-march=x86-64", "-mavx512f", "-mf16c", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
 }
-if not X86:
+if not X86:  # there the baseline is NEON or what else the compiler makes of vectors of 16 bytes
     INSTRUCTION_SETS = {"baseline": []}
 
 # The noise needs its loops unrolled; for the rules -O2 gives the same speed in a third of the compiler's time.
 OPTIMISATION = {"cpu_noise": ["-O3"], "cpu_rules": ["-O2"], "cpu_stream": ["-O3"]}
 
 # Bit-identical results need every multiplication and addition rounded on its own: no contraction, no fast-math.
-FLAGS = ["-O2", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi"]
+FLAGS = ["-O2", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi"]
 
 
 def flags_of(source: str) -> list[str]:
     """The flags that one source needs beyond FLAGS, from its name."""
     part, _, instruction_set = Path(source).stem.rpartition("_")
-    return OPTIMISATION.get(part, OPTIMISATION.get(Path(source).stem, [])) + INSTRUCTION_SETS.get(instruction_set, [])
+    portable = INSTRUCTION_SETS["baseline"]
+    return OPTIMISATION.get(part, OPTIMISATION.get(Path(source).stem, [])) + INSTRUCTION_SETS.get(
+        instruction_set, portable
+    )
 
 
 class BuildKernels(build_ext):
@@ -44,6 +48,9 @@ class BuildKernels(build_ext):
 
     def run(self):
         problem = ""
+        if os.environ.get("DEEPRELAX_CPU") == "0":
+            self.extensions = []
+            problem = "switched off by DEEPRELAX_CPU=0"
         try:
             super().run()
         except Exception as error:  # a missing or broken compiler must not stop the installation
@@ -86,6 +93,4 @@ def cpu_extension() -> Pybind11Extension:
     )
 
 
-extensions = [] if os.environ.get("DEEPRELAX_CPU") == "0" else [cpu_extension()]
-
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels})
+setup(ext_modules=[cpu_extension()], cmdclass={"build_ext": BuildKernels})

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
+from deeprelax.experiments.report import TITLES, with_spread
+
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- bench: written by bench/readme.py -->\n", "<!-- /bench -->"
+TRAIN_BEGIN, TRAIN_END = "<!-- train: written by bench/readme.py -->\n", "<!-- /train -->"
 
 
 def table(result: dict[str, Any], source: str) -> str:
@@ -37,14 +41,46 @@ def table(result: dict[str, Any], source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def between(text: str, begin: str, end: str, new: str) -> str:
+    """``text`` with ``new`` between the two marks."""
+    head, rest = text.split(begin)
+    return head + begin + new + end + rest.split(end)[1]
+
+
+def training(result: dict[str, Any], source: str) -> str:
+    """Markdown for one ``deeprelax train``: table and picture."""
+    machine = result["machine"]
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for run in result["runs"]:
+        runs.setdefault(run["settings"]["optimizer"], []).append(run)
+    lines = [
+        "| optimizer | validation error (%) | training loss (nats) | effective epochs | s per run | ms per step() |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, of_name in runs.items():
+        error = with_spread([100 * r["validation_error"][-1] for r in of_name], 2)
+        loss = with_spread([r["training_loss"][-1] for r in of_name], 4)
+        seconds = statistics.mean(r["seconds"] for r in of_name)
+        step = statistics.mean(r["step_ms"] for r in of_name)
+        epochs = of_name[0]["settings"]["epochs"]
+        lines.append(f"| {TITLES[name]} | {error} | {loss} | {epochs} | {seconds:.1f} | {step:.2f} |")
+    seeds = len(next(iter(runs.values())))
+    about = f"{machine['cpu']}, threads: {machine['threads']}, torch {machine['versions']['torch']}"
+    picture = f"![validation error and training loss over effective epochs]({source.replace('.json', '.png')})"
+    return "\n".join([*lines, "", f"{seeds} seeds; {about}; `{source}`", "", picture]) + "\n"
+
+
 def rendered() -> str:
     """The README as it should be."""
     text = (ROOT / "README.md").read_text()
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    results = sorted((ROOT / "bench" / "results").glob("*/cpu.json"))
-    tables = [table(json.loads(path.read_text()), str(path.relative_to(ROOT))) for path in results]
-    return head + BEGIN + "\n".join(tables) + END + tail
+    for begin, end, pattern, show in (
+        (BEGIN, END, "*/cpu.json", table),
+        (TRAIN_BEGIN, TRAIN_END, "*/digits.json", training),
+    ):
+        results = sorted((ROOT / "bench" / "results").glob(pattern))
+        shown = [show(json.loads(path.read_text()), str(path.relative_to(ROOT))) for path in results]
+        text = between(text, begin, end, "\n".join(shown))
+    return text
 
 
 def main() -> None:

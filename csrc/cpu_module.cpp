@@ -7,6 +7,7 @@
 #include <atomic>
 #include <exception>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -29,9 +30,9 @@ std::vector<InstructionSet> instruction_sets() {
   std::vector<InstructionSet> sets{{"baseline", baseline::run, baseline::normals}};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  // F16C came with the processor generation before AVX2 and is not among the names g++ 12 can ask for.
-  if (__builtin_cpu_supports("avx2")) sets.push_back({"avx2", avx2::run, avx2::normals});
-  if (__builtin_cpu_supports("avx512f")) sets.push_back({"avx512", avx512::run, avx512::normals});
+  const bool f16c = __builtin_cpu_supports("f16c");
+  if (f16c && __builtin_cpu_supports("avx2")) sets.push_back({"avx2", avx2::run, avx2::normals});
+  if (f16c && __builtin_cpu_supports("avx512f")) sets.push_back({"avx512", avx512::run, avx512::normals});
 #endif
   return sets;
 }
@@ -67,7 +68,12 @@ void share(Body body, int64_t count, int64_t grain, unsigned threads, uintptr_t 
     return reinterpret_cast<Parallel>(parallel)([](void* w) { static_cast<Work<Body>*>(w)->drain(); }, &work, threads,
                                                 0);
   std::vector<std::thread> others;
-  for (unsigned t = 1; t < threads; ++t) others.emplace_back([&work] { work.drain(); });
+  others.reserve(threads - 1);
+  try {
+    for (unsigned t = 1; t < threads; ++t) others.emplace_back([&work] { work.drain(); });
+  } catch (const std::system_error&) {
+    // No more threads to be had: those that started share the work.
+  }
   work.drain();
   for (std::thread& t : others) t.join();
 }
@@ -118,15 +124,16 @@ void stream_loop(const std::array<uintptr_t, 4>& buffers, bool update_w, int64_t
       size, grain, threads, parallel);
 }
 
-bool match(const py::capsule& api, const py::list& tensors, std::array<int, 2> dtype, std::array<int32_t, 2> device,
-           const py::buffer& layouts, const py::buffer& addresses) {
+int match(const py::capsule& api, const py::list& tensors, std::array<int, 2> dtype, std::array<int32_t, 2> device,
+          const py::buffer& layouts, const py::buffer& addresses) {
   const auto& exchange = *static_cast<const dlpack::ExchangeAPI*>(PyCapsule_GetPointer(api.ptr(), api.name()));
+  if (exchange.major != 1 || exchange.tensor_from_object == nullptr) return static_cast<int>(dlpack::Match::kNo);
   const py::buffer_info out = addresses.request(true);
   if (out.itemsize != 8 || out.size != static_cast<py::ssize_t>(tensors.size()))
     throw py::value_error("match: one 64-bit address a tensor");
   const dlpack::DataType type{static_cast<uint8_t>(dtype[0]), static_cast<uint8_t>(dtype[1]), 1};
   const dlpack::Expected expected{type, {device[0], device[1]}, static_cast<const int64_t*>(layouts.request().ptr)};
-  return dlpack::match(exchange, tensors.ptr(), expected, static_cast<int64_t*>(out.ptr));
+  return static_cast<int>(dlpack::match(exchange, tensors.ptr(), expected, static_cast<int64_t*>(out.ptr)));
 }
 
 void normals(const std::string& instruction_set, uintptr_t out, std::array<uint32_t, 3> stream, uint32_t index,

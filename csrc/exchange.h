@@ -40,28 +40,40 @@ struct Expected {
   const int64_t* layouts;
 };
 
-// Writes the tensors' addresses and returns true, or returns false if one is not as expected (or no tensor at all).
-// Strides count only in dimensions larger than 1.
-inline bool match(const ExchangeAPI& api, PyObject* tensors, const Expected& expected, int64_t* addresses) {
+enum class Match : int { kNo = 0, kAll = 1, kSomeMissing = 2 };
+
+// Writes the tensors' addresses, 0 for None; kNo if one is not as expected, is no tensor of its own memory, or has no
+// address although it has elements. Strides count only in dimensions larger than 1.
+inline Match match(const ExchangeAPI& api, PyObject* tensors, const Expected& expected, int64_t* addresses) {
   const int64_t* layout = expected.layouts;
+  Match result = Match::kAll;
   for (Py_ssize_t k = 0; k < PyList_GET_SIZE(tensors); ++k) {
     PyObject* object = PyList_GET_ITEM(tensors, k);
-    Tensor t;
-    if (object == Py_None || api.tensor_from_object(object, &t) != 0) {
-      PyErr_Clear();
-      return false;
-    }
     const int64_t ndim = *layout++;
     const int64_t *sizes = layout, *strides = layout + ndim;
     layout += 2 * ndim;
+    addresses[k] = 0;
+    if (object == Py_None) {
+      result = Match::kSomeMissing;
+      continue;
+    }
+    Tensor t;
+    if (api.tensor_from_object(object, &t) != 0) {
+      PyErr_Clear();
+      return Match::kNo;
+    }
     if (t.ndim != ndim || t.dtype.code != expected.dtype.code || t.dtype.bits != expected.dtype.bits ||
         t.device.type != expected.device.type || t.device.id != expected.device.id)
-      return false;
-    for (int64_t i = 0; i < ndim; ++i)
-      if (t.shape[i] != sizes[i] || (sizes[i] > 1 && t.strides[i] != strides[i])) return false;
+      return Match::kNo;
+    bool empty = false;
+    for (int64_t i = 0; i < ndim; ++i) {
+      if (t.shape[i] != sizes[i] || (sizes[i] > 1 && t.strides[i] != strides[i])) return Match::kNo;
+      empty = empty || sizes[i] == 0;
+    }
+    if (!t.data && !empty) return Match::kNo;
     addresses[k] = static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.data) + t.byte_offset);
   }
-  return true;
+  return result;
 }
 
 }  // namespace deeprelax::dlpack

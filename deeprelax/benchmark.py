@@ -229,7 +229,7 @@ def main(preset: str, output: Path | None, threads: int | None) -> None:
                 "targets": targets(workload, times),
             }
         )
-        show(result["workloads"][-1], result["machine"])
+        show(result["workloads"][-1], result["machine"], preset)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         path = output / "cpu.json"

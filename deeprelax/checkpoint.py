@@ -34,6 +34,15 @@ def check_groups(
             )
 
 
+def check_clock(saved: Mapping[str, Any]) -> None:
+    """ValueError unless a saved group's counters are possible."""
+    steps = [saved[name] for name in ("step", "phase", "cycle_steps", "seed")]
+    if not all(type(n) is int for n in steps) or not (
+        0 <= saved["phase"] < saved["cycle_steps"] and saved["step"] >= 0
+    ):
+        raise ValueError(f"the saved state has impossible counters: step, phase, cycle_steps, seed = {steps}")
+
+
 def check_state(name: str, p: Tensor, entry: Mapping[str, Any], expected: Collection[str]) -> None:
     """ValueError unless one parameter's saved tensors are those expected, in the parameter's shape."""
     tensors = {key for key in entry if key not in OPTIONAL}
@@ -81,13 +90,17 @@ class Checkpointed(ParameterSets):
             state_dict: what ``state_dict()`` of the same class returned.
 
         Raises:
-            ValueError: another optimizer's, or of other groups, parameters or shapes. Nothing is changed then.
+            ValueError: another optimizer's, of other groups, parameters or shapes, or with values out of range. Nothing
+                is changed then.
         """
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         saved_groups = state_dict["param_groups"]
         check_groups(type(self).__name__, self.param_groups, saved_groups, {*self.defaults, *CLOCK})
+        for saved_group in saved_groups:
+            self._check_group(saved_group, saved_groups[0])
+            check_clock(saved_group)
         self._adopt(at_any_phase=True)
         saved = {
             p: state_dict["state"].get(key, {})

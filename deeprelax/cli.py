@@ -33,7 +33,7 @@ def _extras_needed() -> Iterator[None]:
             raise
         raise click.ClickException(
             f"this command needs the package {error.name.partition('.')[0]!r}, which is not installed; "
-            "pip install 'deeprelax[experiments]'"
+            "pip install '.[experiments]' in the source folder"
         ) from error
 
 
@@ -163,6 +163,7 @@ def train(
             except DivergedError as error:
                 raise click.ClickException(str(error)) from error
             about = machine.describe(torch.device(device))
+            about["backend"] = kernels.get(backend, torch.device(device)).name
         report.write(report.Experiment(dataset, each, results, about), out, console)
 
 

@@ -104,6 +104,7 @@ class Heat(Relaxation):
             stream=self._stream(group, ahead=1),
         )
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def train(self) -> None:
         """Put the inner point x + w back; before the very first gradient, draw one."""

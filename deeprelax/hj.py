@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from deeprelax.kernels import HJCall
+from deeprelax.kernels import Call, HJCall
 from deeprelax.param_set import ParamSet
 from deeprelax.parameter_sets import ParamsT, require
 from deeprelax.relaxation import Relaxation
@@ -91,9 +91,6 @@ class HJ(Relaxation):
 
     def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool, missing: bool) -> HJCall:
         gamma, alpha = group["gamma"], group["alpha"]
-        placed = params.placed_gamma
-        # Weights without a gradient in this call stay where an older gamma has put them.
-        params.placed_gamma = gamma if first or gamma == placed or not missing else None
         return HJCall(
             first=first,
             last=last,
@@ -103,6 +100,12 @@ class HJ(Relaxation):
             one_minus_alpha=1 - alpha,
             weight_decay=group["weight_decay"],
             maximize=group["maximize"],
-            read_param=group["weight_decay"] != 0 and gamma != placed,
+            read_param=group["weight_decay"] != 0 and gamma != params.placed_gamma,
             outer=self._outer(group, float(group["lr"]), 1.0),
         )
+
+    def _after(self, call: Call, params: ParamSet, missing: bool) -> None:
+        assert isinstance(call, HJCall)
+        # Weights without a gradient in this call stay where an older gamma has put them.
+        known = call.first or call.gamma == params.placed_gamma or not missing
+        params.placed_gamma = call.gamma if known else None

@@ -131,5 +131,9 @@ def supported(p: Tensor, name: str) -> None:
         raise TypeError(f"{name} has layout {p.layout}; only dense parameters are supported")
     if torch.nn.parameter.is_lazy(p):
         raise TypeError(f"{name} is not initialised yet: run one forward pass of the lazy module first")
+    if p.device.type == "meta":
+        raise TypeError(f"{name} is on the meta device: give the model memory first (to_empty)")
     if hasattr(p, "to_local") or hasattr(p, "_local_tensor"):
         raise TypeError(f"{name} is a DTensor; sharded parameters are not supported yet: pass the local tensors")
+    if p.numel() and p.data_ptr() == 0:
+        raise TypeError(f"{name} is a {type(p).__name__} without memory of its own; pass the tensors that it wraps")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from operator import attrgetter, is_
+from functools import partial
+from operator import attrgetter, is_, is_not
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from deeprelax.kernels.layout import Layout
 from deeprelax.memory import contiguous_strides, is_dense, move_into_flat_buffer, own_storage
 
 GRAD = attrgetter("grad")
+IS_THERE = partial(is_not, None)
 
 
 class ParamSet:
@@ -79,7 +81,8 @@ class ParamSet:
     def is_current(self, group: Sequence[Tensor]) -> bool:
         """Whether the group's parameters are still those that this set was made for, where they were."""
         params = list(group) if len(group) == len(self.params) else [group[i] for i in self.positions]
-        return all(map(is_, params, self.params)) and self._layout.addresses(params) == self.addresses
+        found = self._layout.addresses(params) if all(map(is_, params, self.params)) else None
+        return found is not None and found[0] == self.addresses
 
     def holds(self, position: int, p: Tensor) -> bool:
         """Whether ``p``, at that place of the group, is as it was."""
@@ -93,10 +96,10 @@ class ParamSet:
             RuntimeError: a gradient is sparse, or has another dtype or size than its parameter.
         """
         grads = list(map(GRAD, self.params))
-        addresses = self._grad_layout.addresses(grads)
+        found = self._grad_layout.addresses(grads)
         # DLPack does not tell of torch's negative bit (views made by .imag of a conjugate).
-        if addresses is not None and not any(map(Tensor.is_neg, grads)):
-            return grads, addresses, False
+        if found is not None and not any(map(Tensor.is_neg, filter(IS_THERE, grads) if found[1] else grads)):
+            return grads, *found
         ready = [None if g is None else self._in_layout(t, g) for t, g in enumerate(grads)]
         addresses = array("q", [0 if g is None else g.data_ptr() for g in ready])
         return ready, addresses, any(g is None for g in ready)
@@ -114,6 +117,8 @@ class ParamSet:
                 f"expected {p.dtype}, {tuple(p.shape)} and {p.device} as the parameter has"
             )
         g = g.detach().resolve_neg()
+        if hasattr(g, "wait"):  # a collective's result that may still be on its way
+            g = g.wait()
         if self._grad_layout.fits(t, g):
             return g
         return torch.empty_strided(g.shape, self.strides[t], dtype=g.dtype, device=g.device).copy_(g)

@@ -36,6 +36,7 @@ class ParameterSets(Optimizer):
     _kept: ClassVar[tuple[str, ...]]
     #: Hyper-parameters beyond the common ones that are finite and not negative.
     _non_negative: ClassVar[tuple[str, ...]] = ()
+    _constructing = False
 
     def __init__(
         self, params: ParamsT, defaults: dict[str, Any], *, seed: int | None, flatten: bool, backend: str
@@ -48,10 +49,13 @@ class ParameterSets(Optimizer):
         self._outer_step_happened = False
         self._warned = False
         self._sets: list[list[ParamSet]] = []  # per group
+        self._constructing = True
         seed = (torch.initial_seed() if seed is None else seed) & 0xFFFFFFFFFFFFFFFF
         clock = {"step": 0, "phase": 0, "cycle_steps": defaults["inner_steps"], "seed": seed, "training": True}
         self._clock_defaults = {**clock, "fresh": True}
         super().__init__(params, defaults)
+        self._constructing = False
+        self._refuse_overlaps()
 
     # What a subclass says.
 
@@ -95,7 +99,8 @@ class ParameterSets(Optimizer):
             self._check_group(group)
             for name, p in self._named(len(self.param_groups) - 1):
                 self._check_parameter(name, p)
-            refuse_overlaps(entry for i in range(len(self.param_groups)) for entry in self._named(i))
+            if not self._constructing:  # the constructor asks once for all groups
+                self._refuse_overlaps()
             self._sets.append(self._make_sets(len(self.param_groups) - 1, {}))
         except BaseException:
             self.param_groups.pop()
@@ -104,6 +109,9 @@ class ParameterSets(Optimizer):
                 self.state.pop(p, None)
             raise
 
+    def _refuse_overlaps(self) -> None:
+        refuse_overlaps(entry for i in range(len(self.param_groups)) for entry in self._named(i))
+
     def _named(self, group_index: int) -> list[tuple[str, Tensor]]:
         group = self.param_groups[group_index]
         names = group.get("param_names")
@@ -111,7 +119,9 @@ class ParameterSets(Optimizer):
             names = [f"param_groups[{group_index}]['params'][{i}]" for i in range(len(group["params"]))]
         return list(zip(names, group["params"]))
 
-    def _check_group(self, group: dict[str, Any]) -> None:
+    def _check_group(self, group: dict[str, Any], reference: dict[str, Any] | None = None) -> None:
+        """ValueError if a value of the group is out of range, or its inner_steps are not the reference group's."""
+        reference = reference or self.param_groups[0]
         try:
             lr = float(group["lr"])
         except (TypeError, ValueError, RuntimeError):
@@ -120,16 +130,18 @@ class ParameterSets(Optimizer):
         steps = group["inner_steps"]
         require(type(steps) is int and steps >= 1, "inner_steps", steps, "an integer >= 1")
         require(
-            steps == self.param_groups[0]["inner_steps"],
+            steps == reference["inner_steps"],
             "inner_steps",
             steps,
-            f"{self.param_groups[0]['inner_steps']} as in the first group: it is one value per optimizer",
+            f"{reference['inner_steps']} as in the first group: it is one value per optimizer",
         )
         require(0 <= group["scoping"] < 1, "scoping", group["scoping"], "0 <= scoping < 1")
         gamma = group["gamma"]
         require(math.isfinite(gamma) and gamma > 0, "gamma", gamma, "a number > 0")
         for name in ("momentum", "weight_decay", *self._non_negative):
             require(math.isfinite(group[name]) and group[name] >= 0, name, group[name], "a finite number >= 0")
+        for name in ("maximize", "nesterov"):
+            require(isinstance(group[name], bool), name, group[name], "True or False")
         self._check(group)
 
     def _make_sets(self, group_index: int, old_state: dict[Tensor, dict[str, Any]]) -> list[ParamSet]:
@@ -198,7 +210,7 @@ class ParameterSets(Optimizer):
         group, sets, named = self.param_groups[i], self._sets[i], self._named(i)
         for name, p in named:
             self._check_parameter(name, p)
-        refuse_overlaps(entry for j in range(len(self.param_groups)) for entry in self._named(j))
+        self._refuse_overlaps()
         # State follows the parameter; one that is new takes over from the one that stood in its place and is gone.
         before = {j: p for s in sets for j, p in zip(s.positions, s.params)}
         entries = {p: dict(self.state.pop(p, {})) for p in before.values()}
@@ -208,4 +220,10 @@ class ParameterSets(Optimizer):
             source = p if p in entries else before.get(j)
             if source is not None and (source is p or source not in staying):
                 old[p] = entries[source]
-        self._sets[i] = self._make_sets(i, old)
+        try:
+            self._sets[i] = self._make_sets(i, old)
+        except BaseException:
+            for p in group["params"]:
+                self.state.pop(p, None)
+            self.state.update(entries)
+            raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, overload
@@ -45,6 +46,9 @@ class Relaxation(Checkpointed):
         """Buffers that the group's present hyper-parameters need beyond ``_kept``."""
         return ["momentum_buffer"] if group["momentum"] != 0 else []
 
+    def _after(self, call: Call, params: ParamSet, missing: bool) -> None:
+        """Note what the call has done to a set."""
+
     # Clock.
 
     @property
@@ -70,6 +74,7 @@ class Relaxation(Checkpointed):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Consume one gradient; the L-th call of a cycle also makes the outer update.
 
@@ -109,15 +114,19 @@ class Relaxation(Checkpointed):
         if phase == 0:
             self._set_clock(cycle_steps=self.param_groups[0]["inner_steps"])
         last = phase + 1 >= self.param_groups[0]["cycle_steps"]
-        for group, params, grads, addresses, missing in work:
+        # Whatever can fail comes before the first write: an update of some sets only could not be taken back.
+        calls = []
+        for group, params, _, _, missing in work:
             for name in self._extra_buffers(group):
                 if name not in params.buffers:
                     params.add_buffer(name, self.state)
-            call = self._call(group, params, phase == 0 or group["fresh"], last, missing)
+            calls.append(self._call(group, params, phase == 0 or group["fresh"], last, missing))
             params.copy_in()
+        for call, (_, params, grads, addresses, missing) in zip(calls, work):
             buffers = {name: params.buffers[name] for name in call.buffers if name in params.buffers}
             params.backend.run(call, params.table, grads, addresses, buffers)
             params.copy_out()
+            self._after(call, params, missing)
             # Whatever was saved for a backward pass holds the old weights: let autograd notice.
             torch.autograd.graph.increment_version(params.params)
         for group in self.param_groups:
@@ -128,8 +137,7 @@ class Relaxation(Checkpointed):
                 group["gamma"] = self._next_gamma(group)
         self._outer_step_happened = last
 
-    @staticmethod
-    def _next_gamma(group: dict[str, Any]) -> float:
+    def _next_gamma(self, group: dict[str, Any]) -> float:
         """Scoping, section 6.4."""
         return float(group["gamma"] * (1 - group["scoping"]))
 
@@ -152,6 +160,7 @@ class Relaxation(Checkpointed):
 
     # Which point the parameters hold.
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def eval(self) -> None:
         """Put x into the parameters, for validation or saving the model; ``train()`` puts the inner point back."""
@@ -166,6 +175,7 @@ class Relaxation(Checkpointed):
                     p.copy_(self.state[p]["x"])
         self._set_clock(training=False)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def train(self) -> None:
         """Put the inner point back, where the next gradient is wanted."""
@@ -189,6 +199,11 @@ class Relaxation(Checkpointed):
         self._outer_step_happened = False
 
     def _warn_once(self, message: str) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(message, stacklevel=5)
+        if self._warned:
+            return
+        self._warned = True
+        # At the caller's line: neither torch's hooks around step() nor this package are of interest.
+        level, frame = 1, sys._getframe()
+        while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("deeprelax", "torch"):
+            level, frame = level + 1, frame.f_back
+        warnings.warn(message, stacklevel=level)

@@ -66,12 +66,15 @@ def _load(name: str) -> tuple[Backend | None, str]:
             return None, _why_no_cpu(error)
         from .native import NativeCPU
 
-        return NativeCPU(module), ""
+        try:
+            return NativeCPU(module), ""
+        except RuntimeError as error:
+            return None, str(error)
     if name == "triton":
         try:
             from .triton_backend import Triton
         except ImportError as error:
-            return None, f"looked for the package 'triton' ({error}); pip install 'deeprelax[triton]'"
+            return None, f"looked for the package 'triton' ({error}); pip install triton"
         return Triton(), ""
     raise ValueError(f"no backend is called {name!r}; there are {', '.join(NAMES)}, and 'auto'")
 
@@ -82,7 +85,8 @@ def _why_no_cpu(error: ImportError) -> str:
     except ImportError:
         problem = "the package was never built; run pip install in its folder"
     found = f"looked for the compiled module deeprelax._cpu ({error})"
-    return f"{found}; at installation: {problem or 'built without it (DEEPRELAX_CPU=0)'}; install g++ and reinstall"
+    again = "install g++, then again in the source folder: pip install --force-reinstall --no-deps ."
+    return f"{found}; at installation: {problem}; {again} (or make clean, then make train)"
 
 
 def why_not(name: str) -> str:

@@ -14,6 +14,9 @@ from torch import Tensor
 # DLPack's type codes.
 FLOAT, BFLOAT = 2, 4
 
+# dlpack::Match of csrc/exchange.h.
+SOME_MISSING = 2
+
 
 @cache
 def _native() -> tuple[Any, Any] | None:
@@ -55,18 +58,20 @@ class Layout:
         self._dtype = (BFLOAT if dtype == torch.bfloat16 else FLOAT, dtype.itemsize * 8)
         self._device: tuple[int, int] | None = None
 
-    def addresses(self, tensors: list[Tensor | None]) -> array[int] | None:
-        """The tensors' addresses, or None if one is missing or of another dtype, device, shape or layout."""
+    def addresses(self, tensors: list[Tensor | None]) -> tuple[array[int], bool] | None:
+        """The tensors' addresses, 0 for None, and whether any is None; or None if one is not as it has to be."""
         native = _native()
         if native is None or self.device.type not in ("cpu", "cuda"):
-            if all(t is not None and self.fits(k, t) for k, t in enumerate(tensors)):
-                return array("q", [t.data_ptr() for t in tensors if t is not None])
+            if all(t is None or self.fits(k, t) for k, t in enumerate(tensors)):
+                found = array("q", [0 if t is None else t.data_ptr() for t in tensors])
+                return found, any(t is None for t in tensors)
             return None
         if self._device is None:
             self._device = tuple(map(int, torch.empty(0, device=self.device).__dlpack_device__()))  # type: ignore[assignment]
         module, capsule = native
         found = array("q", bytes(8 * len(tensors)))
-        return found if module.match(capsule, tensors, self._dtype, self._device, self._flat, found) else None
+        matched = module.match(capsule, tensors, self._dtype, self._device, self._flat, found)
+        return (found, matched == SOME_MISSING) if matched else None
 
     def fits(self, k: int, t: Tensor) -> bool:
         """Whether ``t`` could be the k-th."""
@@ -77,4 +82,5 @@ class Layout:
             and t.shape == self.shapes[k]
             and same_strides(t.shape, t.stride(), self.strides[k])
             and not t.is_neg()
+            and (t.data_ptr() != 0 or t.numel() == 0)
         )

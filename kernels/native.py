@@ -57,7 +57,7 @@ def openmp_of_torch() -> int:
         return 0
     runtimes = [path for path in loaded if Path(path).name.startswith(("libgomp", "libiomp5", "libomp"))]
     # torch's own copy first: scikit-learn and others bring theirs.
-    runtimes.sort(key=lambda path: not (library in Path(path).parents or "torch" in path))
+    runtimes.sort(key=lambda path: (library not in Path(path).parents, "torch" not in Path(path).parent.name, path))
     for path in runtimes:
         try:
             function = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY).GOMP_parallel

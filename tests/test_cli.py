@@ -112,7 +112,7 @@ def test_doctor_needs_only_torch_and_click(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_train_without_the_extras_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     without_extras(monkeypatch)
-    assert "pip install 'deeprelax[experiments]'" in run("train", code=1).output
+    assert "pip install '.[experiments]'" in run("train", code=1).output
 
 
 def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:

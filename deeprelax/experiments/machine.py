@@ -48,7 +48,7 @@ def describe(device: torch.device | None = None) -> dict[str, Any]:
         "instruction_set": instruction_sets()[0],
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES if version(name)},
     }

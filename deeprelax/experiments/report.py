@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +42,12 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def with_spread(values: Sequence[float], digits: int) -> str:
+    """Mean ± deviation; the value alone if there is only one."""
+    mean, deviation = spread(values)
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if len(values) > 1 else "")
+
+
 def table(experiment: Experiment) -> Table:
     """One row per optimizer, at the end of the runs."""
     seeds = max(len(results) for results in experiment.results.values())
@@ -60,12 +66,10 @@ def table(experiment: Experiment) -> Table:
         result.add_column(heading, justify="right", no_wrap=True)
     for name, results in experiment.results.items():
         settings = experiment.settings[name]
-        error, error_deviation = spread([100 * r.validation_error[-1] for r in results])
-        loss, loss_deviation = spread([r.training_loss[-1] for r in results])
         result.add_row(
             TITLES[name],
-            f"{error:.2f} ± {error_deviation:.2f}",
-            f"{loss:.4f} ± {loss_deviation:.4f}",
+            with_spread([100 * r.validation_error[-1] for r in results], 2),
+            with_spread([r.training_loss[-1] for r in results], 4),
             str(settings.epochs),
             f"{spread([r.seconds for r in results])[0]:.1f}",
             f"{spread([r.step_ms for r in results])[0]:.2f}",
@@ -110,6 +114,7 @@ def draw(experiment: Experiment, path: Path) -> None:
                 epochs, low, [m + d for m, d in points], color=LINES[name]["color"], alpha=0.15, linewidth=0
             )
         ax.set_yscale("log")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
@@ -120,7 +125,8 @@ def draw(experiment: Experiment, path: Path) -> None:
     axes[0].legend(frameon=False)
     first = next(iter(experiment.settings.values()))
     seeds = len(next(iter(experiment.results.values())))
-    figure.suptitle(f"{experiment.dataset}, {first.model}; bands: one standard deviation over {seeds} seeds")
+    bands = f"; bands: one standard deviation over {seeds} seeds" if seeds > 1 else ", one seed"
+    figure.suptitle(f"{experiment.dataset}, {first.model}{bands}")
     figure.savefig(path, dpi=150)
 
 
