@@ -152,7 +152,7 @@ class EntropySGD(Relaxation):
         inner = ["inner_momentum_buffer"] if group["inner_momentum"] != 0 else []
         return super()._extra_buffers(group) + inner
 
-    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool, missing: bool) -> EntropySGDCall:
+    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool) -> EntropySGDCall:
         lr, gamma, inner_lr, alpha = float(group["lr"]), group["gamma"], group["inner_lr"], group["alpha"]
         absorb = group["absorb_gamma"]
         return EntropySGDCall(

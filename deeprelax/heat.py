@@ -91,7 +91,7 @@ class Heat(Relaxation):
     def _x_is_in_params(self, group: dict[str, Any]) -> bool:
         return bool(group["fresh"])
 
-    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool, missing: bool) -> HeatCall:
+    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool) -> HeatCall:
         lr, steps = float(group["lr"]), group["cycle_steps"]
         return HeatCall(
             first=first,

@@ -89,7 +89,7 @@ class HJ(Relaxation):
     def _check(self, group: dict[str, Any]) -> None:
         require(0 <= group["alpha"] <= 1, "alpha", group["alpha"], "0 <= alpha <= 1")
 
-    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool, missing: bool) -> HJCall:
+    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool) -> HJCall:
         gamma, alpha = group["gamma"], group["alpha"]
         return HJCall(
             first=first,

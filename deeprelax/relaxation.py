@@ -38,7 +38,7 @@ class Relaxation(Checkpointed):
 
     # What a subclass says.
 
-    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool, missing: bool) -> Call:
+    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool) -> Call:
         """The scalars of one call."""
         raise AssertionError("a subclass defines it")
 
@@ -115,12 +115,13 @@ class Relaxation(Checkpointed):
             self._set_clock(cycle_steps=self.param_groups[0]["inner_steps"])
         last = phase + 1 >= self.param_groups[0]["cycle_steps"]
         # Whatever can fail comes before the first write: an update of some sets only could not be taken back.
+        gammas = [self._next_gamma(group) if last else group["gamma"] for group in self.param_groups]
         calls = []
-        for group, params, _, _, missing in work:
+        for group, params, _, _, _ in work:
             for name in self._extra_buffers(group):
                 if name not in params.buffers:
                     params.add_buffer(name, self.state)
-            calls.append(self._call(group, params, phase == 0 or group["fresh"], last, missing))
+            calls.append(self._call(group, params, phase == 0 or group["fresh"], last))
             params.copy_in()
         for call, (_, params, grads, addresses, missing) in zip(calls, work):
             buffers = {name: params.buffers[name] for name in call.buffers if name in params.buffers}
@@ -129,12 +130,8 @@ class Relaxation(Checkpointed):
             self._after(call, params, missing)
             # Whatever was saved for a backward pass holds the old weights: let autograd notice.
             torch.autograd.graph.increment_version(params.params)
-        for group in self.param_groups:
-            group["step"] += 1
-            group["phase"] = 0 if last else phase + 1
-            group["fresh"] = False
-            if last:
-                group["gamma"] = self._next_gamma(group)
+        for group, gamma in zip(self.param_groups, gammas):
+            group.update(step=group["step"] + 1, phase=0 if last else phase + 1, fresh=False, gamma=gamma)
         self._outer_step_happened = last
 
     def _next_gamma(self, group: dict[str, Any]) -> float:
