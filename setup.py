@@ -10,7 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension
+from pybind11.setup_helpers import Pybind11Extension, has_flag
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
@@ -29,6 +29,10 @@ if not X86:  # there the baseline is NEON or what else the compiler makes of vec
 
 # The noise needs its loops unrolled; for the rules -O2 gives the same speed in a third of the compiler's time.
 OPTIMISATION = {"cpu_noise": ["-O3"], "cpu_rules": ["-O2"], "cpu_stream": ["-O3"]}
+
+# The noise's chains are longer than a processor's scheduler is deep. Scheduling before the allocation of registers,
+# which g++ leaves off on x86, brings the normals from 1.08 to 0.95 ns each on one thread (AVX2, AMD EPYC).
+SCHEDULING = ["-fschedule-insns", "-fsched-pressure"]
 
 # Bit-identical results need every multiplication and addition rounded on its own: no contraction, no fast-math.
 FLAGS = ["-O2", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi"]
@@ -65,10 +69,13 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext):
         compile_all = self.compiler.compile
+        scheduling = SCHEDULING if all(has_flag(self.compiler, flag) for flag in SCHEDULING) else []
 
         def compile_each(sources, extra_postargs=None, **kwargs):
             def compile_one(source):
                 flags = [*(extra_postargs or []), *flags_of(source)]
+                if "cpu_noise" in source:
+                    flags += scheduling
                 return compile_all([source], extra_postargs=flags, **kwargs)
 
             with ThreadPoolExecutor(os.cpu_count()) as pool:
