@@ -61,7 +61,6 @@ struct Lanes;
 template <>
 struct Lanes<float> {
   using Int = int32_t;
-  using UInt = uint32_t;
 };
 
 DR_HD float to_float(int32_t v) { return static_cast<float>(v); }

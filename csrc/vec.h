@@ -27,14 +27,11 @@ using U = uint32_t __attribute__((vector_size(DR_BYTES)));
 using D = double __attribute__((vector_size(DR_BYTES)));
 using W = uint64_t __attribute__((vector_size(DR_BYTES)));
 using HalfF = float __attribute__((vector_size(DR_BYTES / 2)));
-using HalfI = int32_t __attribute__((vector_size(DR_BYTES / 2)));
-using HalfU = uint32_t __attribute__((vector_size(DR_BYTES / 2)));
 using H = uint16_t __attribute__((vector_size(DR_BYTES / 2)));
 
 template <>
 struct Lanes<F> {
   using Int = I;
-  using UInt = U;
 };
 
 // The vector type that a scalar type is computed in.
