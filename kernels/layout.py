@@ -20,7 +20,7 @@ SOME_MISSING = 2
 
 @cache
 def _native() -> tuple[Any, Any] | None:
-    """The native module and torch's exchange capsule (torch 2.10 and later), or None where one is missing."""
+    """The native module and torch's exchange capsule (torch 2.13 has it), or None where one is missing."""
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     try:
         return None if capsule is None else (importlib.import_module("deeprelax._cpu"), capsule)
