@@ -18,7 +18,31 @@ struct Tile {
   T *x, *y, *average, *momentum, *velocity;
   const float* normals;
   const uint32_t* words;
+
+  // The same, `by` elements further on; without noise, which is drawn anew for each tile.
+  Tile after(int64_t by) const {
+    const auto moved = [by](auto* p) { return p ? p + by : nullptr; };
+    return {moved(w), moved(g), moved(x), moved(y), moved(average), moved(momentum), moved(velocity), nullptr, nullptr};
+  }
 };
+
+// x after the outer update with force f, and the momentum with it.
+template <class P, class T, class V, class S>
+DR_HD V outer_update(const Tile<P, T>& q, const S& c, int64_t i, V x, V f) {
+  V m{};
+  if (c.outer.has_momentum) m = load<V>(q.momentum + i);
+  x = outer_step(x, f, m, c.outer);
+  if (c.outer.has_momentum) store(q.momentum + i, m);
+  return x;
+}
+
+// The end of a cycle where the weight becomes x (Entropy-SGD, HJ).
+template <class P, class T, class V, class S>
+DR_HD void end_cycle(const Tile<P, T>& q, const S& c, int64_t i, V x, V f) {
+  x = outer_update(q, c, i, x, f);
+  if (sizeof(P) != sizeof(T)) store(q.x + i, x);
+  store(q.w + i, x);
+}
 
 // A weight that the call has not read (HJ, Heat).
 template <class P, class V, class S>
@@ -38,7 +62,7 @@ struct EntropySGD {
 
   template <class V, class S>
   static DR_HD void at(const Tile<P, T>& q, const S& c, int64_t i) {
-    V x, y, z, m{}, velocity{}, n{};
+    V x, y, z, velocity{}, n{};
     const V g = load<V>(q.g + i);
     V at = V{};
     if (First) {
@@ -57,7 +81,7 @@ struct EntropySGD {
     z = average(z, y, c);
     if (c.has_inner_momentum) store(q.velocity + i, velocity);
     if (Last) {
-      finish(q, c, i, x, z, m);
+      end_cycle(q, c, i, x, x - z);
       return;
     }
     if (First) store(q.x + i, x);
@@ -73,7 +97,7 @@ struct EntropySGD {
   // A weight without a gradient: starts and ends the cycle with the others, and rests in between.
   template <class V>
   static DR_HD void rest(const Tile<P, T>& q, const Scalars<T>& c, int64_t i) {
-    V x, z, m{};
+    V x, z;
     if (First) {
       const V w = load<V>(q.w + i);
       x = z = kWide ? take_x<P>(load<V>(q.x + i), w) : w;
@@ -83,21 +107,12 @@ struct EntropySGD {
       z = load<V>(q.average + i);
     }
     if (Last) {
-      finish(q, c, i, x, z, m);
+      end_cycle(q, c, i, x, x - z);
     } else if (First) {
       store(q.x + i, x);
       store(q.average + i, z);
       if (kHasY) store(q.y + i, x);
     }
-  }
-
-  template <class V>
-  static DR_HD void finish(const Tile<P, T>& q, const Scalars<T>& c, int64_t i, V x, V z, V m) {
-    if (c.outer.has_momentum) m = load<V>(q.momentum + i);
-    x = outer_step(x, x - z, m, c.outer);
-    if (c.outer.has_momentum) store(q.momentum + i, m);
-    if (kWide) store(q.x + i, x);
-    store(q.w + i, x);
   }
 
   static DR_HD void store_stochastically(bfloat16* w, float y, const uint32_t* words) { *w = narrow_bf16(y, *words); }
@@ -133,7 +148,7 @@ struct HJ {
       p = average(p, d, c);
     }
     if (Last) {
-      finish(q, c, i, x, p);
+      end_cycle(q, c, i, x, p);
       return;
     }
     if (First) store(q.x + i, x);
@@ -152,21 +167,11 @@ struct HJ {
       p = load<V>(q.average + i);
     }
     if (Last) {
-      finish(q, c, i, x, p);
+      end_cycle(q, c, i, x, p);
     } else if (First) {
       store(q.x + i, x);
       store(q.average + i, p);
     }
-  }
-
-  template <class V>
-  static DR_HD void finish(const Tile<P, T>& q, const Scalars<T>& c, int64_t i, V x, V p) {
-    V m{};
-    if (c.outer.has_momentum) m = load<V>(q.momentum + i);
-    x = outer_step(x, p, m, c.outer);
-    if (c.outer.has_momentum) store(q.momentum + i, m);
-    if (kWide) store(q.x + i, x);
-    store(q.w + i, x);
   }
 };
 
@@ -177,7 +182,7 @@ struct Heat {
 
   template <class V, bool HasGrad, class S>
   static DR_HD void step(const Tile<P, T>& q, const S& c, int64_t i) {
-    V x, w = V{}, s{}, m{};
+    V x, w = V{}, s{};
     if (TakeParam || (HasGrad && c.has_weight_decay)) w = load<V>(q.w + i);
     if (TakeParam) {
       x = kWide ? take_x<P>(load<V>(q.x + i), w) : w;
@@ -190,9 +195,7 @@ struct Heat {
       s = First ? d : s + d;
     }
     if (Last) {
-      if (c.outer.has_momentum) m = load<V>(q.momentum + i);
-      x = outer_step(x, s, m, c.outer);
-      if (c.outer.has_momentum) store(q.momentum + i, m);
+      x = outer_update(q, c, i, x, s);
     } else {
       store(q.average + i, s);
     }
@@ -253,47 +256,36 @@ void run_rule(const Call& call, int64_t begin, int64_t end) {
   for (int64_t k = begin; k < end; ++k) {
     const Chunk chunk = call.chunks[k];
     const Tensor tensor = call.tensors[chunk.tensor];
-    const int64_t offset = tensor.offset + chunk.start;
-    const auto state = [&](void* base) { return base ? static_cast<T*>(base) + offset : nullptr; };
-    const P* g = reinterpret_cast<const P*>(call.grads[chunk.tensor]);
-    Tile<P, T> q{reinterpret_cast<P*>(call.weights[chunk.tensor]) + chunk.start,
-                 g ? g + chunk.start : nullptr,
-                 state(call.x),
-                 state(call.y),
-                 state(call.average),
-                 state(call.momentum),
-                 state(call.velocity),
-                 nullptr,
-                 nullptr};
+    const auto state = [&](void* base) { return base ? static_cast<T*>(base) + tensor.offset : nullptr; };
+    const Tile<P, T> whole{reinterpret_cast<P*>(call.weights[chunk.tensor]),
+                           reinterpret_cast<const P*>(call.grads[chunk.tensor]),
+                           state(call.x),
+                           state(call.y),
+                           state(call.average),
+                           state(call.momentum),
+                           state(call.velocity),
+                           nullptr,
+                           nullptr};
     for (int64_t done = 0; done < chunk.length; done += kTile) {
       const int64_t length = chunk.length - done < kTile ? chunk.length - done : kTile;
-      Tile<P, T> tile{q.w + done,
-                      nullptr,
-                      q.x ? q.x + done : nullptr,
-                      q.y ? q.y + done : nullptr,
-                      q.average ? q.average + done : nullptr,
-                      q.momentum ? q.momentum + done : nullptr,
-                      q.velocity ? q.velocity + done : nullptr,
-                      nullptr,
-                      nullptr};
+      Tile<P, T> tile = whole.after(chunk.start + done);
       int64_t i = 0;
-      if (!q.g) {
+      if (!tile.g) {
         for (; i + kStep <= length; i += kStep) R::template rest<V>(tile, c, i);
         for (; i < length; ++i) R::template rest<T>(tile, c, i);
         continue;
       }
-      tile.g = q.g + done;
       const uint64_t global = static_cast<uint64_t>(tensor.start + chunk.start + done);
       const int skip = static_cast<int>(global % 4);
       const int groups = static_cast<int>((length + skip + kGroup - 1) / kGroup);
       if (R::kDraws) {
         Ahead ahead;
         if (done + 2 * kTile <= chunk.length) {
-          const int64_t next = done + kTile;
-          if (!past_cache) ahead.add(q.w + next);
-          ahead.add(q.g + next);
-          T* const buffers[] = {q.x, q.y, q.average, q.momentum, q.velocity};
-          for (T* buffer : buffers) ahead.add(buffer ? buffer + next : nullptr);
+          const Tile<P, T> next = tile.after(kTile);
+          if (!past_cache) ahead.add(next.w);
+          ahead.add(next.g);
+          T* const buffers[] = {next.x, next.y, next.average, next.momentum, next.velocity};
+          for (T* buffer : buffers) ahead.add(buffer);
         }
         fill_normals(normals, stream, static_cast<uint32_t>(tensor.index), global / 4, groups, ahead);
         tile.normals = normals + skip;
