@@ -1,17 +1,22 @@
 """Builds the native kernels; everything else about the package stands in pyproject.toml.
 
-Without a C++ compiler the package installs all the same: the reason is written to deeprelax/_build_info.py, where
-``deeprelax doctor`` finds it, and the optimizers run on the ``eager`` backend.
+Without a C++ compiler or without nvcc the package installs all the same: the reasons are written to
+deeprelax/_build_info.py, where ``deeprelax doctor`` finds them, and the optimizers run on the backends that are left.
+DEEPRELAX_CPU and DEEPRELAX_CUDA: 0 leaves the kernels out, 1 makes a failure an error.
 """
 
 import os
 import platform
+import shutil
+import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pybind11
 from pybind11.setup_helpers import Pybind11Extension, has_flag
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -47,27 +52,49 @@ def flags_of(source: str) -> list[str]:
     )
 
 
+# Machine code for these, and PTX of the newest for what comes after; DEEPRELAX_CUDA_ARCHS="90;100" names others.
+CUDA_ARCHITECTURES = "80;90;100;120"
+NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"]
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler: of CUDA_HOME, else on the PATH."""
+    home = os.environ.get("CUDA_HOME")
+    found = Path(home, "bin", "nvcc") if home else None
+    return str(found) if found and found.is_file() else shutil.which("nvcc")
+
+
 class BuildKernels(build_ext):
-    """Compiles each source with its instruction set's flags, and records why where that fails."""
+    """Builds each extension by itself, and records why where that fails."""
 
     def run(self):
-        problem = ""
-        if os.environ.get("DEEPRELAX_CPU") == "0":
-            self.extensions = []
-            problem = "switched off by DEEPRELAX_CPU=0"
-        try:
-            super().run()
-        except Exception as error:  # a missing or broken compiler must not stop the installation
-            if os.environ.get("DEEPRELAX_CPU") == "1":
-                raise
-            problem = f"{type(error).__name__}: {error}"
-            print(f"deeprelax: the CPU kernels were not built ({problem}); 'eager' will be used", file=sys.stderr)
+        self.problems = {"CPU": "", "CUDA": ""}
+        super().run()
         package = Path(__file__).parent if self.inplace or self.editable_mode else Path(self.build_lib)
         info = package / "deeprelax" / "_build_info.py"
         info.parent.mkdir(parents=True, exist_ok=True)
-        info.write_text(f'"""Written by setup.py."""\n\nCPU_PROBLEM = {problem!r}\n')
+        lines = [f"{name}_PROBLEM = {problem!r}\n" for name, problem in self.problems.items()]
+        info.write_text('"""Written by setup.py."""\n\n' + "".join(lines))
 
-    def build_extension(self, ext):
+    def build_extensions(self):
+        for ext in list(self.extensions):
+            name = ext.name.rpartition("_")[2].upper()
+            wish = os.environ.get(f"DEEPRELAX_{name}")
+            try:
+                if wish == "0":
+                    raise RuntimeError(f"switched off by DEEPRELAX_{name}=0")
+                if name == "CUDA":
+                    self.build_cuda(ext)
+                else:
+                    self.build_cpu(ext)
+            except Exception as error:  # a missing or broken compiler must not stop the installation
+                if wish == "1":
+                    raise
+                self.problems[name] = f"{type(error).__name__}: {error}"
+                self.extensions.remove(ext)
+                print(f"deeprelax: no {name} kernels ({self.problems[name]})", file=sys.stderr)
+
+    def build_cpu(self, ext):
         compile_all = self.compiler.compile
         scheduling = SCHEDULING if all(has_flag(self.compiler, flag) for flag in SCHEDULING) else []
 
@@ -87,6 +114,45 @@ class BuildKernels(build_ext):
         finally:
             self.compiler.compile = compile_all
 
+    def build_cuda(self, ext):
+        """By nvcc alone: the CUDA runtime is linked statically, so that the module loads where there is no driver."""
+        compiler = nvcc()
+        if compiler is None:
+            raise RuntimeError("no nvcc: looked in CUDA_HOME and on the PATH")
+        architectures = os.environ.get("DEEPRELAX_CUDA_ARCHS", CUDA_ARCHITECTURES).split(";")
+        targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+        targets.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
+        includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
+        define = f'-DDR_CUDA_ARCHITECTURES="{";".join(architectures)}"'
+        folder = Path(self.build_temp) / "cuda"
+        folder.mkdir(parents=True, exist_ok=True)
+        newest = max(Path(p).stat().st_mtime for p in ext.depends)
+
+        def compile_one(source):
+            device = [] if "module" in source else targets
+            command = [compiler, *NVCC_FLAGS, *device, *includes, define, "-c", source]
+            made, stamp = folder / (Path(source).stem + ".o"), folder / (Path(source).stem + ".command")
+            fresh = made.exists() and made.stat().st_mtime > max(newest, Path(source).stat().st_mtime)
+            if not fresh or not stamp.exists() or stamp.read_text() != str(command):
+                call([*command, "-o", str(made)])
+                stamp.write_text(str(command))
+            return str(made)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, ext.sources))
+        output = Path(self.get_ext_fullpath(ext.name))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        call([compiler, "-shared", "-cudart=static", *objects, "-o", str(output)])
+
+
+def call(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed: {(done.stderr or done.stdout).strip()[-2000:]}")
+
+
+HEADERS = sorted(str(p) for p in Path("csrc").glob("*.h"))
+
 
 def cpu_extension() -> Pybind11Extension:
     sources = ["cpu_module.cpp", "cpu_stream.cpp"]
@@ -96,8 +162,14 @@ def cpu_extension() -> Pybind11Extension:
         [f"csrc/{name}" for name in sources],
         cxx_std=17,
         extra_compile_args=FLAGS,
-        depends=sorted(str(p) for p in Path("csrc").glob("*.h")),
+        depends=HEADERS,
     )
 
 
-setup(ext_modules=[cpu_extension()], cmdclass={"build_ext": BuildKernels})
+def cuda_extension() -> Extension:
+    # The one that takes longest first: as many are compiled at a time as there are cores.
+    names = ["entropy_sgd", "hj", "heat", "module", "clock"]
+    return Extension("deeprelax._cuda", [f"csrc/cuda_{name}.cu" for name in names], depends=HEADERS)
+
+
+setup(ext_modules=[cpu_extension(), cuda_extension()], cmdclass={"build_ext": BuildKernels})

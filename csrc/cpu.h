@@ -1,51 +1,10 @@
-// What Python hands to the CPU kernels: addresses and sizes as integers, scalars in float64. No torch headers.
+// What the CPU kernels are asked to do.
 #pragma once
 
-#include <cstdint>
+#include "call.h"
 
 namespace deeprelax {
 
-enum class Rule : int { kEntropySGD = 0, kHJ = 1, kHeat = 2 };
-enum class DType : int { kFloat64 = 0, kFloat32 = 1, kBFloat16 = 2, kFloat16 = 3 };
-
-// Bits of Call::flags; kernels/native.py has the same table.
-enum Flag : uint32_t {
-  kFirst = 1u << 0,
-  kLast = 1u << 1,
-  kMaximize = 1u << 2,
-  kImplicit = 1u << 3,
-  kNesterov = 1u << 4,
-  kFreshVelocity = 1u << 5,
-  kStochasticRounding = 1u << 6,
-  kWarmStart = 1u << 7,
-  kReadParam = 1u << 8,
-  kTakeParam = 1u << 9,
-  kInnerNesterov = 1u << 10,
-  kPastCache = 1u << 11,  // the tensors are larger than the caches
-};
-
-// Indices into Call::reals.
-enum Real : int {
-  kInnerLr,
-  kInvGamma,
-  kPull,
-  kDenominator,
-  kAlpha,
-  kOneMinusAlpha,
-  kGamma,
-  kWeightDecay,
-  kInnerMomentum,
-  kNoiseScale,
-  kOuterStep,
-  kOuterScale,
-  kOuterLr,
-  kOuterMomentum,
-  kReals
-};
-
-struct Tensor {  // a row of Table.meta
-  int64_t size, offset, index, start;
-};
 struct Chunk {  // a row of Table.chunks
   int64_t tensor, start, length;
 };
@@ -53,9 +12,7 @@ struct Chunk {  // a row of Table.chunks
 struct Call {
   Rule rule;
   DType dtype;
-  uint32_t flags;
-  double reals[kReals];
-  uint32_t key0, key1, step;
+  Numbers numbers;
   const int64_t* weights;  // addresses, one a tensor
   const int64_t* grads;    // 0: no gradient
   const Tensor* tensors;

@@ -13,6 +13,7 @@
 
 #include "cpu.h"
 #include "exchange.h"
+#include "module.h"
 
 namespace py = pybind11;
 using namespace deeprelax;
@@ -83,34 +84,68 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-void run(const std::string& instruction_set, int rule, int dtype, uint32_t flags,
-         const std::array<double, kReals>& reals, std::array<uint32_t, 3> stream, const py::buffer& weights,
-         const py::buffer& grads, uintptr_t tensors, uintptr_t chunks, int64_t n_chunks,
-         const std::array<uintptr_t, 5>& buffers, unsigned threads, int64_t grain, uintptr_t parallel) {
+// Tables and buffers of a launch, as kernels/native.py sends them.
+struct Memory {
+  py::buffer weights, grads;
+  uintptr_t tensors, chunks;
+  int64_t n_chunks;
+  std::array<uintptr_t, 5> buffers;
+};
+
+struct Threads {
+  unsigned count;
+  int64_t grain;
+  uintptr_t parallel;
+};
+
+void run_numbers(const std::string& instruction_set, int rule, int dtype, const Numbers& numbers, const Memory& memory,
+                 const Threads& threads) {
+  if (numbers.flags & kSkip) return;
   Call call{};
   call.rule = static_cast<Rule>(rule);
   call.dtype = static_cast<DType>(dtype);
-  call.flags = flags;
-  std::copy(reals.begin(), reals.end(), call.reals);
-  call.key0 = stream[0];
-  call.key1 = stream[1];
-  call.step = stream[2];
-  const py::buffer_info w = weights.request(), g = grads.request();
+  call.numbers = numbers;
+  const py::buffer_info w = memory.weights.request(), g = memory.grads.request();
   if (w.size != g.size || w.itemsize != 8 || g.itemsize != 8)
     throw py::value_error("run: weights and grads must be 64-bit addresses, as many of the one as of the other");
   call.weights = static_cast<const int64_t*>(w.ptr);
   call.grads = static_cast<const int64_t*>(g.ptr);
-  call.tensors = at<const Tensor>(tensors);
-  call.chunks = at<const Chunk>(chunks);
-  call.n_chunks = n_chunks;
-  call.x = at<void>(buffers[0]);
-  call.y = at<void>(buffers[1]);
-  call.average = at<void>(buffers[2]);
-  call.momentum = at<void>(buffers[3]);
-  call.velocity = at<void>(buffers[4]);
+  call.tensors = at<const Tensor>(memory.tensors);
+  call.chunks = at<const Chunk>(memory.chunks);
+  call.n_chunks = memory.n_chunks;
+  call.x = at<void>(memory.buffers[0]);
+  call.y = at<void>(memory.buffers[1]);
+  call.average = at<void>(memory.buffers[2]);
+  call.momentum = at<void>(memory.buffers[3]);
+  call.velocity = at<void>(memory.buffers[4]);
   const Run chosen = find(instruction_set).run;
   py::gil_scoped_release released;
-  share([&](int64_t begin, int64_t end) { chosen(call, begin, end); }, n_chunks, grain, threads, parallel);
+  share([&](int64_t begin, int64_t end) { chosen(call, begin, end); }, call.n_chunks, threads.grain, threads.count,
+        threads.parallel);
+}
+
+void run(const std::string& instruction_set, int rule, int dtype, uint32_t flags,
+         const std::array<double, kReals>& reals, std::array<uint32_t, 3> stream, const py::buffer& weights,
+         const py::buffer& grads, uintptr_t tensors, uintptr_t chunks, int64_t n_chunks,
+         const std::array<uintptr_t, 5>& buffers, unsigned threads, int64_t grain, uintptr_t parallel) {
+  run_numbers(instruction_set, rule, dtype, numbers_of(reals.data(), flags, stream.data()),
+              {weights, grads, tensors, chunks, n_chunks, buffers}, {threads, grain, parallel});
+}
+
+// The same with the numbers that tick() has derived; `flags` are added to theirs.
+void run_ticked(const std::string& instruction_set, int rule, int dtype, uint32_t flags, uintptr_t numbers,
+                const py::buffer& weights, const py::buffer& grads, uintptr_t tensors, uintptr_t chunks,
+                int64_t n_chunks, const std::array<uintptr_t, 5>& buffers, unsigned threads, int64_t grain,
+                uintptr_t parallel) {
+  Numbers derived = *at<const Numbers>(numbers);
+  derived.flags |= flags;
+  run_numbers(instruction_set, rule, dtype, derived, {weights, grads, tensors, chunks, n_chunks, buffers},
+              {threads, grain, parallel});
+}
+
+void tick(int rule, const TickSettings& settings, const TickSources& sources, uintptr_t clock, uintptr_t numbers) {
+  baseline::tick(static_cast<Rule>(rule), baseline::settings_of(settings), baseline::sources_of(sources),
+                 *at<baseline::Clock>(clock), *at<Numbers>(numbers));
 }
 
 void stream_loop(const std::array<uintptr_t, 4>& buffers, bool update_w, int64_t size, int64_t grain, unsigned threads,
@@ -154,6 +189,8 @@ std::vector<std::string> names() {
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of deeprelax. Stateless; addresses and sizes are integers; see kernels/native.py.";
   m.def("run", &run, "One call of an update rule on a table of tensors, in place, without the GIL.");
+  m.def("run_ticked", &run_ticked, "The same with the numbers that tick() has derived.");
+  m.def("tick", &tick, "Derives the scalars of the next call from a clock in memory, and advances the clock.");
   m.def("stream", &stream_loop, "The benchmarks' yardstick: a plain loop over the streams of an inner call.");
   m.def("match", &match, "Whether tensors have the expected layouts; their addresses. See kernels/layout.py.");
   m.def("normals", &normals, "float32 normals of elements start ... start + count - 1 to the address `out`.");

@@ -14,7 +14,7 @@ constexpr uint32_t kRoundingStream = 0x80000000u;
 // and, in vectors, the interleaving of even and odd products: mul32 reads low halves only.
 template <class W>
 DR_HD void philox(W& c0, W& c1, W& c2, W& c3, uint32_t k0, uint32_t k1) {
-  for (int round = 0; round < 10; ++round) {
+  DR_UNROLL for (int round = 0; round < 10; ++round) {
     const W p0 = mul32(c0, W{} + kPhiloxM0), p1 = mul32(c2, W{} + kPhiloxM1);
     c0 = (p1 >> 32) ^ (c1 ^ static_cast<uint64_t>(k0));
     c2 = (p0 >> 32) ^ (c3 ^ static_cast<uint64_t>(k1));

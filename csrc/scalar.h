@@ -12,6 +12,13 @@
 #define DR_HD inline __attribute__((always_inline))
 #endif
 
+// Loops over registers have to be unrolled, or the registers become memory.
+#ifdef __CUDA_ARCH__
+#define DR_UNROLL _Pragma("unroll")
+#else
+#define DR_UNROLL
+#endif
+
 // The kernels are compiled once per instruction set into one library, and an inline function of theirs that is compiled
 // for a newer set must never replace its namesake: each set has a namespace of its own.
 #if defined(__CUDACC__)
@@ -78,22 +85,37 @@ DR_HD float square_root(float v) { return std::sqrt(v); }
 // The 64-bit product of the low halves of two 64-bit lanes.
 DR_HD uint64_t mul32(uint64_t a, uint64_t b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
 
-// bfloat16: to nearest even, denormals kept, every NaN to the quiet one.
+// bfloat16: to nearest even, denormals kept, every NaN to a quiet one.
 DR_HD float widen(bfloat16 v) { return as_float(static_cast<uint32_t>(v.bits) << 16); }
 DR_HD bfloat16 narrow_bf16(float v) {
+#if __CUDA_ARCH__ >= 800
+  bfloat16 narrow;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(v));
+  return narrow;
+#endif
   uint32_t b = as_uint(v);
   if (v != v) return {0x7fc0};
   return {static_cast<uint16_t>((b + 0x7fffu + ((b >> 16) & 1u)) >> 16)};
 }
 
-// float16 in integer operations, for hosts without F16C and as the reference of those with it.
+// float16 in integer operations, for hosts without F16C and as the reference of those with it. GPUs have instructions.
 DR_HD float widen(float16 v) {
+#ifdef __CUDA_ARCH__
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(v.bits));
+  return wide;
+#endif
   uint32_t sign = static_cast<uint32_t>(v.bits & 0x8000u) << 16, magnitude = v.bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return as_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
   if (magnitude >= 0x0400u) return as_float(sign | ((magnitude << 13) + 0x38000000u));
   return as_float(sign | as_uint(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f));
 }
 DR_HD float16 narrow_f16(float v) {
+#ifdef __CUDA_ARCH__
+  float16 narrow;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(v));
+  return narrow;
+#endif
   uint32_t b = as_uint(v), sign = (b >> 16) & 0x8000u;
   b &= 0x7fffffffu;
   if (b > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
@@ -103,27 +125,55 @@ DR_HD float16 narrow_f16(float v) {
   return {static_cast<uint16_t>(sign | (as_uint(as_float(b) + 0.5f) - 0x3f000000u))};
 }
 
+// One access to memory. A GPU is told that it is device memory, and that nothing will be wanted from the caches again:
+// each kernel touches an element once.
+template <class W>
+DR_HD W fetch(const W* p) {
+#ifdef __CUDA_ARCH__
+  return __ldcs(p);
+#else
+  return *p;
+#endif
+}
+template <class W>
+DR_HD void put(W* p, W v) {
+#ifdef __CUDA_ARCH__
+  __stcs(p, v);
+#else
+  *p = v;
+#endif
+}
+DR_HD bfloat16 fetch(const bfloat16* p) { return {fetch(&p->bits)}; }
+DR_HD float16 fetch(const float16* p) { return {fetch(&p->bits)}; }
+DR_HD void put(bfloat16* p, bfloat16 v) { put(&p->bits, v.bits); }
+DR_HD void put(float16* p, float16 v) { put(&p->bits, v.bits); }
+
+// A value in the type computed in, and back in a weight's type.
+template <class T>
+struct Convert {
+  static DR_HD T wide(T v) { return v; }
+  static DR_HD T narrow(T v) { return v; }
+};
+template <>
+struct Convert<bfloat16> {
+  static DR_HD float wide(bfloat16 v) { return widen(v); }
+  static DR_HD bfloat16 narrow(float v) { return narrow_bf16(v); }
+};
+template <>
+struct Convert<float16> {
+  static DR_HD float wide(float16 v) { return widen(v); }
+  static DR_HD float16 narrow(float v) { return narrow_f16(v); }
+};
+
 // load<V>(p) and store(p, v) convert between the type in memory and the type computed in.
 template <class V, class P>
-struct Memory;
-template <class T>
-struct Memory<T, T> {
-  static DR_HD T load(const T* p) { return *p; }
-  static DR_HD void store(T* p, T v) { *p = v; }
+struct Memory {
+  static DR_HD V load(const P* p) { return Convert<P>::wide(fetch(p)); }
+  static DR_HD void store(P* p, V v) { put(p, Convert<P>::narrow(v)); }
 };
 template <>
 struct Memory<double, float> {
-  static DR_HD double load(const float* p) { return *p; }
-};
-template <>
-struct Memory<float, bfloat16> {
-  static DR_HD float load(const bfloat16* p) { return widen(*p); }
-  static DR_HD void store(bfloat16* p, float v) { *p = narrow_bf16(v); }
-};
-template <>
-struct Memory<float, float16> {
-  static DR_HD float load(const float16* p) { return widen(*p); }
-  static DR_HD void store(float16* p, float v) { *p = narrow_f16(v); }
+  static DR_HD double load(const float* p) { return fetch(p); }
 };
 
 template <class V, class P>
@@ -141,6 +191,10 @@ DR_HD V round_to(V v) {
   P narrow[sizeof(V) / sizeof(typename Compute<P>::type)];
   Memory<V, P>::store(narrow, v);
   return Memory<V, P>::load(narrow);
+}
+template <class P>
+DR_HD typename Compute<P>::type round_to(typename Compute<P>::type v) {
+  return Convert<P>::wide(Convert<P>::narrow(v));
 }
 
 // x where the two weights are equal, else w: see take_x in rules.h.

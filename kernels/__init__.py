@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .calls import Call, EntropySGDCall, HeatCall, HJCall, Outer, Table, memory_order
+from .clock import Clock, Tick
 from .eager import Eager
 from .noise import Stream
 
@@ -23,25 +24,28 @@ __all__ = [
     "NAMES",
     "Backend",
     "Call",
+    "Clock",
     "EntropySGDCall",
     "HJCall",
     "HeatCall",
     "Outer",
     "Stream",
     "Table",
+    "Tick",
     "available",
     "get",
     "memory_order",
     "why_not",
 ]
 
-NAMES = ("cpu", "triton", "eager")
+NAMES = ("cpu", "cuda", "triton", "eager")
 
 
 class Backend(Protocol):
     """Runs update rules in place."""
 
     name: str
+    capturable: bool  # whether a CUDA graph of tick and run_ticked can be captured
 
     def run(
         self,
@@ -52,6 +56,22 @@ class Backend(Protocol):
         buffers: dict[str, Tensor],
     ) -> None:
         """One update of every weight of the table: see ``eager.Eager.run``."""
+
+    def prepare_capture(self, table: Table) -> None:
+        """Make what a capture of a step on this table will need and cannot make."""
+
+    def tick(self, tick: Tick) -> None:
+        """Derive the scalars of a group's next call from its clock, and advance the clock: ``clock.Tick``."""
+
+    def run_ticked(
+        self,
+        tick: Tick,
+        table: Table,
+        grads: list[Tensor | None],
+        addresses: array[int],
+        buffers: dict[str, Tensor],
+    ) -> None:
+        """``run`` with the scalars that ``tick`` has derived."""
 
 
 @cache
@@ -70,6 +90,14 @@ def _load(name: str) -> tuple[Backend | None, str]:
             return NativeCPU(module), ""
         except RuntimeError as error:
             return None, str(error)
+    if name == "cuda":
+        try:
+            module = importlib.import_module("deeprelax._cuda")
+        except ImportError as error:
+            return None, _why_no_cuda(error)
+        from .cuda_backend import Cuda
+
+        return Cuda(module), ""
     if name == "triton":
         try:
             from .triton_backend import Triton
@@ -79,14 +107,35 @@ def _load(name: str) -> tuple[Backend | None, str]:
     raise ValueError(f"no backend is called {name!r}; there are {', '.join(NAMES)}, and 'auto'")
 
 
-def _why_no_cpu(error: ImportError) -> str:
+def _problem(kind: str) -> str:
+    """What went wrong when the package was built."""
     try:
-        problem = importlib.import_module("deeprelax._build_info").CPU_PROBLEM
-    except ImportError:
-        problem = "the package was never built; run pip install in its folder"
+        return str(getattr(importlib.import_module("deeprelax._build_info"), f"{kind}_PROBLEM"))
+    except (ImportError, AttributeError):
+        return "the package was never built; run pip install in its folder"
+
+
+def _why_no_cpu(error: ImportError) -> str:
     found = f"looked for the compiled module deeprelax._cpu ({error})"
     again = "install g++, then again in the source folder: pip install --force-reinstall --no-deps ."
-    return f"{found}; at installation: {problem}; {again} (or make clean, then make train)"
+    return f"{found}; at installation: {_problem('CPU')}; {again} (or make clean, then make train)"
+
+
+def _why_no_cuda(error: ImportError) -> str:
+    found = f"looked for the compiled module deeprelax._cuda ({error})"
+    again = "have nvcc on the PATH or set CUDA_HOME, then: DEEPRELAX_CUDA=1 pip install --force-reinstall --no-deps ."
+    return f"{found}; at installation: {_problem('CUDA')}; {again}"
+
+
+def _why_no_gpu() -> str:
+    """Why the CUDA kernels, which were built, cannot run. Empty if they can."""
+    if torch.cuda.is_available():
+        return ""
+    problem = importlib.import_module("deeprelax._cuda").problem()
+    torchs = "torch.cuda.is_available() is False"
+    if not problem:
+        return f"the driver has a GPU, but {torchs}: install a build of torch for CUDA"
+    return f"the kernels are built, but there is no GPU to run them: {problem}; {torchs}"
 
 
 def why_not(name: str) -> str:
@@ -96,6 +145,8 @@ def why_not(name: str) -> str:
         ValueError: there is no backend of that name.
     """
     backend, reason = _load(name)
+    if backend is not None and name == "cuda":
+        return _why_no_gpu()
     if backend is not None and name == "triton" and not torch.cuda.is_available() and not _interpreted():
         return "looked for a GPU (torch.cuda.is_available() is False); TRITON_INTERPRET=1 runs it on the CPU, slowly"
     return reason
@@ -124,11 +175,13 @@ def get(name: str, device: torch.device) -> Backend:
     if name == "auto":
         name = os.environ.get("DEEPRELAX_BACKEND", "auto")
     if name == "auto":
-        order = ["cpu"] if device.type == "cpu" else ["triton"] if device.type == "cuda" else []
+        order = {"cpu": ["cpu"], "cuda": ["cuda", "triton"]}.get(device.type, [])
         name = next((n for n in order if not why_not(n)), "eager")
     reason = why_not(name)
     if not reason and name == "cpu" and device.type != "cpu":
         reason = f"it serves CPU tensors, and these are on {device}"
+    if not reason and name == "cuda" and device.type != "cuda":
+        reason = f"it serves NVIDIA GPUs, and these tensors are on {device}"
     if not reason and name == "triton" and device.type == "cpu" and not _interpreted():
         reason = "it serves GPU tensors, and these are on the CPU; TRITON_INTERPRET=1 runs it there, slowly"
     if reason:

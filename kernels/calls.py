@@ -60,6 +60,7 @@ class EntropySGDCall:
     stochastic_rounding: bool
     outer: Outer
     stream: Stream
+    inv_scale: float = 1.0  # the gradient is multiplied by it first: 1 / the loss's scale, a float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class HJCall:
     maximize: bool
     read_param: bool  # the parameter is not known to be x - gamma p: weight decay reads it
     outer: Outer
+    inv_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class HeatCall:
     maximize: bool
     outer: Outer
     stream: Stream  # of the *next* gradient
+    inv_scale: float = 1.0
 
 
 Call = EntropySGDCall | HJCall | HeatCall

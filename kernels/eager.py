@@ -9,19 +9,24 @@ x, y, z, p, s and the momenta are slices of the optimizer's flat buffers, float3
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor
 
 from . import noise
 from .calls import Call, EntropySGDCall, HeatCall, HJCall, Outer, Table, memory_order
+from .clock import Clock, Tick
 
 
-def force(g: Tensor, w: Tensor, weight_decay: float, maximize: bool) -> Tensor:
-    """g, in the compute dtype, with the sign of ``maximize`` and the weight decay of the point where it was taken."""
-    if maximize:
+def force(g: Tensor, w: Tensor, c: Call) -> Tensor:
+    """g, in the compute dtype, unscaled, with the sign of ``maximize`` and the weight decay of the point w."""
+    if c.inv_scale != 1:
+        g = g * c.inv_scale
+    if c.maximize:
         g = -g
-    if weight_decay != 0:
-        g = g + w * weight_decay
+    if c.weight_decay != 0:
+        g = g + w * c.weight_decay
     return g
 
 
@@ -70,7 +75,7 @@ def entropy_sgd(
     if g is not None:
         # The weight is y rounded to its dtype; a kernel rounds y again rather than read it.
         at = y_.to(w.dtype).to(wide) if y is not None and not c.first else w.to(wide)
-        d = force(g.to(wide), at, c.weight_decay, c.maximize)
+        d = force(g.to(wide), at, c)
         if not c.first and not c.implicit:
             d = d + (y_ - x_) * c.inv_gamma
         if c.inner_momentum != 0:
@@ -118,7 +123,7 @@ def hj(c: HJCall, w: Tensor, g: Tensor | None, x: Tensor, p: Tensor, m: Tensor |
         x_, p_ = x, p
     if g is not None:
         at = w if c.first or c.read_param else (x_ - p_ * c.gamma).to(w.dtype)
-        d = force(g.to(wide), at.to(wide), c.weight_decay, c.maximize)
+        d = force(g.to(wide), at.to(wide), c)
         if c.first and c.warm_start:
             p_ = d
         elif c.first:
@@ -146,7 +151,7 @@ def heat(
     x_ = take_x(x, w) if c.take_param else x
     s_ = torch.zeros_like(s) if c.first else s
     if g is not None:
-        d = force(g.to(wide), w.to(wide), c.weight_decay, c.maximize)
+        d = force(g.to(wide), w.to(wide), c)
         s_ = d if c.first else s_ + d
     if c.last:
         x_ = outer_step(x_, s_, m, c.outer)
@@ -164,6 +169,10 @@ class Eager:
     """The reference as a backend, for any device."""
 
     name = "eager"
+    capturable = False
+
+    def __init__(self) -> None:
+        self._ticked: WeakKeyDictionary[Clock, Call | None] = WeakKeyDictionary()
 
     def run(
         self, call: Call, table: Table, grads: list[Tensor | None], addresses: object, buffers: dict[str, Tensor]
@@ -192,3 +201,20 @@ class Eager:
                     hj(call, w, g, state["x"], state["p"], m)
                 else:
                     heat(call, w, g, state["x"], state["s"], m, index, first)
+
+    def prepare_capture(self, table: Table) -> None:
+        """Nothing: this backend reads the clock to the host, which a capture forbids."""
+
+    def tick(self, tick: Tick) -> None:
+        """Derive the scalars of the group's next call, and advance its clock; reads it to the host."""
+        at = tick.moment()
+        self._ticked[tick.clock] = None if at is None else tick.settings.call(at)
+        tick.advance(at)
+
+    def run_ticked(
+        self, tick: Tick, table: Table, grads: list[Tensor | None], addresses: object, buffers: dict[str, Tensor]
+    ) -> None:
+        """``run`` with the scalars that ``tick`` has derived."""
+        call = self._ticked[tick.clock]
+        if call is not None:
+            self.run(call, table, grads, addresses, buffers)

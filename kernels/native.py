@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from .calls import Call, EntropySGDCall, HeatCall, HJCall, Table
+from .clock import REALS, Tick
 from .noise import Stream
+from .settings import AnySettings, EntropySGDSettings, HeatSettings, HJSettings
 
 RULES = {"entropy_sgd": 0, "hj": 1, "heat": 2}
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
-# Call::flags in csrc/cpu.h.
+# Numbers::flags in csrc/call.h.
 FIRST, LAST, MAXIMIZE, IMPLICIT, NESTEROV, FRESH_VELOCITY = 1, 2, 4, 8, 16, 32
 STOCHASTIC_ROUNDING, WARM_START, READ_PARAM, TAKE_PARAM, INNER_NESTEROV, PAST_CACHE = 64, 128, 256, 512, 1024, 2048
+NOISE = 4096
 
 # Elements of one unit of work: with 4 to 7 streams of fp32 it fills the second-level cache about half, and the
 # prefetchers run through it; bench/kernels.py --sweep-chunk measures it.
@@ -68,7 +71,7 @@ def openmp_of_torch() -> int:
 
 
 def encode(call: Call) -> tuple[int, list[float], list[int]]:
-    """(flags, reals, stream) as ``csrc/cpu.h`` lays them out."""
+    """(flags, reals, stream) as ``csrc/call.h`` lays them out."""
     outer = call.outer
     flags = FIRST * call.first | LAST * call.last | MAXIMIZE * call.maximize | NESTEROV * outer.nesterov
     inner_lr = inv_gamma = pull = denominator = alpha = one_minus_alpha = gamma = inner_momentum = noise_scale = 0.0
@@ -87,8 +90,60 @@ def encode(call: Call) -> tuple[int, list[float], list[int]]:
         flags |= TAKE_PARAM * call.take_param
         noise_scale, stream = call.noise_scale, call.stream
     reals = [inner_lr, inv_gamma, pull, denominator, alpha, one_minus_alpha, gamma, call.weight_decay, inner_momentum]
-    reals += [noise_scale, outer.step, outer.scale, outer.lr, outer.momentum]
+    reals += [noise_scale, outer.step, outer.scale, outer.lr, outer.momentum, call.inv_scale]
+    flags |= NOISE * (noise_scale != 0)
     return flags, reals, [0, 0, 0] if stream is None else [*stream.key, stream.step & 0xFFFFFFFF]
+
+
+NO_NUMBERS = [0.0] * REALS
+NO_STREAM = [0, 0, 0]
+
+
+def static_flags(settings: AnySettings) -> int:
+    """The flags that do not depend on the moment, and NOISE where the call may draw any."""
+    flags = MAXIMIZE * settings.maximize | NESTEROV * settings.nesterov
+    if isinstance(settings, EntropySGDSettings):
+        flags |= IMPLICIT * settings.implicit | INNER_NESTEROV * settings.nesterov
+        flags |= STOCHASTIC_ROUNDING * settings.stochastic_rounding | NOISE * (settings.temperature != 0)
+    elif isinstance(settings, HJSettings):
+        flags |= WARM_START * settings.warm_start
+    else:
+        flags |= NOISE
+    return flags
+
+
+def is_plain(options: Call | AnySettings) -> bool:
+    """Whether no option of the inner update is on: the CUDA kernels have a faster variant for that."""
+    off = not (options.maximize or options.weight_decay)
+    if isinstance(options, EntropySGDCall | EntropySGDSettings):
+        off = off and not (options.implicit or options.inner_momentum)
+    elif isinstance(options, HJCall | HJSettings):
+        off = off and not options.warm_start
+    elif isinstance(options, HeatCall):
+        off = off and not options.take_param
+    return off and getattr(options, "inv_scale", 1.0) == 1
+
+
+def encode_tick(tick: Tick) -> tuple[int, tuple[Any, ...], tuple[Any, ...]]:
+    """(rule, settings, sources) as csrc/module.h takes them."""
+    s = tick.settings
+    entropy = isinstance(s, EntropySGDSettings)
+    alpha = 0.0 if isinstance(s, HeatSettings) else s.alpha
+    temperature, inner_momentum = (s.temperature, s.inner_momentum) if entropy else (0.0, 0.0)
+    absorb, carry = (s.absorb_gamma, s.carry_inner_momentum) if entropy else (False, False)
+    reals = [s.keep, s.momentum, s.weight_decay, alpha, temperature, inner_momentum]
+    settings = s.inner_steps, reals, static_flags(s) & ~NOISE, absorb, carry, tick.missing
+    tensors = tick.lr, tick.inner_lr, tick.grad_scale, tick.found_inf
+    addresses = [0 if t is None else t.data_ptr() for t in tensors]
+    doubles = [t is not None and t.dtype == torch.float64 for t in tensors[:2]]
+    return RULES[s.rule], settings, (addresses, doubles)
+
+
+def buffer_addresses(buffers: dict[str, Tensor]) -> list[int]:
+    """Of x, y, the average (z, p or s), the momentum and the inner velocity; 0 where there is none."""
+    kept = [buffers.get("x"), buffers.get("y"), buffers.get("z", buffers.get("p", buffers.get("s")))]
+    kept += [buffers.get("momentum_buffer"), buffers.get("inner_momentum_buffer")]
+    return [0 if b is None else b.data_ptr() for b in kept]
 
 
 class NativeCPU:
@@ -103,6 +158,7 @@ class NativeCPU:
     """
 
     name = "cpu"
+    capturable = True
 
     def __init__(
         self,
@@ -130,10 +186,6 @@ class NativeCPU:
         """One update of every weight of the table, in place: see ``eager.Eager.run``."""
         flags, reals, stream = encode(call)
         flags |= PAST_CACHE * (table.length >= self._past_cache_from)
-        chunks = table.chunks(self._chunk)
-        threads = self._threads or max(1, min(torch.get_num_threads(), table.length // PER_THREAD))
-        kept = [buffers.get("x"), buffers.get("y"), buffers.get("z", buffers.get("p", buffers.get("s")))]
-        kept += [buffers.get("momentum_buffer"), buffers.get("inner_momentum_buffer")]
         self._module.run(
             self.instruction_set,
             RULES[call.rule],
@@ -141,15 +193,48 @@ class NativeCPU:
             flags,
             reals,
             stream,
+            *self._memory(table, addresses, buffers),
+        )
+
+    def _memory(self, table: Table, addresses: array[int], buffers: dict[str, Tensor]) -> tuple[Any, ...]:
+        """Where everything lies, and how the work is shared."""
+        chunks = table.chunks(self._chunk)
+        threads = self._threads or max(1, min(torch.get_num_threads(), table.length // PER_THREAD))
+        return (
             table.weight_addresses,
             addresses,
             table.meta.data_ptr(),
             chunks.data_ptr(),
             chunks.shape[0],
-            [0 if b is None else b.data_ptr() for b in kept],
+            buffer_addresses(buffers),
             threads,
             1,
             self._parallel,
+        )
+
+    def prepare_capture(self, table: Table) -> None:
+        """Nothing: there are no graphs of CPU work."""
+
+    def tick(self, tick: Tick) -> None:
+        """Derive the scalars of the group's next call, and advance its clock, without reading either to Python."""
+        self._module.tick(*encode_tick(tick), tick.clock.words.data_ptr(), tick.clock.numbers.data_ptr())
+
+    def run_ticked(
+        self,
+        tick: Tick,
+        table: Table,
+        grads: list[Tensor | None],
+        addresses: array[int],
+        buffers: dict[str, Tensor],
+    ) -> None:
+        """``run`` with the scalars that ``tick`` has derived."""
+        self._module.run_ticked(
+            self.instruction_set,
+            RULES[tick.settings.rule],
+            DTYPES[table.dtype],
+            PAST_CACHE * (table.length >= self._past_cache_from),
+            tick.clock.numbers.data_ptr(),
+            *self._memory(table, addresses, buffers),
         )
 
     def normal(self, stream: Stream, index: int, start: int, count: int) -> Tensor:

@@ -1,0 +1,45 @@
+// What the CUDA kernels are asked to do: by the Python module deeprelax._cuda, for the kernels of cuda_*.cu.
+#pragma once
+
+#include "call.h"
+#include "clock.h"
+
+struct CUstream_st;
+
+namespace deeprelax {
+
+struct CudaChunk {  // a row of DeviceTable.chunks: `number` counts pieces of kCudaChunk elements of the tensor
+  int32_t tensor, number;
+};
+
+// Elements of a block, and its threads: 16 elements a thread, which it takes in steps of 16 bytes of its weights.
+constexpr int kCudaChunk = 4096, kCudaThreads = 256;
+
+struct CudaCall {
+  Rule rule;
+  DType dtype;
+  Numbers numbers;
+  const Numbers* ticked;  // on the device; null: `numbers` are those of the call
+  bool plain;             // no option of the inner update is on
+  // On the device.
+  const int64_t *weights, *grads;  // addresses, one a tensor; 0: no gradient
+  const Tensor* tensors;
+  const CudaChunk* chunks;
+  int64_t n_chunks;
+  void *x, *y, *average, *momentum, *velocity;
+};
+
+// Which kernel, and what became of it.
+struct Launched {
+  int error;         // a cudaError_t
+  const char* name;  // of the kernel
+};
+
+// One launch on the stream; with `emulated` the same on the host, thread by thread, for tests without a GPU.
+Launched cuda_entropy_sgd(const CudaCall&, CUstream_st* stream, bool emulated);
+Launched cuda_hj(const CudaCall&, CUstream_st* stream, bool emulated);
+Launched cuda_heat(const CudaCall&, CUstream_st* stream, bool emulated);
+Launched cuda_tick(Rule, const cuda::Settings&, const cuda::Sources&, cuda::Clock*, Numbers*, CUstream_st* stream,
+                   bool emulated);
+
+}  // namespace deeprelax

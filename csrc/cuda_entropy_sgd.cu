@@ -1,0 +1,48 @@
+// Section 6.1 on NVIDIA GPUs.
+#include "cuda_kernels.h"
+
+namespace deeprelax {
+namespace DR_ISA {
+
+// As many as leave enough registers that none spills: tests/test_cuda_binaries.py.
+template <class P, bool Noise>
+constexpr int kPlainBlocks = sizeof(P) == 8 ? 2
+                             : Noise        ? (sizeof(P) == 4 ? 3 : 2)
+                                            : 4;
+
+template <class P, bool Noise, bool Rounding>
+Launched launch_as(const CudaCall& call, CUstream_st* stream, bool emulated, const char* name) {
+  using R = EntropySGD<P, typename Compute<P>::type, Noise, Rounding>;
+  return launch<P, R, kPlainBlocks<P, Noise>, Noise ? 2 : 3>(call, stream, emulated, name);
+}
+
+template <class P>
+Launched entropy_sgd(const CudaCall& call, CUstream_st* stream, bool emulated, const char* name) {
+  const bool noise = (call.numbers.flags & kNoise) != 0;
+  if constexpr (std::is_same_v<P, bfloat16>) {
+    if (call.numbers.flags & kStochasticRounding) {
+      if (noise) return launch_as<P, true, true>(call, stream, emulated, name);
+      return launch_as<P, false, true>(call, stream, emulated, name);
+    }
+  }
+  if (noise) return launch_as<P, true, false>(call, stream, emulated, name);
+  return launch_as<P, false, false>(call, stream, emulated, name);
+}
+
+}  // namespace DR_ISA
+
+Launched cuda_entropy_sgd(const CudaCall& call, CUstream_st* stream, bool emulated) {
+  switch (call.dtype) {
+    case DType::kFloat64:
+      return cuda::entropy_sgd<double>(call, stream, emulated, "entropy_sgd<float64>");
+    case DType::kFloat32:
+      return cuda::entropy_sgd<float>(call, stream, emulated, "entropy_sgd<float32>");
+    case DType::kBFloat16:
+      return cuda::entropy_sgd<cuda::bfloat16>(call, stream, emulated, "entropy_sgd<bfloat16>");
+    case DType::kFloat16:
+      return cuda::entropy_sgd<cuda::float16>(call, stream, emulated, "entropy_sgd<float16>");
+  }
+  return {0, ""};
+}
+
+}  // namespace deeprelax

@@ -1,0 +1,226 @@
+// The loop of the CUDA backend: a block takes one chunk of one tensor, a thread every kCudaThreads-th pack of it. The
+// rules are in updates.h. run_thread is host code as well: threads share nothing, so the tests run them one by one.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda.h"
+#include "normal.h"
+#include "pack.h"
+#include "philox.h"
+#include "updates.h"
+
+namespace deeprelax::DR_ISA {
+
+// Elements of a pack: 16 bytes of weights, and at least the 4 of one Philox call.
+template <class P>
+constexpr int kPack = sizeof(P) == 2 ? 8 : 4;
+
+// What a kernel is launched with.
+template <class P, class T>
+struct Arguments {
+  Scalars<T> scalars;
+  Stream stream;
+  const Numbers* ticked;
+  const int64_t *weights, *grads;
+  const Tensor* tensors;
+  const CudaChunk* chunks;
+  T *x, *y, *average, *momentum, *velocity;
+};
+
+template <class P, class T>
+struct CudaTile : Operands<P, T> {
+  static constexpr bool kWide = sizeof(P) != sizeof(T);
+  Stream stream;
+  uint32_t index;
+  uint64_t start;  // global index of the first element
+  bool aligned_w, aligned_g;
+
+  template <class V>
+  DR_HD V weight(int64_t i) const {
+    return read<V>(this->w + i, aligned_w);
+  }
+  template <class V>
+  DR_HD V grad(int64_t i) const {
+    return read<V>(this->g + i, aligned_g);
+  }
+  template <class V>
+  DR_HD void set_weight(int64_t i, V v) const {
+    write(this->w + i, v, aligned_w);
+  }
+  template <class V, class S>
+  DR_HD void set_unread_weight(int64_t i, V v, const S&) const {
+    write(this->w + i, v, aligned_w);
+  }
+
+  // One element makes a Philox call of its own, a pack one for each 4 elements.
+  template <class V>
+  DR_HD V normals(int64_t i) const {
+    return draw(i, V{});
+  }
+  DR_HD void set_weight_stochastically(int64_t i, float y) const {
+    uint32_t words[4];
+    random_words(stream, index, (start + i) / 4, kRoundingStream, words);
+    put(this->w + i, narrow_bf16(y, pick((start + i) % 4, words)));
+  }
+  template <int N>
+  DR_HD void set_weight_stochastically(int64_t i, Pack<float, N> y) const {
+    Pack<P, N> rounded;
+    DR_UNROLL for (int k = 0; k < N; k += 4) {
+      uint32_t words[4];
+      random_words(stream, index, (start + i + k) / 4, kRoundingStream, words);
+      DR_UNROLL for (int j = 0; j < 4; ++j) rounded.v[k + j] = narrow_bf16(y.v[k + j], words[j]);
+    }
+    if (aligned_w) {
+      Memory<Pack<T, N>, P>::store_narrow(this->w + i, rounded);
+    } else {
+      DR_UNROLL for (int k = 0; k < N; ++k) put(this->w + i + k, rounded.v[k]);
+    }
+  }
+
+ private:
+  template <class V>
+  static DR_HD V read(const P* p, bool aligned) {
+    return read_as(p, aligned, V{});
+  }
+  static DR_HD T read_as(const P* p, bool, T) { return load<T>(p); }
+  template <int N>
+  static DR_HD Pack<T, N> read_as(const P* p, bool aligned, Pack<T, N> v) {
+    if (aligned) return load<Pack<T, N>>(p);
+    DR_UNROLL for (int k = 0; k < N; ++k) v.v[k] = load<T>(p + k);
+    return v;
+  }
+  static DR_HD void write(P* p, T v, bool) { store(p, v); }
+  template <int N>
+  static DR_HD void write(P* p, Pack<T, N> v, bool aligned) {
+    if (aligned) return store(p, v);
+    DR_UNROLL for (int k = 0; k < N; ++k) store(p + k, v.v[k]);
+  }
+
+  // words[which] without an array in local memory.
+  static DR_HD uint32_t pick(uint64_t which, const uint32_t words[4]) {
+    const uint32_t low = which & 1 ? words[1] : words[0], high = which & 1 ? words[3] : words[2];
+    return which & 2 ? high : low;
+  }
+  DR_HD T draw(int64_t i, T) const {
+    const uint64_t element = start + i;
+    uint32_t words[4];
+    random_words(stream, index, element / 4, 0, words);
+    float cosine, sine;
+    box_muller(element & 2 ? words[2] : words[0], element & 2 ? words[3] : words[1], cosine, sine);
+    return element & 1 ? sine : cosine;
+  }
+  template <int N>
+  DR_HD Pack<T, N> draw(int64_t i, Pack<T, N> n) const {
+    DR_UNROLL for (int k = 0; k < N; k += 4) {
+      uint32_t words[4];
+      random_words(stream, index, (start + i + k) / 4, 0, words);
+      float drawn[4];
+      box_muller(words[0], words[1], drawn[0], drawn[1]);
+      box_muller(words[2], words[3], drawn[2], drawn[3]);
+      DR_UNROLL for (int j = 0; j < 4; ++j) n.v[k + j] = drawn[j];
+    }
+    return n;
+  }
+};
+
+template <class R, class V, class Q, class S>
+DR_HD void run_packs(const Q& q, const S& c, int packs, int thread) {
+  constexpr int kSize = sizeof(V) / sizeof(c.gamma);
+#pragma unroll 1
+  for (int k = thread; k < packs; k += kCudaThreads) R::template at<V>(q, c, static_cast<int64_t>(k) * kSize);
+}
+
+// Fetched anew for each loop: held over all of them, they would take a register each.
+template <class P, class T>
+DR_HD Scalars<T> scalars_of(const Arguments<P, T>& a) {
+  return a.ticked ? scalars_of(*a.ticked, T{}) : a.scalars;
+}
+
+template <class P, class T, class R, bool Plain>
+DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
+  using V = Pack<T, kPack<P>>;
+  const Numbers* ticked = a.ticked;
+  if (ticked && (ticked->flags & kSkip) != 0) return;
+  const CudaChunk chunk = a.chunks[block];
+  const Tensor tensor = a.tensors[chunk.tensor];
+  const int64_t begin = static_cast<int64_t>(chunk.number) * kCudaChunk;
+  const int length = static_cast<int>(tensor.size - begin < kCudaChunk ? tensor.size - begin : kCudaChunk);
+  const int64_t grad = a.grads[chunk.tensor];
+  P* const w = reinterpret_cast<P*>(a.weights[chunk.tensor]) + begin;
+  const P* const g = reinterpret_cast<const P*>(grad) + begin;
+  const auto state = [&](T* base) { return base + (tensor.offset + begin); };
+  const CudaTile<P, T> q{{w, g, state(a.x), state(a.y), state(a.average), state(a.momentum), state(a.velocity)},
+                         ticked ? Stream{ticked->key0, ticked->key1, ticked->step} : a.stream,
+                         static_cast<uint32_t>(tensor.index),
+                         static_cast<uint64_t>(tensor.start + begin),
+                         reinterpret_cast<uintptr_t>(w) % 16 == 0,
+                         reinterpret_cast<uintptr_t>(g) % 16 == 0};
+  if (grad == 0) {
+    const Scalars<T> c = scalars_of(a);
+    for (int i = thread; i < length; i += kCudaThreads) R::template rest<T>(q, c, i);
+    return;
+  }
+  int packs = 0;
+  // A pack's elements have to be those of whole Philox calls.
+  if (!(R::kDraws || R::kRounds) || q.start % 4 == 0) {
+    const Scalars<T> c = scalars_of(a);
+    packs = length / kPack<P>;
+    if (!Plain) {
+      run_packs<R, V>(q, c, packs, thread);
+    } else if (!R::plain(c) || (c.first && c.last)) {
+      // What the caller could not know of a ticked call (Heat's very first gradient, L = 1) goes element by element.
+      packs = 0;
+    } else if (c.first) {
+      run_packs<R, V>(q, PlainScalars<T, true, false, R::kDraws>(c), packs, thread);
+    } else if (c.last) {
+      run_packs<R, V>(q, PlainScalars<T, false, true, R::kDraws>(c), packs, thread);
+    } else {
+      run_packs<R, V>(q, PlainScalars<T, false, false, R::kDraws>(c), packs, thread);
+    }
+  }
+  const int done = packs * kPack<P>;
+  if (done == length) return;
+  const Scalars<T> c = scalars_of(a);
+  for (int i = done + thread; i < length; i += kCudaThreads) R::template at<T>(q, c, i);
+}
+
+template <class P, class T, class R, bool Plain, int Blocks>
+__global__ void __launch_bounds__(kCudaThreads, Blocks) update(const __grid_constant__ Arguments<P, T> a) {
+  run_thread<P, T, R, Plain>(a, blockIdx.x, threadIdx.x);
+}
+
+template <class P, class R, bool Plain, int Blocks, class T>
+int start(const Arguments<P, T>& a, int64_t blocks, CUstream_st* stream, bool emulated) {
+  if (emulated) {
+    for (int64_t block = 0; block < blocks; ++block)
+      for (int thread = 0; thread < kCudaThreads; ++thread) run_thread<P, T, R, Plain>(a, block, thread);
+    return 0;
+  }
+  void* arguments[] = {const_cast<Arguments<P, T>*>(&a)};
+  const auto kernel = reinterpret_cast<const void*>(update<P, T, R, Plain, Blocks>);
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kCudaThreads), arguments, 0, stream);
+}
+
+// Blocks: how many the registers of a multiprocessor are to hold, first without options, then with them.
+template <class P, class R, int PlainBlocks, int Blocks>
+Launched launch(const CudaCall& call, CUstream_st* stream, bool emulated, const char* name) {
+  using T = typename Compute<P>::type;
+  const Arguments<P, T> a{scalars_of(call.numbers, T{}),
+                          {call.numbers.key0, call.numbers.key1, call.numbers.step},
+                          call.ticked,
+                          call.weights,
+                          call.grads,
+                          call.tensors,
+                          call.chunks,
+                          static_cast<T*>(call.x),
+                          static_cast<T*>(call.y),
+                          static_cast<T*>(call.average),
+                          static_cast<T*>(call.momentum),
+                          static_cast<T*>(call.velocity)};
+  const int error = call.plain ? start<P, R, true, PlainBlocks>(a, call.n_chunks, stream, emulated)
+                               : start<P, R, false, Blocks>(a, call.n_chunks, stream, emulated);
+  return {error, name};
+}
+
+}  // namespace deeprelax::DR_ISA

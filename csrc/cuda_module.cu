@@ -1,0 +1,126 @@
+// The Python module deeprelax._cuda: launches the kernels on the stream that Python passes in. Stateless.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "cuda.h"
+#include "module.h"
+
+namespace py = pybind11;
+using namespace deeprelax;
+
+namespace {
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Makes a device current, as torch's own launches do, and puts back the one that was.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    error = cudaGetDevice(&before_);
+    if (error == cudaSuccess && before_ != device) error = cudaSetDevice(device);
+  }
+  ~OnDevice() {
+    int now;
+    if (error == cudaSuccess && cudaGetDevice(&now) == cudaSuccess && now != before_) cudaSetDevice(before_);
+  }
+  cudaError_t error;
+
+ private:
+  int before_ = -1;
+};
+
+void raise(int error, const std::string& what) {
+  if (error == cudaSuccess) return;
+  const auto code = static_cast<cudaError_t>(error);
+  throw std::runtime_error(what + ": " + cudaGetErrorString(code) + " (" + cudaGetErrorName(code) + ")");
+}
+
+// Where a launch goes: device, stream, and whether it is emulated on the host.
+using Where = std::tuple<int, uintptr_t, bool>;
+
+template <class Launch>
+void on_device(const Where& where, const std::string& sizes, Launch launch) {
+  const auto [device, stream, emulated] = where;
+  if (emulated) {
+    launch(nullptr, true);
+    return;
+  }
+  const std::string place = sizes + " on cuda:" + std::to_string(device);
+  py::gil_scoped_release released;
+  OnDevice current(device);
+  if (current.error != cudaSuccess) raise(current.error, place);
+  const Launched done = launch(at<CUstream_st>(stream), false);
+  if (done.error != cudaSuccess) raise(done.error, std::string(done.name) + ", " + place);
+}
+
+void run(int rule, int dtype, uint32_t flags, const std::array<double, kReals>& reals, std::array<uint32_t, 3> stream,
+         uintptr_t ticked, bool plain, const std::array<uintptr_t, 4>& tables, int64_t n_chunks,
+         const std::array<uintptr_t, 5>& buffers, const Where& where) {
+  CudaCall call{};
+  call.rule = static_cast<Rule>(rule);
+  call.dtype = static_cast<DType>(dtype);
+  call.numbers = numbers_of(reals.data(), flags, stream.data());
+  call.ticked = at<const Numbers>(ticked);
+  call.plain = plain;
+  call.weights = at<const int64_t>(tables[0]);
+  call.grads = at<const int64_t>(tables[1]);
+  call.tensors = at<const Tensor>(tables[2]);
+  call.chunks = at<const CudaChunk>(tables[3]);
+  call.n_chunks = n_chunks;
+  call.x = at<void>(buffers[0]);
+  call.y = at<void>(buffers[1]);
+  call.average = at<void>(buffers[2]);
+  call.momentum = at<void>(buffers[3]);
+  call.velocity = at<void>(buffers[4]);
+  const std::string sizes =
+      std::to_string(n_chunks) + " chunks of " + std::to_string(kCudaChunk) + " elements or fewer";
+  on_device(where, sizes, [&](CUstream_st* on, bool emulated) {
+    switch (call.rule) {
+      case Rule::kEntropySGD:
+        return cuda_entropy_sgd(call, on, emulated);
+      case Rule::kHJ:
+        return cuda_hj(call, on, emulated);
+      case Rule::kHeat:
+        return cuda_heat(call, on, emulated);
+    }
+    return Launched{cudaErrorInvalidValue, "unknown rule"};
+  });
+}
+
+void tick(int rule, const TickSettings& settings, const TickSources& sources, uintptr_t clock, uintptr_t numbers,
+          const Where& where) {
+  on_device(where, "one thread", [&](CUstream_st* on, bool emulated) {
+    return cuda_tick(static_cast<Rule>(rule), cuda::settings_of(settings), cuda::sources_of(sources),
+                     at<cuda::Clock>(clock), at<Numbers>(numbers), on, emulated);
+  });
+}
+
+// Why no GPU can be used, or an empty text.
+std::string problem() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) return std::string(cudaGetErrorString(error)) + " (" + cudaGetErrorName(error) + ")";
+  return count == 0 ? "the driver sees no GPU" : "";
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "CUDA kernels of deeprelax. Stateless; addresses and sizes are integers; see kernels/cuda_backend.py.";
+  m.def("run", &run, "One call of an update rule on a table of tensors, in place: one launch.");
+  m.def("tick", &tick, "Derives the scalars of the next call from a clock on the device, and advances the clock.");
+  m.def("problem", &problem, "Why no GPU can be used here; empty if one can.");
+  m.attr("chunk") = kCudaChunk;
+  m.attr("clock_bytes") = sizeof(cuda::Clock);
+  m.attr("numbers_bytes") = sizeof(Numbers);
+  m.attr("compiler") = std::to_string(__CUDACC_VER_MAJOR__) + "." + std::to_string(__CUDACC_VER_MINOR__) + "." +
+                       std::to_string(__CUDACC_VER_BUILD__);
+#ifdef DR_CUDA_ARCHITECTURES
+  m.attr("architectures") = DR_CUDA_ARCHITECTURES;
+#endif
+}

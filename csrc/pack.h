@@ -1,0 +1,104 @@
+// N elements of one thread, with the operators that the rules are written in. On a GPU a pack of 16 bytes or a multiple
+// of it moves in 16-byte accesses.
+#pragma once
+
+#include "scalar.h"
+
+namespace deeprelax::DR_ISA {
+
+template <class T, int N>
+struct Pack {
+  T v[N];
+
+  friend DR_HD Pack operator+(Pack a, Pack b) {
+    DR_UNROLL for (int k = 0; k < N; ++k) a.v[k] = a.v[k] + b.v[k];
+    return a;
+  }
+  friend DR_HD Pack operator-(Pack a, Pack b) {
+    DR_UNROLL for (int k = 0; k < N; ++k) a.v[k] = a.v[k] - b.v[k];
+    return a;
+  }
+  friend DR_HD Pack operator*(Pack a, T b) {
+    DR_UNROLL for (int k = 0; k < N; ++k) a.v[k] = a.v[k] * b;
+    return a;
+  }
+  friend DR_HD Pack operator/(Pack a, T b) {
+    DR_UNROLL for (int k = 0; k < N; ++k) a.v[k] = a.v[k] / b;
+    return a;
+  }
+  friend DR_HD Pack operator-(Pack a) {
+    DR_UNROLL for (int k = 0; k < N; ++k) a.v[k] = -a.v[k];
+    return a;
+  }
+};
+
+template <class T, int N>
+DR_HD Pack<T, N> where_equal(Pack<T, N> a, Pack<T, N> b, Pack<T, N> x, Pack<T, N> w) {
+  DR_UNROLL for (int k = 0; k < N; ++k) x.v[k] = a.v[k] == b.v[k] ? x.v[k] : w.v[k];
+  return x;
+}
+
+template <class P, class T, int N>
+DR_HD Pack<T, N> round_to(Pack<T, N> a) {
+  DR_UNROLL for (int k = 0; k < N; ++k) a.v[k] = round_to<P>(a.v[k]);
+  return a;
+}
+
+// Values of type P in one access of 16 bytes. Narrow ones are parts of words: arrays of 16-bit registers would be
+// parted into smaller accesses.
+template <class P>
+struct Line {
+  static constexpr int kSize = 8;
+  uint4 words = {};
+
+  DR_HD uint32_t& word(int k) { return k < 4 ? (k < 2 ? words.x : words.y) : (k < 6 ? words.z : words.w); }
+  DR_HD P get(int k) { return {static_cast<uint16_t>(word(k) >> (16 * (k % 2)))}; }
+  DR_HD void set(int k, P value) { word(k) |= static_cast<uint32_t>(value.bits) << (16 * (k % 2)); }
+};
+template <>
+struct Line<float> {
+  static constexpr int kSize = 4;
+  float4 words;
+
+  DR_HD float get(int k) { return k < 2 ? (k == 0 ? words.x : words.y) : (k == 2 ? words.z : words.w); }
+  DR_HD void set(int k, float v) { (k < 2 ? (k == 0 ? words.x : words.y) : (k == 2 ? words.z : words.w)) = v; }
+};
+template <>
+struct Line<double> {
+  static constexpr int kSize = 2;
+  double2 words;
+
+  DR_HD double get(int k) { return k == 0 ? words.x : words.y; }
+  DR_HD void set(int k, double v) { (k == 0 ? words.x : words.y) = v; }
+};
+
+// At an address that is a multiple of 16 bytes.
+template <class T, class P, int N>
+struct Memory<Pack<T, N>, P> {
+  static constexpr int kSize = Line<P>::kSize;
+  using Words = decltype(Line<P>::words);
+  static_assert(N % kSize == 0, "whole accesses");
+
+  static DR_HD Pack<T, N> load(const P* p) {
+    Pack<T, N> pack;
+    DR_UNROLL for (int line = 0; line < N / kSize; ++line) {
+      Line<P> found{fetch(reinterpret_cast<const Words*>(p) + line)};
+      DR_UNROLL for (int k = 0; k < kSize; ++k) pack.v[line * kSize + k] = Convert<P>::wide(found.get(k));
+    }
+    return pack;
+  }
+  static DR_HD void store(P* p, Pack<T, N> pack) {
+    Pack<P, N> narrow;
+    DR_UNROLL for (int k = 0; k < N; ++k) narrow.v[k] = Convert<P>::narrow(pack.v[k]);
+    store_narrow(p, narrow);
+  }
+  static DR_HD void store_narrow(P* p, const Pack<P, N>& narrow) {
+    DR_UNROLL for (int line = 0; line < N / kSize; ++line) {
+      Line<P> made;
+      DR_UNROLL for (int k = 0; k < kSize; ++k) made.set(k, narrow.v[line * kSize + k]);
+      put(reinterpret_cast<Words*>(p) + line, made.words);
+    }
+  }
+};
+
+}  // namespace deeprelax::DR_ISA

@@ -1,0 +1,210 @@
+// The update rules over the memory of a tile: what is read, what rules.h makes of it, what is written. V is one element
+// or a vector of them, P the weight's type in memory, T the type of its state. One source for all devices: Q, the tile,
+// knows how weights and gradients are reached and where the noise comes from; S, the scalars, may know the place in the
+// cycle and the options at compile time.
+#pragma once
+
+#include "rules.h"
+
+namespace deeprelax::DR_ISA {
+
+// Where a tile's operands lie; null where the call has none. `average` is z, p or s.
+template <class P, class T>
+struct Operands {
+  P* w;
+  const P* g;
+  T *x, *y, *average, *momentum, *velocity;
+};
+
+// x after the outer update with force f, and the momentum with it.
+template <class V, class Q, class S>
+DR_HD V outer_update(const Q& q, const S& c, int64_t i, V x, V f) {
+  V m{};
+  if (c.outer.has_momentum) m = load<V>(q.momentum + i);
+  x = outer_step(x, f, m, c.outer);
+  if (c.outer.has_momentum) store(q.momentum + i, m);
+  return x;
+}
+
+// The end of a cycle where the weight becomes x (Entropy-SGD, HJ).
+template <class V, class Q, class S>
+DR_HD void end_cycle(const Q& q, const S& c, int64_t i, V x, V f) {
+  x = outer_update(q, c, i, x, f);
+  if (Q::kWide) store(q.x + i, x);
+  q.set_weight(i, x);
+}
+
+template <class P, class T, bool Noise, bool Rounding>
+struct EntropySGD {
+  static constexpr bool kDraws = Noise, kRounds = Rounding;
+  static constexpr bool kWide = sizeof(P) != sizeof(T);  // the state is wider than the weight
+  static constexpr bool kHasY = kWide && !Rounding;
+  static constexpr bool writes_unread(bool) { return false; }
+  template <class S>
+  static DR_HD bool plain(const S& c) {
+    return is_plain<Noise>(c);
+  }
+
+  template <class V, class Q, class S>
+  static DR_HD void at(const Q& q, const S& c, int64_t i) {
+    V x, y, z, velocity{}, n{};
+    const V g = q.template grad<V>(i);
+    V at = V{};
+    if (c.first) {
+      const V w = q.template weight<V>(i);
+      x = y = z = kWide ? take_x<P>(load<V>(q.x + i), w) : w;
+      at = w;
+    } else {
+      x = load<V>(q.x + i);
+      y = kHasY ? load<V>(q.y + i) : q.template weight<V>(i);
+      z = load<V>(q.average + i);
+      if (c.has_weight_decay) at = kHasY ? round_to<P>(y) : y;
+    }
+    if (c.has_inner_momentum && !c.fresh_velocity) velocity = load<V>(q.velocity + i);
+    if (Noise && c.has_noise) n = q.template normals<V>(i);
+    y = entropy_inner(y, x, force(g, at, c), n, velocity, c);
+    z = average(z, y, c);
+    if (c.has_inner_momentum) store(q.velocity + i, velocity);
+    if (c.last) {
+      end_cycle(q, c, i, x, x - z);
+      return;
+    }
+    if (c.first) store(q.x + i, x);
+    store(q.average + i, z);
+    if (kHasY) store(q.y + i, y);
+    if constexpr (Rounding) {
+      q.set_weight_stochastically(i, y);
+    } else {
+      q.set_weight(i, y);
+    }
+  }
+
+  // A weight without a gradient: starts and ends the cycle with the others, and rests in between.
+  template <class V, class Q>
+  static DR_HD void rest(const Q& q, const Scalars<T>& c, int64_t i) {
+    if (!c.first && !c.last) return;
+    V x, z;
+    if (c.first) {
+      const V w = q.template weight<V>(i);
+      x = z = kWide ? take_x<P>(load<V>(q.x + i), w) : w;
+      if (c.has_inner_momentum && c.fresh_velocity) store(q.velocity + i, V{});
+    } else {
+      x = load<V>(q.x + i);
+      z = load<V>(q.average + i);
+    }
+    if (c.last) {
+      end_cycle(q, c, i, x, x - z);
+    } else {
+      store(q.x + i, x);
+      store(q.average + i, z);
+      if (kHasY) store(q.y + i, x);
+    }
+  }
+};
+
+template <class P, class T>
+struct HJ {
+  static constexpr bool kDraws = false, kRounds = false;
+  static constexpr bool kWide = sizeof(P) != sizeof(T);
+  static constexpr bool writes_unread(bool first) { return !first; }
+  template <class S>
+  static DR_HD bool plain(const S& c) {
+    return is_plain<false>(c);
+  }
+
+  template <class V, class Q, class S>
+  static DR_HD void at(const Q& q, const S& c, int64_t i) {
+    V x, p{};
+    const V g = q.template grad<V>(i);
+    V at = V{};
+    if (c.first) {
+      at = q.template weight<V>(i);
+      x = kWide ? take_x<P>(load<V>(q.x + i), at) : at;
+    } else {
+      x = load<V>(q.x + i);
+      p = load<V>(q.average + i);
+      if (c.has_weight_decay) at = c.read_param ? q.template weight<V>(i) : round_to<P>(x - p * c.gamma);
+    }
+    const V d = force(g, at, c);
+    if (c.first) {
+      p = c.warm_start ? d : d * c.one_minus_alpha;
+    } else {
+      p = average(p, d, c);
+    }
+    if (c.last) {
+      end_cycle(q, c, i, x, p);
+      return;
+    }
+    if (c.first) store(q.x + i, x);
+    store(q.average + i, p);
+    q.set_unread_weight(i, x - p * c.gamma, c);
+  }
+
+  template <class V, class Q>
+  static DR_HD void rest(const Q& q, const Scalars<T>& c, int64_t i) {
+    if (!c.first && !c.last) return;
+    V x, p{};
+    if (c.first) {
+      const V w = q.template weight<V>(i);
+      x = kWide ? take_x<P>(load<V>(q.x + i), w) : w;
+    } else {
+      x = load<V>(q.x + i);
+      p = load<V>(q.average + i);
+    }
+    if (c.last) {
+      end_cycle(q, c, i, x, p);
+    } else {
+      store(q.x + i, x);
+      store(q.average + i, p);
+    }
+  }
+};
+
+template <class P, class T>
+struct Heat {
+  static constexpr bool kDraws = true, kRounds = false;
+  static constexpr bool kWide = sizeof(P) != sizeof(T);
+  static constexpr bool writes_unread(bool) { return true; }
+  template <class S>
+  static DR_HD bool plain(const S& c) {
+    return is_plain<true>(c);
+  }
+
+  template <class V, bool HasGrad, class Q, class S>
+  static DR_HD void step(const Q& q, const S& c, int64_t i) {
+    V x, w = V{}, s{};
+    if (c.take_param || (HasGrad && c.has_weight_decay)) w = q.template weight<V>(i);
+    if (c.take_param) {
+      x = kWide ? take_x<P>(load<V>(q.x + i), w) : w;
+    } else {
+      x = load<V>(q.x + i);
+    }
+    if (!c.first) s = load<V>(q.average + i);
+    if (HasGrad) {
+      const V d = force(q.template grad<V>(i), w, c);
+      s = c.first ? d : s + d;
+    }
+    if (c.last) {
+      x = outer_update(q, c, i, x, s);
+    } else {
+      store(q.average + i, s);
+    }
+    if (c.last || c.take_param) store(q.x + i, x);
+    if (HasGrad) {
+      q.set_unread_weight(i, x + q.template normals<V>(i) * c.noise_scale, c);
+    } else {
+      q.set_unread_weight(i, x, c);
+    }
+  }
+
+  template <class V, class Q, class S>
+  static DR_HD void at(const Q& q, const S& c, int64_t i) {
+    step<V, true>(q, c, i);
+  }
+  template <class V, class Q>
+  static DR_HD void rest(const Q& q, const Scalars<T>& c, int64_t i) {
+    step<V, false>(q, c, i);
+  }
+};
+
+}  // namespace deeprelax::DR_ISA

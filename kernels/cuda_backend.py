@@ -1,0 +1,114 @@
+"""The ``cuda`` backend: hands addresses and scalars to the CUDA kernels of ``csrc/``, one launch a call."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from .calls import Call, Table
+from .clock import Tick
+from .device_table import DeviceTable
+from .native import DTYPES, NO_NUMBERS, NO_STREAM, RULES, buffer_addresses, encode, encode_tick, is_plain, static_flags
+
+
+class Cuda:
+    """CUDA kernels on GPU tensors.
+
+    Args:
+        module: the compiled module.
+        emulated: run the kernels' code on the host, on CPU tensors, thread by thread; for tests.
+    """
+
+    name = "cuda"
+    capturable = True
+
+    def __init__(self, module: Any, emulated: bool = False) -> None:
+        self._module = module
+        self._emulated = emulated
+        self._tables: WeakKeyDictionary[Table, DeviceTable] = WeakKeyDictionary()
+
+    def _where(self, device: torch.device) -> tuple[int, int, bool]:
+        """Device, the current stream's address, and whether to emulate."""
+        if self._emulated:
+            return 0, 0, True
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return index, torch._C._cuda_getCurrentRawStream(index), False
+
+    def _table(self, table: Table) -> DeviceTable:
+        on_device = self._tables.get(table)
+        if on_device is None:
+            on_device = self._tables[table] = DeviceTable(table, self._module.chunk)
+        return on_device
+
+    def _launch(
+        self,
+        table: Table,
+        addresses: array[int],
+        buffers: dict[str, Tensor],
+        numbers: tuple[int, list[float], list[int]],
+        rule: str,
+        ticked: int,
+        plain: bool,
+    ) -> None:
+        if not table.length:
+            return
+        on_device = self._table(table)
+        flags, reals, stream = numbers
+        self._module.run(
+            RULES[rule],
+            DTYPES[table.dtype],
+            flags,
+            reals,
+            stream,
+            ticked,
+            plain,
+            [
+                on_device.weights(table.weight_addresses).data_ptr(),
+                on_device.grads(addresses).data_ptr(),
+                on_device.tensors.data_ptr(),
+                on_device.chunks.data_ptr(),
+            ],
+            on_device.chunks.shape[0],
+            buffer_addresses(buffers),
+            self._where(table.device),
+        )
+
+    def run(
+        self,
+        call: Call,
+        table: Table,
+        grads: list[Tensor | None],
+        addresses: array[int],
+        buffers: dict[str, Tensor],
+    ) -> None:
+        """One update of every weight of the table, in place: see ``eager.Eager.run``."""
+        self._launch(table, addresses, buffers, encode(call), call.rule, 0, is_plain(call))
+
+    def prepare_capture(self, table: Table) -> None:
+        """What a capture of a step on this table will need and cannot make."""
+        self._table(table).prepare_capture()
+
+    def tick(self, tick: Tick) -> None:
+        """Derive the scalars of the group's next call on the device, and advance its clock there."""
+        clock = tick.clock
+        where = self._where(clock.words.device)
+        self._module.tick(*encode_tick(tick), clock.words.data_ptr(), clock.numbers.data_ptr(), where)
+
+    def run_ticked(
+        self,
+        tick: Tick,
+        table: Table,
+        grads: list[Tensor | None],
+        addresses: array[int],
+        buffers: dict[str, Tensor],
+    ) -> None:
+        """``run`` with the scalars that ``tick`` has derived."""
+        settings = tick.settings
+        plain = is_plain(settings) and tick.grad_scale is None
+        numbers = static_flags(settings), NO_NUMBERS, NO_STREAM
+        ticked = tick.clock.numbers.data_ptr()
+        self._launch(table, addresses, buffers, numbers, settings.rule, ticked, plain)
