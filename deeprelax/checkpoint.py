@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deeprelax.clocked import Clocked
 from deeprelax.kernels.eager import take_x
-from deeprelax.parameter_sets import CLOCK, OPTIONAL, ParameterSets
+from deeprelax.parameter_sets import CLOCK, OPTIONAL
+
+# Attributes that deepcopy and pickle carry.
+KEPT = (
+    "_backend",
+    "_flatten",
+    "_capturable",
+    "_step_supports_amp_scaling",
+    "_seed_is_torchs",
+    "_outer_step_happened",
+    "_warned",
+    "_clock_defaults",
+)
 
 
 def check_groups(
@@ -57,7 +71,7 @@ def check_state(name: str, p: Tensor, entry: Mapping[str, Any], expected: Collec
             raise ValueError(f"{name}: {key} of the saved state has shape {found}, expected {tuple(p.shape)}")
 
 
-class Checkpointed(ParameterSets):
+class Checkpointed(Clocked):
     """Saves and restores the whole run, bit for bit, at any phase."""
 
     @torch.no_grad()
@@ -78,7 +92,11 @@ class Checkpointed(ParameterSets):
         """The whole state, as ``torch.optim.Optimizer.state_dict``: tensors per parameter, in its shape, and in
         ``param_groups`` the hyper-parameters, the clock, the seed and the mode as plain numbers."""
         self._refresh_x()
-        return super().state_dict()
+        saved: dict[str, Any] = super().state_dict()
+        for i, group in enumerate(saved["param_groups"]):
+            numbers = self._numbers(i)
+            group.update({name: numbers[name] for name in group if name != "params"})
+        return saved
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -115,11 +133,11 @@ class Checkpointed(ParameterSets):
             for name, value in saved_group.items():
                 if name == "params":
                     continue
-                if isinstance(group.get(name), Tensor):  # a tensor lr: schedulers hold on to it
-                    group[name].copy_(torch.as_tensor(value))
+                if isinstance(group.get(name), Tensor):  # schedulers and captured graphs hold on to it
+                    group[name].copy_(value) if isinstance(value, Tensor) else group[name].fill_(value)
                 else:
                     group[name] = value.clone() if isinstance(value, Tensor) else value
-        self._seed_is_torchs = False
+        self._set_loaded()
         self._outer_step_happened = self.param_groups[0]["phase"] == 0 and not self.param_groups[0]["fresh"]
         for sets in self._sets:
             for params in sets:
@@ -134,13 +152,24 @@ class Checkpointed(ParameterSets):
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
+    def _set_loaded(self) -> None:
+        """What a loaded clock does not say by itself."""
+        self._seed_is_torchs = False
+        for group, held in zip(self.param_groups, self._clocks):
+            held.known.clear()
+            held.settle(group)
+            held.clock.set("seed", group["seed"])
+            held.clock.set("placed_gamma", math.nan)
+            held.clock.set("outer_step_happened", False)
+
     def __getstate__(self) -> dict[str, Any]:
         self._refresh_x()
-        own = ("_backend", "_flatten", "_seed_is_torchs", "_outer_step_happened", "_warned", "_clock_defaults")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+        groups = [dict(self._numbers(i)) for i in range(len(self.param_groups))]
+        return {**super().__getstate__(), "param_groups": groups, **{name: getattr(self, name) for name in KEPT}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._rebuild_clocks(self.param_groups)
         self.defaults.pop("differentiable", None)  # torch's addition; no option of ours
         old = {p: dict(entry) for p, entry in self.state.items()}
         with torch.no_grad():

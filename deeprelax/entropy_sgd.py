@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from deeprelax.kernels import EntropySGDCall
+from deeprelax.kernels.settings import AnySettings, EntropySGDSettings, Moment
 from deeprelax.param_set import ParamSet
 from deeprelax.parameter_sets import ParamsT, require
-from deeprelax.relaxation import Relaxation, noise_scale
+from deeprelax.relaxation import Relaxation
 
 
 class EntropySGD(Relaxation):
@@ -54,6 +54,10 @@ class EntropySGD(Relaxation):
         nesterov: Nesterov's form of both momenta.
         weight_decay: adds weight_decay · y to g.
         maximize: climb instead.
+        capturable: keep lr, inner_lr, γ and the clock on the device, as tensors of one element, so that a CUDA graph
+            of one ``step()`` replays the whole cycle under a scheduler, and ``torch.amp.GradScaler`` is served without
+            waiting for the device. Same bits. Write to a group's tensors with ``fill_``; other hyper-parameters are
+            those of the capture. All parameters on one device.
         flatten: move the parameters of each (group, device, dtype) into one flat buffer, each with its own storage.
         stochastic_rounding: bfloat16 parameters are rounded stochastically and no float32 y is kept.
         seed: of the noise; None takes ``torch.initial_seed()`` (under a process group, rank 0's). Two optimizers with
@@ -88,6 +92,7 @@ class EntropySGD(Relaxation):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        capturable: bool = False,
         flatten: bool = False,
         stochastic_rounding: bool = False,
         seed: int | None = None,
@@ -113,7 +118,7 @@ class EntropySGD(Relaxation):
             "weight_decay": weight_decay,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, seed=seed, flatten=flatten, backend=backend)
+        super().__init__(params, defaults, seed=seed, flatten=flatten, backend=backend, capturable=capturable)
 
     def _check(self, group: dict[str, Any]) -> None:
         require(0 <= group["alpha"] <= 1, "alpha", group["alpha"], "0 <= alpha <= 1")
@@ -135,15 +140,15 @@ class EntropySGD(Relaxation):
         if self._stochastic_rounding and p.dtype == torch.float16:
             raise ValueError(f"{name} is float16, and stochastic_rounding is for bfloat16 parameters")
 
-    def _next_gamma(self, group: dict[str, Any]) -> float:
-        gamma, lr = super()._next_gamma(group), float(group["lr"])
-        if not group["absorb_gamma"] and lr < 2 * group["gamma"] and lr >= 2 * gamma:
-            self._warn_once(
-                f"scoping has brought gamma down to {gamma:.3g}, and lr / gamma to 2 (lr {lr:.3g}): from here on the "
-                "outer step can overshoot where the loss is steep. Lower lr along with gamma (a scheduler), set "
-                "absorb_gamma=True, or scoping=0"
-            )
-        return gamma
+    def _note_gamma(self, settings: list[AnySettings], moments: list[Moment]) -> None:
+        for group, each, at in zip(self.param_groups, settings, moments):
+            gamma = each.next_gamma(at)
+            if not group["absorb_gamma"] and at.lr < 2 * at.gamma and at.lr >= 2 * gamma:
+                self._warn_once(
+                    f"scoping has brought gamma down to {gamma:.3g}, and lr / gamma to 2 (lr {at.lr:.3g}): from here "
+                    "on the outer step can overshoot where the loss is steep. Lower lr along with gamma (a "
+                    "scheduler), set absorb_gamma=True, or scoping=0"
+                )
 
     def _buffers_of(self, params: ParamSet) -> list[str]:
         return ["x", "y", "z"] if params.is_wide and not self._stochastic_rounding else ["x", "z"]
@@ -152,28 +157,21 @@ class EntropySGD(Relaxation):
         inner = ["inner_momentum_buffer"] if group["inner_momentum"] != 0 else []
         return super()._extra_buffers(group) + inner
 
-    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool) -> EntropySGDCall:
-        lr, gamma, inner_lr, alpha = float(group["lr"]), group["gamma"], group["inner_lr"], group["alpha"]
-        absorb = group["absorb_gamma"]
-        return EntropySGDCall(
-            first=first,
-            last=last,
-            inner_lr=inner_lr,
-            inv_gamma=1 / gamma,
-            pull=inner_lr / gamma,
-            denominator=1 + inner_lr / gamma,
-            alpha=alpha,
-            one_minus_alpha=1 - alpha,
-            noise_scale=noise_scale(inner_lr, group["temperature"]),
+    def _settings(self, group: dict[str, Any]) -> EntropySGDSettings:
+        return EntropySGDSettings(
+            inner_steps=group["inner_steps"],
+            keep=1 - group["scoping"],
+            momentum=float(group["momentum"]),
+            nesterov=group["nesterov"],
             weight_decay=group["weight_decay"],
             maximize=group["maximize"],
+            alpha=group["alpha"],
+            temperature=group["temperature"],
             implicit=group["coupling"] == "implicit",
+            absorb_gamma=group["absorb_gamma"],
             inner_momentum=group["inner_momentum"],
-            inner_nesterov=group["nesterov"],
-            fresh_velocity=first and not group["carry_inner_momentum"],
+            carry_inner_momentum=group["carry_inner_momentum"],
             stochastic_rounding=self._stochastic_rounding,
-            outer=self._outer(group, lr if absorb else lr / gamma, 1.0 if absorb else 1 / gamma),
-            stream=self._stream(group),
         )
 
     def __getstate__(self) -> dict[str, Any]:

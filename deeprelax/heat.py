@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from deeprelax.kernels import HeatCall, memory_order
+from deeprelax.kernels import Stream, memory_order
 from deeprelax.kernels.eager import take_x
-from deeprelax.kernels.noise import normal
-from deeprelax.param_set import ParamSet
+from deeprelax.kernels.noise import MASK32, normal
+from deeprelax.kernels.settings import HeatSettings, noise_scale
 from deeprelax.parameter_sets import ParamsT
-from deeprelax.relaxation import Relaxation, noise_scale
+from deeprelax.relaxation import Relaxation
 
 
 class Heat(Relaxation):
@@ -42,6 +42,10 @@ class Heat(Relaxation):
         nesterov: Nesterov's form of it.
         weight_decay: adds weight_decay · (x + w) to g.
         maximize: climb instead.
+        capturable: keep lr, γ and the clock on the device, as tensors of one element, so that a CUDA graph of one
+            ``step()`` replays the whole cycle under a scheduler, and ``torch.amp.GradScaler`` is served without
+            waiting for the device. Same bits. Write to a group's tensors with ``fill_``; other hyper-parameters are
+            those of the capture. All parameters on one device.
         flatten: move the parameters of each (group, device, dtype) into one flat buffer, each with its own storage.
         seed: of the noise; None takes ``torch.initial_seed()`` (under a process group, rank 0's). Two optimizers with
             one seed draw the same noise.
@@ -67,6 +71,7 @@ class Heat(Relaxation):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        capturable: bool = False,
         flatten: bool = False,
         seed: int | None = None,
         backend: str = "auto",
@@ -83,7 +88,7 @@ class Heat(Relaxation):
             "weight_decay": weight_decay,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, seed=seed, flatten=flatten, backend=backend)
+        super().__init__(params, defaults, seed=seed, flatten=flatten, backend=backend, capturable=capturable)
 
     def _check(self, group: dict[str, Any]) -> None:
         """Nothing beyond what all share."""
@@ -91,17 +96,14 @@ class Heat(Relaxation):
     def _x_is_in_params(self, group: dict[str, Any]) -> bool:
         return bool(group["fresh"])
 
-    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool) -> HeatCall:
-        lr, steps = float(group["lr"]), group["cycle_steps"]
-        return HeatCall(
-            first=first,
-            last=last,
-            take_param=group["fresh"],
-            noise_scale=noise_scale(self._next_gamma(group) if last else group["gamma"]),
+    def _settings(self, group: dict[str, Any]) -> HeatSettings:
+        return HeatSettings(
+            inner_steps=group["inner_steps"],
+            keep=1 - group["scoping"],
+            momentum=float(group["momentum"]),
+            nesterov=group["nesterov"],
             weight_decay=group["weight_decay"],
             maximize=group["maximize"],
-            outer=self._outer(group, lr / steps, 1 / steps),
-            stream=self._stream(group, ahead=1),
         )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -111,20 +113,21 @@ class Heat(Relaxation):
         super().train()
         if any(group["fresh"] for group in self.param_groups):
             self._agree_on_seed()
-        for group, sets in zip(self.param_groups, self._sets):
+        for i, sets in enumerate(self._sets):
+            group = self._numbers(i)
             if not group["fresh"]:
                 continue
-            scale = noise_scale(group["gamma"])
+            scale, stream = noise_scale(group["gamma"]), Stream(group["seed"], group["step"] & MASK32)
             for params in sets:
                 for p, index in zip(params.params, params.table.indices):
-                    self._perturb(p, index, scale, group)
-            group["fresh"] = False
+                    self._perturb(p, index, scale, stream)
+            self._set_group(i, fresh=False)
 
-    def _perturb(self, p: torch.Tensor, index: int, scale: float, group: dict[str, Any]) -> None:
+    def _perturb(self, p: torch.Tensor, index: int, scale: float, stream: Stream) -> None:
         """x takes up the parameter, and the parameter becomes x + w."""
         x = self.state[p]["x"]
         x.copy_(take_x(x, p))
-        n = normal(self._stream(group), index, 0, p.numel(), p.device).to(x.dtype)
+        n = normal(stream, index, 0, p.numel(), p.device).to(x.dtype)
         w = torch.empty_like(x)
         memory_order(w).copy_(memory_order(x) + n * scale)
         p.copy_(w)

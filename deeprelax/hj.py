@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from deeprelax.kernels import Call, HJCall
-from deeprelax.param_set import ParamSet
+from deeprelax.kernels.settings import HJSettings
 from deeprelax.parameter_sets import ParamsT, require
 from deeprelax.relaxation import Relaxation
 
@@ -42,6 +41,10 @@ class HJ(Relaxation):
         nesterov: Nesterov's form of it.
         weight_decay: adds weight_decay · (x - γp) to g.
         maximize: climb instead.
+        capturable: keep lr, γ and the clock on the device, as tensors of one element, so that a CUDA graph of one
+            ``step()`` replays the whole cycle under a scheduler, and ``torch.amp.GradScaler`` is served without
+            waiting for the device. Same bits. Write to a group's tensors with ``fill_``; other hyper-parameters are
+            those of the capture. All parameters on one device.
         flatten: move the parameters of each (group, device, dtype) into one flat buffer, each with its own storage.
         backend: "auto" or a name of ``deeprelax.kernels.available()``. All give the same bits.
 
@@ -67,6 +70,7 @@ class HJ(Relaxation):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        capturable: bool = False,
         flatten: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -84,28 +88,19 @@ class HJ(Relaxation):
             "weight_decay": weight_decay,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, seed=0, flatten=flatten, backend=backend)
+        super().__init__(params, defaults, seed=0, flatten=flatten, backend=backend, capturable=capturable)
 
     def _check(self, group: dict[str, Any]) -> None:
         require(0 <= group["alpha"] <= 1, "alpha", group["alpha"], "0 <= alpha <= 1")
 
-    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool) -> HJCall:
-        gamma, alpha = group["gamma"], group["alpha"]
-        return HJCall(
-            first=first,
-            last=last,
-            warm_start=group["warm_start"],
-            gamma=gamma,
-            alpha=alpha,
-            one_minus_alpha=1 - alpha,
+    def _settings(self, group: dict[str, Any]) -> HJSettings:
+        return HJSettings(
+            inner_steps=group["inner_steps"],
+            keep=1 - group["scoping"],
+            momentum=float(group["momentum"]),
+            nesterov=group["nesterov"],
             weight_decay=group["weight_decay"],
             maximize=group["maximize"],
-            read_param=group["weight_decay"] != 0 and gamma != params.placed_gamma,
-            outer=self._outer(group, float(group["lr"]), 1.0),
+            alpha=group["alpha"],
+            warm_start=group["warm_start"],
         )
-
-    def _after(self, call: Call, params: ParamSet, missing: bool) -> None:
-        assert isinstance(call, HJCall)
-        # Weights without a gradient in this call stay where an older gamma has put them.
-        known = call.first or call.gamma == params.placed_gamma or not missing
-        params.placed_gamma = call.gamma if known else None

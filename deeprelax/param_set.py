@@ -123,6 +123,16 @@ class ParamSet:
             return g
         return torch.empty_strided(g.shape, self.strides[t], dtype=g.dtype, device=g.device).copy_(g)
 
+    def buffers_for(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Those of the named buffers that there are."""
+        return {name: self.buffers[name] for name in names if name in self.buffers}
+
+    def written(self) -> None:
+        """A kernel has written to the weights: write back those that it had as copies, and let autograd notice, for
+        whatever was saved for a backward pass holds the old ones."""
+        self.copy_out()
+        torch.autograd.graph.increment_version(self.params)
+
     def copy_in(self) -> None:
         """Fill the contiguous copies of the parameters with gaps."""
         for t, copy in self.gaps.items():

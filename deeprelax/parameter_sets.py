@@ -39,12 +39,25 @@ class ParameterSets(Optimizer):
     _constructing = False
 
     def __init__(
-        self, params: ParamsT, defaults: dict[str, Any], *, seed: int | None, flatten: bool, backend: str
+        self,
+        params: ParamsT,
+        defaults: dict[str, Any],
+        *,
+        seed: int | None,
+        flatten: bool,
+        backend: str,
+        capturable: bool,
     ) -> None:
+        if not isinstance(capturable, bool):
+            raise TypeError(f"capturable must be True or False, not {type(capturable).__name__}")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise TypeError(f"seed must be an integer or None, not {type(seed).__name__}")
         self._backend = backend
         self._flatten = flatten
+        self._capturable = capturable
+        self._clocks: list[Any] = []  # with capturable, per group
+        # torch.amp.GradScaler asks for this, and hands over its scale and whether a gradient overflowed.
+        self._step_supports_amp_scaling = capturable
         self._seed_is_torchs = seed is None
         self._outer_step_happened = False
         self._warned = False
@@ -71,9 +84,13 @@ class ParameterSets(Optimizer):
         """Whether the parameters, not the state, say what x is now."""
         return bool(group["fresh"] or group["phase"] == 0)
 
-    def _set_clock(self, **values: Any) -> None:
-        for group in self.param_groups:
-            group.update(values)
+    def _numbers(self, i: int) -> dict[str, Any]:
+        """The group with plain numbers, wherever its clock lies."""
+        raise AssertionError("a subclass defines it")
+
+    def _add_clock(self, i: int) -> None:
+        """Move the group's clock to where it belongs."""
+        raise AssertionError("a subclass defines it")
 
     # Groups and sets.
 
@@ -91,7 +108,7 @@ class ParameterSets(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            clock = self.param_groups[0] if len(self.param_groups) > 1 else self._clock_defaults
+            clock = self._numbers(0) if len(self.param_groups) > 1 else self._clock_defaults
             group.update({name: clock[name] for name in CLOCK})
             group["fresh"] = True
             if len(self.param_groups) == 1:
@@ -101,9 +118,11 @@ class ParameterSets(Optimizer):
                 self._check_parameter(name, p)
             if not self._constructing:  # the constructor asks once for all groups
                 self._refuse_overlaps()
+            self._add_clock(len(self.param_groups) - 1)
             self._sets.append(self._make_sets(len(self.param_groups) - 1, {}))
         except BaseException:
             self.param_groups.pop()
+            del self._clocks[len(self.param_groups) :]
             kept = {p for other in self.param_groups for p in other["params"]}
             for p in [p for p in group["params"] if p not in kept]:
                 self.state.pop(p, None)
@@ -158,8 +177,11 @@ class ParameterSets(Optimizer):
             new = ParamSet(params, which, base, [named[i][0] for i in which], self._backend, self._flatten)
             for p in params:
                 self.state[p] = {}
-            for name in self._buffers_of(new):
+            # Momenta wait until they are needed, but a buffer made while a graph is captured would be the graph's.
+            for name in self._buffers_of(new) + (self._extra_buffers(group) if self._capturable else []):
                 new.add_buffer(name, self.state)
+            if self._capturable:
+                new.backend.prepare_capture(new.table)
             new.copy_in()
             for t, p in enumerate(params):
                 self.state[p]["x"].copy_(p.detach())
@@ -171,6 +193,10 @@ class ParameterSets(Optimizer):
 
     def _buffers_of(self, params: ParamSet) -> list[str]:
         return list(self._kept)
+
+    def _extra_buffers(self, group: dict[str, Any]) -> list[str]:
+        """Buffers that the group's present hyper-parameters need beyond ``_kept``."""
+        return ["momentum_buffer"] if group["momentum"] != 0 else []
 
     def _take_over(self, params: ParamSet, t: int, old: dict[str, Any]) -> None:
         """Copy saved state of one parameter into its buffers, making those that the set has not yet."""

@@ -6,31 +6,43 @@ The update itself is a backend's (``deeprelax.kernels``).
 
 from __future__ import annotations
 
-import ctypes
-import math
 import sys
 import warnings
+from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
+from torch import Tensor
 
 from deeprelax.checkpoint import Checkpointed
-from deeprelax.kernels import Call, Outer, Stream
+from deeprelax.kernels import Tick
+from deeprelax.kernels.device_table import capturing
+from deeprelax.kernels.settings import AnySettings, Moment, advance, placed_gamma
 from deeprelax.param_set import ParamSet
 
-
-def float32(value: float) -> float:
-    """``value`` rounded to float32."""
-    return ctypes.c_float(value).value
+# One launch each: the group's number, the set, its gradients, their addresses, and whether any is missing.
+Work = list[tuple[int, ParamSet, list[Tensor | None], "array[int]", bool]]
 
 
-def noise_scale(*factors: float) -> float:
-    """The float32 square root of the float32 product of the factors."""
-    product = 1.0
-    for factor in factors:
-        product = float32(product * float32(factor))
-    return float32(math.sqrt(product))
+def refuse_capture(capturable: bool, work: Work) -> None:
+    """RuntimeError if a CUDA graph is being captured of a step that cannot be replayed."""
+    if not any(capturing(params.table.device) for _, params, *_ in work):
+        return
+    if not capturable:
+        raise RuntimeError("step() is being captured in a CUDA graph, which needs capturable=True")
+    for _, params, grads, _, _ in work:
+        if not params.backend.capturable:
+            raise RuntimeError(
+                f"the {params.backend.name!r} backend cannot be captured in a CUDA graph: it asks the host"
+            )
+        for name, p, grad in zip(params.names, params.params, grads):
+            if grad is None and p.requires_grad:
+                raise RuntimeError(
+                    f"{name} has no gradient while a CUDA graph is captured, and would never get an update when it is "
+                    "replayed: run forward and backward before step(), or freeze it (requires_grad_(False))"
+                )
 
 
 class Relaxation(Checkpointed):
@@ -38,32 +50,28 @@ class Relaxation(Checkpointed):
 
     # What a subclass says.
 
-    def _call(self, group: dict[str, Any], params: ParamSet, first: bool, last: bool) -> Call:
-        """The scalars of one call."""
+    def _settings(self, group: dict[str, Any]) -> AnySettings:
+        """The hyper-parameters that a captured step keeps on the host."""
         raise AssertionError("a subclass defines it")
-
-    def _extra_buffers(self, group: dict[str, Any]) -> list[str]:
-        """Buffers that the group's present hyper-parameters need beyond ``_kept``."""
-        return ["momentum_buffer"] if group["momentum"] != 0 else []
-
-    def _after(self, call: Call, params: ParamSet, missing: bool) -> None:
-        """Note what the call has done to a set."""
 
     # Clock.
 
     @property
     def phase(self) -> int:
-        """How many gradients of the running cycle have been taken: 0 … L - 1."""
+        """How many gradients of the running cycle have been taken: 0 … L - 1. With ``capturable=True`` this waits for
+        the device."""
         return int(self.param_groups[0]["phase"])
 
     @property
     def outer_step_happened(self) -> bool:
-        """Whether the last ``step()`` made the outer update."""
+        """Whether the last ``step()`` made the outer update. With ``capturable=True`` this waits for the device."""
+        if self._capturable:
+            return bool(self._clocks[0].clock.counter("outer_step_happened").item())
         return self._outer_step_happened
 
     @property
     def gamma(self) -> float:
-        """γ of the first group, as scoping has left it."""
+        """γ of the first group, as scoping has left it. With ``capturable=True`` this waits for the device."""
         return float(self.param_groups[0]["gamma"])
 
     # One step.
@@ -100,50 +108,82 @@ class Relaxation(Checkpointed):
         return loss
 
     def _step(self) -> None:
-        for group in self.param_groups:
-            self._check_group(group)
+        for i, group in enumerate(self.param_groups):
+            if self._capturable:
+                self._clocks[i].settle(group)
+            self._check_group(self._host_view(i), self._host_view(0))
         self._adopt()
-        work = [
-            (group, params, *params.gather()) for group, sets in zip(self.param_groups, self._sets) for params in sets
-        ]
+        work: Work = [(i, params, *params.gather()) for i, sets in enumerate(self._sets) for params in sets]
+        refuse_capture(self._capturable, work)
         self._outer_step_happened = False
         if not any(any(g is not None for g in grads) for _, _, grads, _, _ in work):
+            if self._capturable:
+                self._clocks[0].clock.set("outer_step_happened", False)
             return
         self._agree_on_seed()
-        phase = self.param_groups[0]["phase"]
-        if phase == 0:
-            self._set_clock(cycle_steps=self.param_groups[0]["inner_steps"])
-        last = phase + 1 >= self.param_groups[0]["cycle_steps"]
         # Whatever can fail comes before the first write: an update of some sets only could not be taken back.
-        gammas = [self._next_gamma(group) if last else group["gamma"] for group in self.param_groups]
-        calls = []
-        for group, params, _, _, _ in work:
-            for name in self._extra_buffers(group):
+        for i, params, _, _, _ in work:
+            for name in self._extra_buffers(self.param_groups[i]):
                 if name not in params.buffers:
+                    if capturing(params.table.device):
+                        raise RuntimeError(f"{name} is needed from this step on: run one step() before capturing one")
                     params.add_buffer(name, self.state)
-            calls.append(self._call(group, params, phase == 0 or group["fresh"], last))
+        if self._capturable:
+            self._step_on_device(work)
+        else:
+            self._step_on_host(work)
+
+    def _step_on_host(self, work: Work) -> None:
+        settings = [self._settings(group) for group in self.param_groups]
+        moments = [self._moment(group) for group in self.param_groups]
+        last = moments[0].last
+        self._note_gamma(settings, moments)
+        calls = [settings[i].call(replace(moments[i], placed_gamma=params.placed_gamma)) for i, params, *_ in work]
+        for call, (i, params, grads, addresses, missing) in zip(calls, work):
             params.copy_in()
-        for call, (_, params, grads, addresses, missing) in zip(calls, work):
-            buffers = {name: params.buffers[name] for name in call.buffers if name in params.buffers}
-            params.backend.run(call, params.table, grads, addresses, buffers)
-            params.copy_out()
-            self._after(call, params, missing)
-            # Whatever was saved for a backward pass holds the old weights: let autograd notice.
-            torch.autograd.graph.increment_version(params.params)
-        for group, gamma in zip(self.param_groups, gammas):
-            group.update(step=group["step"] + 1, phase=0 if last else phase + 1, fresh=False, gamma=gamma)
+            params.backend.run(call, params.table, grads, addresses, params.buffers_for(call.buffers))
+            params.written()
+            params.placed_gamma = placed_gamma(replace(moments[i], placed_gamma=params.placed_gamma), missing)
+        for group, each, at in zip(self.param_groups, settings, moments):
+            after = advance(each, at, missing=False)
+            group.update(
+                step=after.step, phase=after.phase, cycle_steps=after.cycle_steps, fresh=False, gamma=after.gamma
+            )
         self._outer_step_happened = last
 
-    def _next_gamma(self, group: dict[str, Any]) -> float:
-        """Scoping, section 6.4."""
-        return float(group["gamma"] * (1 - group["scoping"]))
+    def _step_on_device(self, work: Work) -> None:
+        backend = self._tick_backend()
+        ticks = []
+        for i, group in enumerate(self.param_groups):
+            missing = any(none for j, _, _, _, none in work if j == i)
+            lr, inner_lr = group["lr"], group.get("inner_lr")
+            scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+            ticks.append(Tick(self._settings(group), self._clocks[i].clock, lr, inner_lr, scale, found_inf, missing))
+            backend.tick(ticks[-1])
+        for i, params, grads, addresses, _ in work:
+            params.copy_in()
+            buffers = params.buffers_for(ticks[i].settings.buffers)
+            params.backend.run_ticked(ticks[i], params.table, grads, addresses, buffers)
+            params.written()
+            if not capturing(params.table.device):
+                params.backend.prepare_capture(params.table)
 
-    @staticmethod
-    def _outer(group: dict[str, Any], step: float, scale: float) -> Outer:
-        return Outer(step, scale, float(group["lr"]), float(group["momentum"]), bool(group["nesterov"]))
+    def _moment(self, group: dict[str, Any]) -> Moment:
+        """Where the host's clock stands."""
+        phase = group["phase"]
+        return Moment(
+            lr=float(group["lr"]),
+            inner_lr=group.get("inner_lr", 0.0),
+            gamma=group["gamma"],
+            step=group["step"],
+            phase=phase,
+            cycle_steps=group["inner_steps"] if phase == 0 else group["cycle_steps"],
+            fresh=group["fresh"],
+            seed=group["seed"],
+        )
 
-    def _stream(self, group: dict[str, Any], ahead: int = 0) -> Stream:
-        return Stream(group["seed"], (group["step"] + ahead) & 0xFFFFFFFF)
+    def _note_gamma(self, settings: list[AnySettings], moments: list[Moment]) -> None:
+        """Called with every step before anything is written; may warn."""
 
     def _agree_on_seed(self) -> None:
         """With ``seed=None`` and a process group, all ranks take rank 0's: DDP's replicas must draw the same noise."""

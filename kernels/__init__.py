@@ -134,8 +134,8 @@ def _why_no_gpu() -> str:
     problem = importlib.import_module("deeprelax._cuda").problem()
     torchs = "torch.cuda.is_available() is False"
     if not problem:
-        return f"the driver has a GPU, but {torchs}: install a build of torch for CUDA"
-    return f"the kernels are built, but there is no GPU to run them: {problem}; {torchs}"
+        return f"looked for a GPU, and the driver has one, but {torchs}: install a build of torch for CUDA"
+    return f"looked for a GPU for the kernels, which are built: {problem}; {torchs}"
 
 
 def why_not(name: str) -> str:

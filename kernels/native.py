@@ -127,10 +127,11 @@ def is_plain(options: Call | AnySettings) -> bool:
 def encode_tick(tick: Tick) -> tuple[int, tuple[Any, ...], tuple[Any, ...]]:
     """(rule, settings, sources) as csrc/module.h takes them."""
     s = tick.settings
-    entropy = isinstance(s, EntropySGDSettings)
     alpha = 0.0 if isinstance(s, HeatSettings) else s.alpha
-    temperature, inner_momentum = (s.temperature, s.inner_momentum) if entropy else (0.0, 0.0)
-    absorb, carry = (s.absorb_gamma, s.carry_inner_momentum) if entropy else (False, False)
+    temperature, inner_momentum, absorb, carry = 0.0, 0.0, False, False
+    if isinstance(s, EntropySGDSettings):
+        temperature, inner_momentum = s.temperature, s.inner_momentum
+        absorb, carry = s.absorb_gamma, s.carry_inner_momentum
     reals = [s.keep, s.momentum, s.weight_decay, alpha, temperature, inner_momentum]
     settings = s.inner_steps, reals, static_flags(s) & ~NOISE, absorb, carry, tick.missing
     tensors = tick.lr, tick.inner_lr, tick.grad_scale, tick.found_inf

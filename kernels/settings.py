@@ -75,7 +75,8 @@ class Settings:
 class EntropySGDSettings(Settings):
     """Section 6.1."""
 
-    rule: ClassVar[str] = "entropy_sgd"
+    rule: ClassVar[str] = EntropySGDCall.rule
+    buffers: ClassVar[tuple[str, ...]] = EntropySGDCall.buffers
     alpha: float
     temperature: float
     implicit: bool
@@ -113,7 +114,8 @@ class EntropySGDSettings(Settings):
 class HJSettings(Settings):
     """Section 6.2."""
 
-    rule: ClassVar[str] = "hj"
+    rule: ClassVar[str] = HJCall.rule
+    buffers: ClassVar[tuple[str, ...]] = HJCall.buffers
     alpha: float
     warm_start: bool
 
@@ -137,7 +139,8 @@ class HJSettings(Settings):
 class HeatSettings(Settings):
     """Section 6.3, eq. 26."""
 
-    rule: ClassVar[str] = "heat"
+    rule: ClassVar[str] = HeatCall.rule
+    buffers: ClassVar[tuple[str, ...]] = HeatCall.buffers
 
     def call(self, at: Moment) -> HeatCall:
         steps = at.cycle_steps

@@ -1,6 +1,7 @@
-"""The ``cpu`` backend returns the bits of the ``eager`` reference, call by call and over whole runs."""
+"""The ``cpu`` and ``cuda`` backends return the bits of the ``eager`` reference, call by call and over whole runs."""
 
 import functools
+import importlib
 import itertools
 import random
 from array import array
@@ -15,7 +16,13 @@ import deeprelax
 from deeprelax.kernels import Call, Eager, EntropySGDCall, HeatCall, HJCall, Outer, Stream, Table, noise
 
 _cpu = pytest.importorskip("deeprelax._cpu")
+from deeprelax.kernels.cuda_backend import Cuda  # noqa: E402
 from deeprelax.kernels.native import NativeCPU  # noqa: E402
+
+try:  # the CUDA kernels' code, run on the host thread by thread
+    EMULATED: Cuda | None = Cuda(importlib.import_module("deeprelax._cuda"), emulated=True)
+except ImportError:
+    EMULATED = None
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
@@ -88,7 +95,7 @@ class Case:
             x[::2] = w[::2].to(x.dtype) * (1 + 2**-15)
         return Case(weights, grads, buffers, STARTS[: len(sizes)])
 
-    def run(self, backend: Eager | NativeCPU, call: Call, offset: int) -> list[Tensor]:
+    def run(self, backend: Eager | NativeCPU | Cuda, call: Call, offset: int) -> list[Tensor]:
         weights = [at_offset(w, offset) for w in self.weights]
         buffers = {name: b.clone() for name, b in self.buffers.items()}
         table = Table(weights, [5 * t + 1 for t in range(len(weights))], starts=self.starts)
@@ -155,6 +162,9 @@ def check(call: Call, dtype: torch.dtype, seed: int, sizes: list[int], special: 
         found = case.run(native, call, offset)
         for i, (a, b) in enumerate(zip(expected, found)):
             assert same_bits(a, b), (name, chunk, threads, i, call)
+    if EMULATED is not None:
+        for i, (a, b) in enumerate(zip(expected, case.run(EMULATED, call, offset))):
+            assert same_bits(a, b), ("cuda", i, call)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

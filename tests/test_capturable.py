@@ -1,0 +1,335 @@
+"""``capturable=True``: the same bits as without, from a clock on the device that a captured step advances by itself."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from capture import BACKENDS, Graph, use
+from conftest import SETTINGS, make, parameters, plain, same_bits, set_gradients, values
+from torch.nn import Parameter
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, OneCycleLR, StepLR
+
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "none": lambda opt: LambdaLR(opt, lambda step: 1.0),
+    "lambda": lambda opt: LambdaLR(opt, lambda step: 1 / (1 + 0.3 * step)),
+    "step": lambda opt: StepLR(opt, 3, 0.3),
+    "exponential": lambda opt: ExponentialLR(opt, 0.87),
+    "cosine": lambda opt: CosineAnnealingLR(opt, 7),
+    "one cycle": lambda opt: OneCycleLR(opt, 0.9, total_steps=30, cycle_momentum=False),
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    use(monkeypatch, request.param)
+    return str(request.param)
+
+
+def dense(seed: int = 0) -> list[Parameter]:
+    """Parameters that no copy stands in for."""
+    return [p for p in parameters(seed=seed) if p.is_contiguous() and p.numel()]
+
+
+def grads_in_place(params: list[Parameter], step: int) -> None:
+    """New gradients at the old addresses, as a captured backward pass makes them."""
+    before = [p.grad for p in params]
+    set_gradients(params, step)
+    for p, old in zip(params, before):
+        if old is not None:
+            p.grad = old.copy_(p.grad)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_replayed_step_gives_the_bits_of_the_uncaptured_run_under_a_scheduler(
+    name: str, backend: str, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten replays of one capture go through two and a half cycles of 4; a rate or a phase baked in would show."""
+    a, b = dense(), dense()
+    plain_opt, opt = make(name, a), make(name, b, capturable=True)
+    plain_schedule, schedule = SCHEDULERS[scheduler](plain_opt), SCHEDULERS[scheduler](opt)
+    for step in range(2):  # a capture begins in mid-cycle
+        for params, each, s in ((a, plain_opt, plain_schedule), (b, opt, schedule)):
+            grads_in_place(params, step)
+            each.step()
+            s.step()
+    before = values(b)
+    graph = Graph().capture(opt, monkeypatch)
+    assert same_bits(before, values(b))
+    for step in range(2, 12):
+        grads_in_place(a, step)
+        plain_opt.step()
+        plain_schedule.step()
+        grads_in_place(b, step)
+        graph.replay()
+        schedule.step()
+        assert same_bits(values(a), values(b)), step
+        assert (opt.phase, opt.gamma, opt.outer_step_happened) == (
+            plain_opt.phase,
+            plain_opt.gamma,
+            plain_opt.outer_step_happened,
+        )
+    assert plain(plain_opt.state_dict()["state"]) == plain(opt.state_dict()["state"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}, {"inner_steps": 1}])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_steps_that_are_not_captured_give_the_same_bits_too(
+    name: str, backend: str, dtype: torch.dtype, changes: dict[str, Any]
+) -> None:
+    if name == "EntropySGD" and "momentum" in changes:
+        changes = {**changes, "inner_momentum": 0.0}
+    a, b = parameters(dtype), parameters(dtype)
+    first, second = make(name, a, **changes), make(name, b, **changes, capturable=True)
+    for step in range(9):
+        for params, opt in ((a, first), (b, second)):
+            set_gradients(params, step, without=[1, 3] if step == 5 else [])
+            if step == 6:  # HJ's weights no longer stand where gamma says
+                opt.param_groups[0]["gamma"] = 0.2
+            opt.step()
+        assert same_bits(values(a), values(b)), step
+    assert plain(first.state_dict()) == plain(second.state_dict())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"coupling": "implicit"},
+        {"absorb_gamma": True},
+        {"carry_inner_momentum": True},
+        {"temperature": 0.0},
+        {"inner_lr": 0.0},
+        {"maximize": True},
+    ],
+    ids=str,
+)
+def test_every_option_of_entropy_sgd_gives_the_same_bits(backend: str, changes: dict[str, Any]) -> None:
+    a, b = dense(), dense()
+    first, second = make("EntropySGD", a, **changes), make("EntropySGD", b, **changes, capturable=True)
+    for step in range(9):
+        for params, opt in ((a, first), (b, second)):
+            set_gradients(params, step)
+            opt.step()
+        assert same_bits(values(a), values(b)), step
+
+
+def test_stochastic_rounding_gives_the_same_bits(backend: str) -> None:
+    a, b = parameters(torch.bfloat16), parameters(torch.bfloat16)
+    options = {"stochastic_rounding": True, "momentum": 0.0, "inner_momentum": 0.0, "nesterov": False}
+    first, second = make("EntropySGD", a, **options), make("EntropySGD", b, **options, capturable=True)
+    for step in range(9):
+        for params, opt in ((a, first), (b, second)):
+            set_gradients(params, step)
+            opt.step()
+    assert same_bits(values(a), values(b))
+
+
+def test_groups_have_their_own_rates_on_the_device_and_one_clock(name: str, backend: str) -> None:
+    a, b = dense(), dense()
+    opts = []
+    for params, capturable in ((a, False), (b, True)):
+        groups = [{"params": params[:1], "lr": 0.3}, {"params": params[1:], "gamma": 0.4}]
+        opts.append(make(name, groups, capturable=capturable))
+    late = [Parameter(torch.arange(5.0)), Parameter(torch.arange(5.0))]
+    for step in range(10):
+        for params, opt, p in ((a, opts[0], late[0]), (b, opts[1], late[1])):
+            set_gradients(params, step)
+            if step == 2:
+                opt.add_param_group({"params": [p], "lr": 0.1})
+            p.grad = torch.full((5,), 0.5 + step)
+            opt.step()
+    assert same_bits(values([*a, late[0]]), values([*b, late[1]]))
+    assert plain(opts[0].state_dict()) == plain(opts[1].state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_rate_given_as_a_tensor_stays_the_users_tensor(name: str, backend: str, dtype: torch.dtype) -> None:
+    lr = torch.tensor(0.25, dtype=dtype)
+    a, b = dense(), dense()
+    first, second = make(name, a, lr=0.25), make(name, b, lr=lr, capturable=True)
+    for step in range(9):
+        if step == 4:
+            lr.fill_(0.125)
+            first.param_groups[0]["lr"] = 0.125
+        for params, opt in ((a, first), (b, second)):
+            set_gradients(params, step)
+            opt.step()
+    assert second.param_groups[0]["lr"] is lr
+    assert same_bits(values(a), values(b))
+
+
+def test_groups_that_were_given_one_tensor_get_one_each(name: str) -> None:
+    lr, params = torch.tensor(0.25), dense()
+    opt = make(name, [{"params": params[:1]}, {"params": params[1:]}], lr=lr, capturable=True)
+    StepLR(opt, 1, 0.5)
+    opt.param_groups[1]["lr"].fill_(0.1)
+    assert float(opt.param_groups[0]["lr"]) == 0.25
+
+
+@pytest.mark.parametrize("lr", [torch.tensor([0.1, 0.2]), torch.tensor(1), torch.tensor(0.1, dtype=torch.bfloat16)])
+def test_a_rate_that_the_kernels_cannot_read_is_refused(name: str, lr: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="lr"):
+        make(name, dense(), lr=lr, capturable=True)
+
+
+def test_parameters_on_two_devices_are_refused_with_both_names(name: str) -> None:
+    # No kernel serves the meta device, so the names come from the clock's own check.
+    params = [("here", Parameter(torch.ones(2))), ("there", Parameter(torch.ones(2)))]
+    opt = make(name, params, capturable=True)
+    opt.param_groups[0]["params"][1] = Parameter(torch.ones(2, device="meta"))
+    with pytest.raises(ValueError, match="here is on cpu, there on meta"):
+        opt._device()
+
+
+def test_capturing_needs_capturable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opt = make(name, params := dense())
+    set_gradients(params, 0)
+    with pytest.raises(RuntimeError, match="needs capturable=True"):
+        Graph().capture(opt, monkeypatch)
+
+
+def test_capturing_while_a_parameter_has_no_gradient_is_refused_with_its_name(
+    name: str, monkeypatch: pytest.MonkeyPatch, unchanged: Callable[..., Callable[[], bool]]
+) -> None:
+    params = dense()
+    opt = make(name, [(f"layer{i}.weight", p) for i, p in enumerate(params)], capturable=True)
+    set_gradients(params, 0, without=[1])
+    check = unchanged(opt, params)
+    with pytest.raises(RuntimeError, match=r"layer1\.weight has no gradient while a CUDA graph is captured"):
+        Graph().capture(opt, monkeypatch)
+    assert check()
+    params[1].requires_grad_(False)
+    Graph().capture(opt, monkeypatch)
+
+
+def test_a_momentum_that_is_new_in_a_capture_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its buffer would be the graph's, and zero again at every replay."""
+    changes = {"inner_momentum": 0.0} if name == "EntropySGD" else {}
+    opt = make(name, params := dense(), momentum=0.0, nesterov=False, capturable=True, **changes)
+    set_gradients(params, 0)
+    opt.param_groups[0]["momentum"] = 0.9
+    with pytest.raises(RuntimeError, match="momentum_buffer is needed"):
+        Graph().capture(opt, monkeypatch)
+
+
+def test_the_eager_backend_is_not_captured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, "eager")
+    opt = make(name, params := dense(), capturable=True)
+    set_gradients(params, 0)
+    monkeypatch.setattr("deeprelax.relaxation.capturing", lambda device: True)
+    with pytest.raises(RuntimeError, match="'eager' backend cannot be captured"):
+        opt.step()
+
+
+@pytest.mark.parametrize("then_capturable", [False, True])
+@pytest.mark.parametrize("steps", [4, 6])
+def test_checkpoints_pass_between_capturable_and_not(
+    name: str, backend: str, then_capturable: bool, steps: int
+) -> None:
+    a, b = parameters(), parameters()
+    first = make(name, a, capturable=not then_capturable)
+    for step in range(steps):
+        set_gradients(a, step)
+        first.step()
+    second = make(name, b, capturable=then_capturable, lr=9.0)
+    saved = io.BytesIO()
+    torch.save(first.state_dict(), saved)
+    saved.seek(0)
+    rates = second.param_groups[0]["lr"]
+    second.load_state_dict(torch.load(saved, weights_only=True))
+    assert isinstance(rates, float) or second.param_groups[0]["lr"] is rates
+    for p, q in zip(a, b):
+        q.data.copy_(p.data)
+    for step in range(steps, steps + 6):
+        for params, opt in ((a, first), (b, second)):
+            set_gradients(params, step)
+            opt.step()
+    assert same_bits(values(a), values(b))
+    assert plain(first.state_dict()) == plain(second.state_dict())
+
+
+def test_what_state_dict_holds_are_plain_numbers(name: str) -> None:
+    opt = make(name, dense(), capturable=True)
+    group = opt.state_dict()["param_groups"][0]
+    assert not [key for key, value in group.items() if isinstance(value, torch.Tensor)]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_copies_have_a_clock_of_their_own(name: str, copied: Callable[[Any], Any]) -> None:
+    params = dense()
+    opt = make(name, params, capturable=True)
+    for step in range(3):
+        set_gradients(params, step)
+        opt.step()
+    other_params, other = copied((params, opt))
+    for step in range(3, 9):
+        for p, o in ((params, opt), (other_params, other)):
+            set_gradients(p, step)
+            o.step()
+        assert same_bits(values(params), values(other_params))
+    other.param_groups[0]["lr"].fill_(0.0)
+    assert float(opt.param_groups[0]["lr"]) == SETTINGS[name]["lr"]
+
+
+def test_numbers_written_to_a_group_reach_the_device(name: str, backend: str) -> None:
+    a, b = dense(), dense()
+    first, second = make(name, a), make(name, b, capturable=True)
+    rate = second.param_groups[0]["lr"]
+    for step in range(8):
+        for params, opt in ((a, first), (b, second)):
+            set_gradients(params, step)
+            if step == 5:
+                opt.param_groups[0].update(lr=0.05, gamma=0.7, inner_steps=2)
+            opt.step()
+    assert second.param_groups[0]["lr"] is rate
+    assert same_bits(values(a), values(b))
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan")])
+def test_a_rate_out_of_range_is_refused_when_it_is_written(name: str, bad: float) -> None:
+    opt = make(name, params := dense(), capturable=True)
+    set_gradients(params, 0)
+    opt.param_groups[0]["lr"] = bad
+    with pytest.raises(ValueError, match="lr"):
+        opt.step()
+
+
+def test_eval_train_and_restart_work_at_any_phase(name: str, backend: str) -> None:
+    a, b = dense(), dense()
+    first, second = make(name, a), make(name, b, capturable=True)
+    for opt in (first, second):
+        opt.train()  # Heat draws its first point
+    for step in range(9):
+        for params, opt in ((a, first), (b, second)):
+            set_gradients(params, step)
+            opt.step()
+            opt.eval()
+            opt.train()
+            if step == 5:
+                opt.restart()
+    assert same_bits(values(a), values(b))
+    assert (first.phase, first.gamma) == (second.phase, second.gamma)
+
+
+def test_a_step_without_any_gradient_changes_nothing(
+    name: str, backend: str, unchanged: Callable[..., Callable[[], bool]]
+) -> None:
+    params = dense()
+    opt = make(name, params, capturable=True)
+    for step in range(2):
+        set_gradients(params, step)
+        opt.step()
+    check = unchanged(opt, params)
+    for p in params:
+        p.grad = None
+    opt.step()
+    assert check()
+    assert not opt.outer_step_happened
+
+
+def test_capturable_is_true_or_false(name: str) -> None:
+    with pytest.raises(TypeError, match="capturable"):
+        make(name, dense(), capturable=1)
