@@ -74,7 +74,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     if not result["peers"]:
         return
     table = Table(title="the same parameters with torch's optimizers", title_justify="left")
-    table.add_column("peer")
+    table.add_column("peer", no_wrap=True)
     columns = ("kernels µs", "host µs") if on_device else ("step() µs",)
     for heading in (*columns, "bytes/element", "GB/s", "of a copy's", "ours takes"):
         table.add_column(heading, justify="right")
@@ -103,6 +103,8 @@ KERNELS: dict[str, Any] = {"color": "0.35", "edgecolor": "black"}
 HOST: dict[str, Any] = {"color": "white", "edgecolor": "black", "hatch": "////"}
 PEER: dict[str, Any] = {"color": "0.85", "edgecolor": "black", "hatch": "..."}
 
+BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # numbers stand out before the copy's line
+
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Where the time goes, and the bandwidth beside that of a copy; told apart by greys and hatching alone."""
@@ -114,7 +116,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     draw_times(left, [r for _, r in rows], [r for _, r in peers], result["device"] != "cpu")
     for i, (_, r) in enumerate(rows + peers):
         right.barh(i, r["gb_per_s"], **(KERNELS if i < len(rows) else PEER))
-        right.text(r["gb_per_s"], i, f" {r['gb_per_s']:,.1f}", va="center")
+        number, beside = f"{r['gb_per_s']:,.1f}", {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+        right.annotate(number, (r["gb_per_s"], i), **beside, bbox=BLANK)
     copy = result["copy"]["gb_per_s"]
     right.axvline(copy, color="black", linestyle="--", linewidth=1.4, label=f"a large copy: {copy:,.1f}")
     right.set_xlim(0, 1.15 * max(copy, *(r["gb_per_s"] for _, r in rows + peers)))
