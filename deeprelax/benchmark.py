@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,58 +20,26 @@ import torch
 from torch import Tensor
 
 import deeprelax
+from deeprelax.bytes_moved import PEER_STREAMS, bytes_moved, peer_bytes_moved
 from deeprelax.contestants import EagerEntropySGD, ForeachEntropySGD, compiled_entropy_sgd
 from deeprelax.experiments.machine import describe
+from deeprelax.workloads import Workload, resnet50_shapes
 
 # fp32 words that one inner call reads and writes, per element.
+ENTROPY_SGD, HJ, HEAT = (bytes_moved(rule, torch.float32, "inner") // 4 for rule in ("EntropySGD", "HJ", "Heat"))
 WORDS = {
-    "EntropySGD": 6,
-    "EntropySGD, noise": 6,
-    "HJ": 5,
-    "Heat": 5,
-    "C++ loop, streams of EntropySGD": 6,
-    "C++ loop, streams of HJ and Heat": 5,
-    "torch.optim.SGD(fused=True)": 3,
-    "torch.optim.SGD(momentum, fused=True)": 5,
-    "torch.optim.AdamW(fused=True)": 7,
-    "EntropySGD, noise, eager torch": 6,
-    "EntropySGD, noise, torch._foreach": 6,
-    "EntropySGD, noise, torch.compile": 6,
+    "EntropySGD": ENTROPY_SGD,
+    "EntropySGD, noise": ENTROPY_SGD,
+    "HJ": HJ,
+    "Heat": HEAT,
+    "C++ loop, streams of EntropySGD": ENTROPY_SGD,
+    "C++ loop, streams of HJ and Heat": HJ,
+    **{peer: peer_bytes_moved(peer, torch.float32) // 4 for peer in PEER_STREAMS},
+    "EntropySGD, noise, eager torch": ENTROPY_SGD,
+    "EntropySGD, noise, torch._foreach": ENTROPY_SGD,
+    "EntropySGD, noise, torch.compile": ENTROPY_SGD,
 }
 COMPILED = "EntropySGD, noise, torch.compile"
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A list of parameter shapes."""
-
-    name: str
-    shapes: tuple[tuple[int, ...], ...]
-
-    @property
-    def elements(self) -> int:
-        return sum(torch.Size(shape).numel() for shape in self.shapes)
-
-
-def resnet50_shapes() -> tuple[tuple[int, ...], ...]:
-    """The 161 parameters of ResNet-50 (He et al. 2016, table 1; batch norm with weight and bias)."""
-    shapes: list[tuple[int, ...]] = []
-
-    def convolution(out: int, into: int, size: int) -> None:
-        shapes.extend([(out, into, size, size), (out,), (out,)])
-
-    convolution(64, 3, 7)
-    into = 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(blocks):
-            convolution(width, into, 1)
-            convolution(width, width, 3)
-            convolution(4 * width, width, 1)
-            if block == 0:
-                convolution(4 * width, into, 1)
-            into = 4 * width
-    shapes.extend([(1000, 2048), (1000,)])
-    return tuple(shapes)
 
 
 def workloads(preset: str) -> list[Workload]:

@@ -1,4 +1,4 @@
-"""The command line: ``deeprelax train``, ``deeprelax doctor``, ``deeprelax bench``.
+"""The command line: ``deeprelax train``, ``deeprelax doctor``, ``deeprelax bench``, ``deeprelax profile``.
 
 Only torch and click are imported here; what the experiments need beyond them is imported when a command wants it.
 """
@@ -60,6 +60,7 @@ def main() -> None:
     deeprelax train      compare them with SGD on a real data set: a minute or two, no download
     deeprelax doctor     what works on this machine, and what to do about the rest
     deeprelax bench      how fast a step() is, beside torch's own optimizers
+    deeprelax profile    where a step's time goes, for a model and an optimizer of yours
     """
 
 
@@ -217,3 +218,102 @@ def bench(preset: str, out: Path | None, threads: int | None) -> None:
         from deeprelax import benchmark
 
         benchmark.main(preset, out, threads)
+
+
+@main.command()
+@click.option(
+    "--model", metavar="NAME",
+    help="resnet50, decoder-1.3b (292 tensors, as GPT-3 XL has them), or a name of torchvision's.  [default: resnet50]",
+)  # fmt: skip
+@click.option("--shapes", metavar="LIST", help="Shapes of the parameters instead: 4096x4096,4096")
+@click.option(
+    "--optimizer", type=click.Choice([name for name in OPTIMIZERS if name != "sgd"]), default="entropy-sgd",
+    show_default=True,
+)  # fmt: skip
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), default="float32", show_default=True
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--backend", type=click.Choice(["auto", *kernels.NAMES]), default="auto", show_default=True)
+@click.option("--noise/--no-noise", default=None, help="Entropy-SGD's; Heat always has it.  [default: with noise]")
+@click.option("--inner-steps", type=click.IntRange(1), help="L, which weighs the kinds of call.  [default: its own]")
+@click.option("--momentum", type=float, help="Of the outer update: moves one more buffer.")
+@click.option("--inner-momentum", type=float, help="Of the inner update; entropy-sgd only.")
+@click.option("--weight-decay", type=float)
+@click.option("--steps", type=click.IntRange(1), help="Times each kind of call is timed.  [default: 24; small: 200]")
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Also run torch's optimizers.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's choice]")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="For profile.json.")
+@click.option(
+    "--trace", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Write a Chrome trace of torch's profiler, for chrome://tracing or Perfetto.",
+)  # fmt: skip
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Draw a picture (.png).")
+def profile(
+    model: str | None,
+    shapes: str | None,
+    optimizer: str,
+    dtype: str,
+    device: str,
+    backend: str,
+    noise: bool | None,
+    inner_steps: int | None,
+    steps: int | None,
+    peers: bool,
+    threads: int | None,
+    out: Path | None,
+    trace: Path | None,
+    plot: Path | None,
+    **tuned: float | None,
+) -> None:
+    """Where a step's time goes: kernels, bytes moved, bandwidth beside a copy's, launches, host.
+
+    The first, an inner and the last call of a cycle are timed apart, with torch's optimizers between them.
+
+    \b
+    Examples:
+      deeprelax profile --optimizer hj
+      deeprelax profile --shapes 4096x4096,4096 --no-noise --plot profile.png
+      deeprelax profile --model decoder-1.3b --dtype bfloat16 --device cuda --trace trace.json
+    """
+    if model is not None and shapes is not None:
+        raise click.UsageError("--model and --shapes exclude each other")
+    options = {name: value for name, value in tuned.items() if value is not None}
+    for name in [*options, *(["noise"] if noise is not None else [])]:
+        if not takes(optimizer, "inner_lr" if name == "noise" else name):
+            raise click.UsageError(f"--{name.replace('_', '-')} has no meaning for {optimizer}")
+    if noise is False:
+        options["temperature"] = 0.0
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.ClickException("--device cuda: torch finds no GPU here; deeprelax doctor says more")
+    with _extras_needed(), _threads(threads):
+        from rich.console import Console
+
+        from deeprelax import profile_report, profiling, workloads
+
+        try:
+            workload = workloads.typed(shapes) if shapes is not None else workloads.named(model or "resnet50")
+            plan = profiling.Plan(
+                workload=workload,
+                optimizer=OPTIMIZERS[optimizer].__name__,
+                options=options,
+                inner_steps=inner_steps,
+                dtype=getattr(torch, dtype),
+                device=torch.device(device),
+                backend=backend,
+                rounds=steps or (24 if workload.elements > 10**6 else 200),
+            )
+            result = profiling.profile(plan, peers, trace)
+        except (ValueError, RuntimeError) as error:
+            raise click.ClickException(str(error)) from error
+        console = Console()
+        if not console.is_terminal:
+            console.width = 120
+        profile_report.show(result, console)
+        if out is not None:
+            click.echo(f"written: {profile_report.write_json(result, out)}")
+        if plot is not None:
+            profile_report.draw(result, plot)
+            click.echo(f"written: {plot}")
+        if trace is not None:
+            click.echo(f"written: {trace}")

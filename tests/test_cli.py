@@ -85,7 +85,7 @@ def test_train_leaves_the_number_of_threads_as_it_was(tmp_path: Path) -> None:
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["doctor"], ["bench"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["doctor"], ["bench"], ["profile"]])
 def test_help_is_there(command: list[str]) -> None:
     assert "Usage:" in run(*command, "--help").output
 

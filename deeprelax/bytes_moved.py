@@ -1,0 +1,130 @@
+"""The bytes that one call has to read and write per element: the floor that a kernel is judged against.
+
+``w`` is the parameter and ``g`` its gradient, in the parameter's dtype; x, y, z, p, s and the momenta m (outer) and v
+(inner) are state, in the dtype that the kernels compute in. The noise, unscaling and tables move nothing per element.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from deeprelax.kernels.calls import COMPUTE_DTYPE
+
+#: The calls of a cycle of L: L = 1 has one "only", L = 2 a "first" and a "last".
+KINDS = ("first", "inner", "last", "only")
+
+# What a call reads and what it writes, where the state has the parameter's dtype: the parameter is y or x itself.
+STREAMS: dict[str, dict[str, tuple[str, str]]] = {
+    "EntropySGD": {
+        "first": ("g w", "w x z"),
+        "inner": ("g w x z", "w z"),
+        "last": ("g w x z", "w"),
+        "only": ("g w", "w"),
+    },
+    "HJ": {
+        "first": ("g w", "w x p"),
+        "inner": ("g x p", "w p"),
+        "last": ("g x p", "w"),
+        "only": ("g w", "w"),
+    },
+    "Heat": {
+        "first": ("g x", "w s"),
+        "inner": ("g x s", "w s"),
+        "last": ("g x s", "w x"),
+        "only": ("g x", "w x"),
+    },
+}
+
+#: torch's optimizers, from their second step on; their state has the parameter's dtype.
+PEER_STREAMS = {
+    "torch.optim.SGD(fused=True)": ("g w", "w"),
+    "torch.optim.SGD(momentum, fused=True)": ("g w m", "w m"),
+    "torch.optim.AdamW(fused=True)": ("g w m v", "w m v"),
+}
+
+
+def streams(
+    optimizer: str,
+    dtype: torch.dtype,
+    kind: str,
+    *,
+    momentum: float = 0.0,
+    inner_momentum: float = 0.0,
+    carry_inner_momentum: bool = False,
+    weight_decay: float = 0.0,
+    stochastic_rounding: bool = False,
+) -> tuple[set[str], set[str]]:
+    """What one call on a weight with a gradient reads and writes.
+
+    Args:
+        optimizer: "EntropySGD", "HJ" or "Heat".
+        dtype: the parameters'.
+        kind: one of ``KINDS``.
+        momentum, inner_momentum, carry_inner_momentum, weight_decay, stochastic_rounding: as the optimizer has them.
+
+    Returns:
+        The names of the streams that are read, and of those that are written.
+
+    Raises:
+        ValueError: there is no such optimizer, kind or dtype.
+    """
+    for value, known in ((optimizer, list(STREAMS)), (kind, list(KINDS)), (dtype, list(COMPUTE_DTYPE))):
+        if value not in known:
+            raise ValueError(f"unknown {value!r}; expected one of {', '.join(map(str, known))}")
+    reads, writes = (set(names.split()) for names in STREAMS[optimizer][kind])
+    begins, ends = kind in ("first", "only"), kind in ("last", "only")
+    if COMPUTE_DTYPE[dtype] != dtype:
+        # x is more than the parameter shows. (Heat moves it in any dtype.)
+        if begins:
+            reads |= {"x"}
+        if ends:
+            writes |= {"x"}
+        if optimizer == "EntropySGD" and not (stochastic_rounding and dtype == torch.bfloat16):
+            if not begins:  # the kernels round y again rather than read the parameter
+                reads = reads - {"w"} | {"y"}
+            if not ends:
+                writes |= {"y"}
+    if momentum != 0 and ends:
+        reads, writes = reads | {"m"}, writes | {"m"}
+    if optimizer == "EntropySGD" and inner_momentum != 0:
+        if carry_inner_momentum or not begins:
+            reads |= {"v"}
+        writes |= {"v"}
+    if optimizer == "Heat" and weight_decay != 0:
+        reads |= {"w"}
+    return reads, writes
+
+
+def bytes_moved(
+    optimizer: str,
+    dtype: torch.dtype,
+    kind: str,
+    *,
+    momentum: float = 0.0,
+    inner_momentum: float = 0.0,
+    carry_inner_momentum: bool = False,
+    weight_decay: float = 0.0,
+    stochastic_rounding: bool = False,
+) -> int:
+    """Bytes per element that one call reads and writes; arguments and errors as for ``streams``."""
+    moved = streams(
+        optimizer,
+        dtype,
+        kind,
+        momentum=momentum,
+        inner_momentum=inner_momentum,
+        carry_inner_momentum=carry_inner_momentum,
+        weight_decay=weight_decay,
+        stochastic_rounding=stochastic_rounding,
+    )
+    return sum(width(name, dtype) for names in moved for name in names)
+
+
+def width(stream: str, dtype: torch.dtype) -> int:
+    """Bytes per element of a stream, for parameters of that dtype."""
+    return (dtype if stream in ("w", "g") else COMPUTE_DTYPE[dtype]).itemsize
+
+
+def peer_bytes_moved(peer: str, dtype: torch.dtype) -> int:
+    """Bytes per element that one step of a key of ``PEER_STREAMS`` reads and writes."""
+    return dtype.itemsize * sum(len(names.split()) for names in PEER_STREAMS[peer])

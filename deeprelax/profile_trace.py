@@ -1,0 +1,55 @@
+"""What torch's profiler sees of a step: a Chrome trace to look at, and the kernels of a launch counted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, record_function
+
+from deeprelax.relaxation import Relaxation
+from deeprelax.step_clocks import watched
+
+
+@contextlib.contextmanager
+def traced(device: torch.device, path: Path) -> Iterator[None]:
+    """What runs meanwhile is written to ``path`` as a Chrome trace (for chrome://tracing or Perfetto)."""
+    on_device = device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_device else [])
+    with torch.profiler.profile(activities=activities) as found:
+        yield
+        if on_device:
+            torch.cuda.synchronize(device)
+    found.export_chrome_trace(str(path))
+
+
+def write_trace(opt: Relaxation, kinds: Sequence[str], device: torch.device, path: Path) -> None:
+    """A Chrome trace of two cycles, with a range for every call, named after its kind, and one in it for every run of
+    a backend. A path that ends in .gz is compressed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with watched(opt, lambda: record_function("backend.run")), traced(device, path):
+        for kind in (*kinds, *kinds):
+            with record_function(f"{type(opt).__name__}: {kind} call"):
+                opt.step()
+
+
+def kernels_launched(opt: Relaxation, kinds: Sequence[str], device: torch.device) -> dict[str, int]:
+    """The device's kernels by kind of call, over one cycle."""
+    counts = {}
+    for kind in (*kinds, *kinds):  # the profiler's own start may fall into the first cycle: the second one counts
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            with traced(device, path):
+                opt.step()
+            counts[kind] = kernels_in(json.loads(path.read_text()))
+    return counts
+
+
+def kernels_in(trace: dict[str, Any]) -> int:
+    """How many kernels a Chrome trace has; copies and fills are no kernels."""
+    return sum(event.get("cat") == "kernel" for event in trace["traceEvents"])

@@ -1,0 +1,282 @@
+"""Where a step's time goes: ``deeprelax profile``.
+
+A short cycle that has every kind of call once (first, inner, last) runs again and again, its calls apart, with torch's
+optimizers and a large copy between them: a busy machine slows all of them alike, and no call finds in the caches what
+the one before it has left there. Figures are medians over the cycles, ratios medians of ratios within a cycle.
+"""
+
+from __future__ import annotations
+
+import inspect
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import deeprelax
+from deeprelax.benchmark import Step, measure, ratio
+from deeprelax.bytes_moved import PEER_STREAMS, bytes_moved, peer_bytes_moved, streams, width
+from deeprelax.experiments.machine import describe
+from deeprelax.profile_trace import kernels_launched, write_trace
+from deeprelax.relaxation import Relaxation
+from deeprelax.step_clocks import Clock, DeviceClock, Event, HostClock, Sample, watched
+from deeprelax.workloads import Workload
+
+OPTIMIZERS: dict[str, type[Relaxation]] = {
+    "EntropySGD": deeprelax.EntropySGD,
+    "HJ": deeprelax.HJ,
+    "Heat": deeprelax.Heat,
+}
+# Small steps and a constant gamma keep the weights where they are: the gradients never change.
+QUIET = {"lr": 1e-3, "inner_lr": 1e-3, "scoping": 0.0, "seed": 0}
+
+PEERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
+    "torch.optim.SGD(fused=True)": lambda params: torch.optim.SGD(params, lr=1e-6, fused=True),
+    "torch.optim.SGD(momentum, fused=True)": lambda params: torch.optim.SGD(params, lr=1e-6, momentum=0.9, fused=True),
+    "torch.optim.AdamW(fused=True)": lambda params: torch.optim.AdamW(params, lr=1e-6, fused=True),
+}
+
+#: Bytes of each of the two buffers of the copy: more than caches hold. A step can beat it where a cache still holds
+#: the parameters, and on CPUs where a copy has to fetch the lines that it overwrites, which is not counted.
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to profile.
+
+    Args:
+        workload: the parameters' shapes.
+        optimizer: a key of ``OPTIMIZERS``.
+        options: arguments of the optimizer beside ``QUIET``'s, ``inner_steps`` and ``backend``.
+        inner_steps: L; default the optimizer's.
+        dtype: of the parameters.
+        device: where they lie.
+        backend: a backend's name or "auto".
+        rounds: cycles that are timed.
+    """
+
+    workload: Workload
+    optimizer: str
+    options: dict[str, Any] = field(default_factory=dict)
+    inner_steps: int | None = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    backend: str = "auto"
+    rounds: int = 24
+
+    @property
+    def length(self) -> int:
+        """L."""
+        if self.inner_steps is not None:
+            return self.inner_steps
+        return int(inspect.signature(OPTIMIZERS[self.optimizer]).parameters["inner_steps"].default)
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """The kinds of call in their order, and how many of a cycle's L are of each."""
+        if self.length <= 2:
+            return dict.fromkeys(("only",) if self.length == 1 else ("first", "last"), 1)
+        return {"first": 1, "inner": self.length - 2, "last": 1}
+
+    @property
+    def moving(self) -> dict[str, Any]:
+        """Those of the options that decide what is moved."""
+        known = inspect.signature(streams).parameters
+        return {name: value for name, value in self.options.items() if name in known}
+
+    def bytes_moved(self, kind: str) -> int:
+        """Per element."""
+        return bytes_moved(self.optimizer, self.dtype, kind, **self.moving)
+
+    def make(self) -> Relaxation:
+        """The optimizer, with parameters of its own, in a cycle that has every kind of call once.
+
+        Raises:
+            ValueError, RuntimeError: as the optimizer's constructor.
+        """
+        cls = OPTIMIZERS[self.optimizer]
+        quiet = {name: value for name, value in QUIET.items() if name in inspect.signature(cls).parameters}
+        own: dict[str, Any] = {**quiet, **self.options, "inner_steps": len(self.kinds), "backend": self.backend}
+        return cls(self.parameters(), **own)
+
+    def parameters(self) -> list[Tensor]:
+        """Random weights, each with a random gradient."""
+        params: list[Tensor] = []
+        for shape in self.workload.shapes:
+            p = torch.nn.Parameter(torch.randn(shape, dtype=self.dtype, device=self.device))
+            p.grad = torch.randn_like(p)
+            params.append(p)
+        return params
+
+    def memory(self, peers: bool) -> int:
+        """Bytes that a profile keeps: weights, gradients and state, the peers' (which share weights and gradients),
+        and the copy's buffers."""
+        kept = {"w", "g"}
+        for kind in self.kinds:
+            kept = kept.union(*streams(self.optimizer, self.dtype, kind, **self.moving))
+        item = self.dtype.itemsize
+        per_element = sum(width(name, self.dtype) for name in kept) + (5 * item if peers else 0)
+        return per_element * self.workload.elements + 2 * COPY_BYTES[self.device.type]
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes to be had on the device; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * int(found[0]) if found else None
+
+
+def check(plan: Plan, peers: bool) -> None:
+    """RuntimeError if the memory does not suffice: better than to be killed in the middle."""
+    need, free = plan.memory(peers), free_memory(plan.device)
+    if free is not None and need > free:
+        raise RuntimeError(
+            f"{plan.workload.name} with {plan.optimizer} takes {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
+            f"on {plan.device}; try --no-peers, a narrower --dtype or a smaller model"
+        )
+
+
+def new_event() -> Event:
+    """One that tells times."""
+    event: Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return event
+
+
+def profile(plan: Plan, peers: bool = True, trace: Path | None = None) -> dict[str, Any]:
+    """Run the optimizer, the peers and the copy, and say where the time went.
+
+    Args:
+        plan: what to profile.
+        peers: also run torch's optimizers.
+        trace: where to write a Chrome trace of two cycles; None writes none.
+
+    Returns:
+        Plain values, as the JSON file has them: the plan, the machine, ``copy``, and a row per kind of call
+        (``calls``, then their ``average`` over a cycle of L) and per peer. Times in microseconds.
+
+    Raises:
+        ValueError: an argument of the optimizer is out of range.
+        RuntimeError: the backend does not work here, or the memory does not suffice.
+    """
+    check(plan, peers)
+    opt = plan.make()
+    count = COPY_BYTES[plan.device.type] // 4
+    source = torch.randn(count, device=plan.device)
+    target = torch.empty_like(source)
+    others: dict[str, Step] = {}
+    shared = plan.parameters() if peers else []
+    for name, build in PEERS.items() if peers else ():
+        others[name] = build(shared).step
+    others["copy"] = lambda: target.copy_(source)
+    with watched(opt) as watch:
+        clock: Clock = HostClock(watch)
+        if plan.device.type == "cuda":
+            clock = DeviceClock(watch, others["copy"], new_event)
+        samples = sample(opt.step, list(plan.kinds), others, clock, plan.rounds)
+    launches = {kind: statistics.median_high(s.launches for s in samples[kind]) for kind in plan.kinds}
+    if plan.device.type == "cuda":
+        launches = kernels_launched(opt, list(plan.kinds), plan.device)
+    if trace is not None:
+        write_trace(opt, list(plan.kinds), plan.device, trace)
+    return {
+        "optimizer": plan.optimizer,
+        "options": plan.options,
+        "inner_steps": plan.length,
+        "workload": plan.workload.name,
+        "tensors": len(plan.workload.shapes),
+        "elements": plan.workload.elements,
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "device": plan.device.type,
+        "backend": opt._sets[0][0].backend.name,
+        "rounds": plan.rounds,
+        "machine": describe(plan.device),
+        "date": date.today().isoformat(),
+        **figures(plan, samples, launches),
+    }
+
+
+def sample(
+    step: Step, kinds: Sequence[str], others: dict[str, Step], clock: Clock, rounds: int
+) -> dict[str, list[Sample]]:
+    """Samples by kind of call and by name of the others, one a round each, after a round to warm up.
+
+    ``measure`` rotates the order of a round but keeps who follows whom; so every round has one whole cycle of ours,
+    whose calls are told apart by their order in time.
+    """
+    ours: list[Sample] = []
+    samples: dict[str, list[Sample]] = {name: [] for name in others}
+    calls = [(f"call {i}", clock.timed(step, ours)) for i in range(len(kinds))]
+    between = [(name, clock.timed(other, samples[name])) for name, other in others.items()]
+    order = [entry for pair in zip_longest(calls, between) for entry in pair if entry is not None]
+    measure(dict(order), rounds)
+    return {kind: ours[i :: len(kinds)][1:] for i, kind in enumerate(kinds)} | {
+        name: values[1:] for name, values in samples.items()
+    }
+
+
+def figures(plan: Plan, samples: dict[str, list[Sample]], launches: dict[str, int]) -> dict[str, Any]:
+    """The rows of a profile from its samples."""
+    elements, kinds, length = plan.workload.elements, plan.kinds, plan.length
+    copied = 2 * COPY_BYTES[plan.device.type]
+    cycles = list(zip(*(samples[kind] for kind in kinds)))
+    mean = {
+        part: [sum(n * getattr(s, part) for n, s in zip(kinds.values(), cycle)) / length for cycle in cycles]
+        for part in ("kernel", "host", "cost")
+    }
+    moved = {kind: plan.bytes_moved(kind) for kind in kinds}
+    moved_mean = sum(n * moved[kind] for kind, n in kinds.items()) / length
+    copies = [s.cost for s in samples["copy"]]
+
+    def bandwidth(seconds: list[float], per_element: float) -> dict[str, float]:
+        times = {"copy": copies, "this": seconds}
+        return {
+            "bytes_per_element": per_element,
+            "bytes": per_element * elements,
+            "gb_per_s": per_element * elements / statistics.median(seconds) / 1e9,
+            "of_copy": ratio(times, "copy", "this") * per_element * elements / copied,
+        }
+
+    def row(parts: dict[str, list[float]], per_element: float) -> dict[str, float]:
+        times = {f"{part}_us": 1e6 * statistics.median(parts[part]) for part in ("kernel", "host", "cost")}
+        return times | bandwidth(parts["kernel"], per_element)
+
+    calls = [
+        {"kind": kind, "calls_per_cycle": n, "launches": launches[kind]}
+        | row({part: [getattr(s, part) for s in samples[kind]] for part in mean}, moved[kind])
+        | {"waited": statistics.mean(s.waited for s in samples[kind])}
+        for kind, n in kinds.items()
+    ]
+    average = {"launches": sum(n * launches[kind] for kind, n in kinds.items()) / length} | row(mean, moved_mean)
+    on_device = plan.device.type != "cpu"
+    rows = []
+    for name in PEER_STREAMS:
+        if name not in samples:
+            continue
+        costs = [s.cost for s in samples[name]]
+        rows.append(
+            {
+                "name": name,
+                "cost_us": 1e6 * statistics.median(costs),
+                "host_us": 1e6 * statistics.median(s.host for s in samples[name]) if on_device else None,
+                **bandwidth(costs, peer_bytes_moved(name, plan.dtype)),
+                "ours_by_this": ratio({"ours": mean["cost"], "this": costs}, "ours", "this"),
+            }
+        )
+    copy = {
+        "bytes": copied,
+        "us": 1e6 * statistics.median(copies),
+        "gb_per_s": copied / statistics.median(copies) / 1e9,
+    }
+    return {"copy": copy, "calls": calls, "average": average, "peers": rows}

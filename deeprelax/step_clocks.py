@@ -1,0 +1,162 @@
+"""How long one step keeps the kernels busy, and how long the host: on the CPU, and on a device that runs behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+from deeprelax.benchmark import Step
+from deeprelax.relaxation import Relaxation
+
+
+class Sample(NamedTuple):
+    """One step.
+
+    Attributes:
+        kernel: seconds in kernels. On the CPU those of a backend's run, 0 for other optimizers.
+        host: seconds of step() beside the kernels on the CPU; all of step() where the device runs behind the host.
+        cost: seconds that the step takes: kernel + host on the CPU, kernel on a device.
+        launches: runs of a backend.
+        waited: the device had nothing to do while the host was in step(), so that ``kernel`` includes waiting.
+    """
+
+    kernel: float
+    host: float
+    cost: float
+    launches: int
+    waited: bool = False
+
+
+class Watch:
+    """What the runs of an optimizer's backends have come to."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.runs = 0
+
+
+class Watched:
+    """A backend that notes every run on a watch.
+
+    Args:
+        backend: what runs.
+        watch: where it is noted.
+        around: entered for every run.
+    """
+
+    def __init__(self, backend: Any, watch: Watch, around: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.name = backend.name
+        self._backend, self._watch, self._around = backend, watch, around
+
+    def run(self, *arguments: Any, **keywords: Any) -> None:
+        begin = time.perf_counter()
+        with self._around():
+            self._backend.run(*arguments, **keywords)
+        self._watch.seconds += time.perf_counter() - begin
+        self._watch.runs += 1
+
+
+@contextlib.contextmanager
+def watched(opt: Relaxation, around: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Iterator[Watch]:
+    """The optimizer's backends are ``Watched`` meanwhile."""
+    sets = [params for group in opt._sets for params in group]
+    backends, watch = [params.backend for params in sets], Watch()
+    for params in sets:
+        params.backend = Watched(params.backend, watch, around)
+    try:
+        yield watch
+    finally:
+        for params, backend in zip(sets, backends):
+            params.backend = backend
+
+
+class Clock(Protocol):
+    """Times steps."""
+
+    def timed(self, step: Step, samples: list[Sample]) -> Step:
+        """``step``, which adds a sample at every call."""
+
+
+class HostClock:
+    """For the CPU, where a kernel is done when its call returns."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def timed(self, step: Step, samples: list[Sample]) -> Step:
+        def call() -> None:
+            seconds, runs = self._watch.seconds, self._watch.runs
+            begin = time.perf_counter()
+            step()
+            whole = time.perf_counter() - begin
+            kernel = self._watch.seconds - seconds
+            samples.append(Sample(kernel, whole - kernel, whole, self._watch.runs - runs))
+
+        return call
+
+
+class Event(Protocol):
+    """As ``torch.cuda.Event(enable_timing=True)``."""
+
+    def record(self) -> None: ...
+
+    def query(self) -> bool: ...
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end_event: Any) -> float: ...
+
+
+class DeviceClock:
+    """For a device that runs behind the host: events before and after a step, the host's clock without synchronising.
+
+    The device is given copies to do first, enough for the host to be done with the step before they are: else the time
+    between the events would be the host's.
+
+    Args:
+        watch: counts the runs of a backend.
+        copy: enqueues one large copy; it is run once before it is timed.
+        new_event: makes an event, for example ``lambda: torch.cuda.Event(enable_timing=True)``.
+    """
+
+    MOST_COPIES = 64  # of 2 GiB moved: some 30 ms on the fastest device
+    FIRST_COPIES = 4
+
+    def __init__(self, watch: Watch, copy: Step, new_event: Callable[[], Event]) -> None:
+        self._watch, self._copy, self._new_event = watch, copy, new_event
+        copy()
+        start, end = new_event(), new_event()
+        start.record()
+        copy()
+        end.record()
+        end.synchronize()
+        self._copy_seconds = start.elapsed_time(end) / 1e3
+
+    def copies(self, host: float) -> int:
+        """How many take twice as long as the host's seconds."""
+        return max(1, min(self.MOST_COPIES, math.ceil(2 * host / self._copy_seconds)))
+
+    def timed(self, step: Step, samples: list[Sample]) -> Step:
+        copies = self.FIRST_COPIES
+
+        def call() -> None:
+            nonlocal copies
+            start, end, runs = self._new_event(), self._new_event(), self._watch.runs
+            for _ in range(copies):
+                self._copy()
+            start.record()
+            begin = time.perf_counter()
+            step()
+            host = time.perf_counter() - begin
+            waited = start.query()
+            end.record()
+            end.synchronize()
+            kernel = start.elapsed_time(end) / 1e3
+            samples.append(Sample(kernel, host, kernel, self._watch.runs - runs, waited))
+            copies = self.copies(host)
+
+        return call
