@@ -129,7 +129,7 @@ class BuildKernels(build_ext):
         newest = max(Path(p).stat().st_mtime for p in ext.depends)
 
         def compile_one(source):
-            device = [] if "module" in source else targets
+            device = targets[:1] if "module" in source else targets  # the module has no device code
             command = [compiler, *NVCC_FLAGS, *device, *includes, define, "-c", source]
             made, stamp = folder / (Path(source).stem + ".o"), folder / (Path(source).stem + ".command")
             fresh = made.exists() and made.stat().st_mtime > max(newest, Path(source).stat().st_mtime)

@@ -6,9 +6,7 @@ namespace DR_ISA {
 
 // As many as leave enough registers that none spills: tests/test_cuda_binaries.py.
 template <class P, bool Noise>
-constexpr int kPlainBlocks = sizeof(P) == 8 ? 2
-                             : Noise        ? (sizeof(P) == 4 ? 3 : 2)
-                                            : 4;
+constexpr int kPlainBlocks = sizeof(P) == 8 ? 2 : (sizeof(P) == 4 ? 4 : 3) - (Noise ? 1 : 0);
 
 template <class P, bool Noise, bool Rounding>
 Launched launch_as(const CudaCall& call, CUstream_st* stream, bool emulated, const char* name) {

@@ -188,6 +188,7 @@ def doctor() -> None:
     used, known = machine.instruction_sets()
     lines.append(("instruction set", f"{used} (this CPU runs {', '.join(known)})" if used else "none: no cpu backend"))
     lines.append(("threads", f"{torch.get_num_threads()} of {os.cpu_count()} (torch.set_num_threads)"))
+    lines.append(("cuda kernels", machine.cuda_kernels() or "not built"))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     lines.append(("gpu", ", ".join(gpus) or "none that torch can use"))
     for name, value in lines:

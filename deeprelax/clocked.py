@@ -28,12 +28,14 @@ class GroupClock:
 
     Attributes:
         clock: counters and γ for the kernels.
+        backend: who advances it.
         tensors: of shape (), by the names of ``COUNTED`` and ``SCHEDULED``; a learning rate may have shape (1,).
         known: values of the scheduled ones as the host has last seen them, for checks that must not synchronise.
     """
 
-    def __init__(self, group: dict[str, Any], device: torch.device) -> None:
+    def __init__(self, group: dict[str, Any], device: torch.device, backend: str) -> None:
         self.clock = Clock(device)
+        self.backend = get(backend, device)
         self.tensors = {name: self.clock.counter(name) for name in COUNTED} | {"gamma": self.clock.gamma}
         self.known: dict[str, Any] = {}
         for name in ("lr", "inner_lr"):
@@ -106,7 +108,8 @@ class Clocked(ParameterSets):
         return next(iter(found), torch.device("cpu"))
 
     def _tick_backend(self) -> Backend:
-        return get(self._backend, self._device())
+        """Who advances the clocks."""
+        return self._clocks[0].backend
 
     def _add_clock(self, i: int) -> None:
         """Move the group's clock to the device."""
@@ -123,11 +126,12 @@ class Clocked(ParameterSets):
                 )
                 if any(group[name] is other.tensors.get(name) for other in self._clocks):
                     group[name] = given.clone()  # each group's own, or a scheduler would write all into one
-        self._clocks.append(GroupClock(group, device))
+        self._clocks.append(GroupClock(group, device, self._backend))
 
     def _adopt(self, *, at_any_phase: bool = False) -> None:
         super()._adopt(at_any_phase=at_any_phase)
-        if self._capturable and any(c.clock.words.device != self._device() for c in self._clocks):
+        devices = {params.table.device for sets in self._sets for params in sets}
+        if self._capturable and any(devices - {c.clock.words.device} for c in self._clocks):
             groups = [self._numbers(i) for i in range(len(self.param_groups))]
             self._rebuild_clocks(groups)
 

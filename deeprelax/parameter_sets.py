@@ -55,7 +55,7 @@ class ParameterSets(Optimizer):
         self._backend = backend
         self._flatten = flatten
         self._capturable = capturable
-        self._clocks: list[Any] = []  # with capturable, per group
+        self._clocks: list[Any] = []  # with capturable, per group a GroupClock
         # torch.amp.GradScaler asks for this, and hands over its scale and whether a gradient overflowed.
         self._step_supports_amp_scaling = capturable
         self._seed_is_torchs = seed is None
