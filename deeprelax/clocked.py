@@ -18,7 +18,7 @@ LR_DTYPES = (torch.float32, torch.float64)
 
 def as_number(name: str, value: Any) -> Any:
     """A tensor of one element as what it stands for in a group that is not capturable."""
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or value.numel() != 1:
         return value
     return bool(value.item()) if name == "fresh" else value.item()
 
@@ -72,7 +72,7 @@ class Clocked(ParameterSets):
         group = self.param_groups[i]
         if not self._capturable or len(self._clocks) <= i:
             return group
-        return {**group, **{name: as_number(name, group[name]) for name in self._clocks[i].tensors}}
+        return {name: value if name == "params" else as_number(name, value) for name, value in group.items()}
 
     def _set_group(self, i: int, **values: Any) -> None:
         """Write to a group, wherever the value lies."""

@@ -253,8 +253,10 @@ def test_checkpoints_pass_between_capturable_and_not(
 
 def test_what_state_dict_holds_are_plain_numbers(name: str) -> None:
     opt = make(name, dense(), capturable=True)
+    StepLR(opt, 2)  # notes initial_lr in the group
     group = opt.state_dict()["param_groups"][0]
     assert not [key for key, value in group.items() if isinstance(value, torch.Tensor)]
+    assert group["lr"] == group["initial_lr"] == SETTINGS[name]["lr"]
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
