@@ -10,7 +10,6 @@ import sys
 import warnings
 from array import array
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -138,17 +137,15 @@ class Relaxation(Checkpointed):
         moments = [self._moment(group) for group in self.param_groups]
         last = moments[0].last
         self._note_gamma(settings, moments)
-        calls = [settings[i].call(replace(moments[i], placed_gamma=params.placed_gamma)) for i, params, *_ in work]
-        for call, (i, params, grads, addresses, missing) in zip(calls, work):
+        of_sets = [self._moment(self.param_groups[i], params.placed_gamma) for i, params, *_ in work]
+        calls = [settings[i].call(at) for at, (i, *_) in zip(of_sets, work)]
+        for call, at, (_, params, grads, addresses, missing) in zip(calls, of_sets, work):
             params.copy_in()
             params.backend.run(call, params.table, grads, addresses, params.buffers_for(call.buffers))
             params.written()
-            params.placed_gamma = placed_gamma(replace(moments[i], placed_gamma=params.placed_gamma), missing)
+            params.placed_gamma = placed_gamma(at, missing)
         for group, each, at in zip(self.param_groups, settings, moments):
-            after = advance(each, at, missing=False)
-            group.update(
-                step=after.step, phase=after.phase, cycle_steps=after.cycle_steps, fresh=False, gamma=after.gamma
-            )
+            group.update(advance(each, at))
         self._outer_step_happened = last
 
     def _step_on_device(self, work: Work) -> None:
@@ -168,7 +165,7 @@ class Relaxation(Checkpointed):
             if not capturing(params.table.device):
                 params.backend.prepare_capture(params.table)
 
-    def _moment(self, group: dict[str, Any]) -> Moment:
+    def _moment(self, group: dict[str, Any], placed_gamma: float | None = None) -> Moment:
         """Where the host's clock stands."""
         phase = group["phase"]
         return Moment(
@@ -180,6 +177,7 @@ class Relaxation(Checkpointed):
             cycle_steps=group["inner_steps"] if phase == 0 else group["cycle_steps"],
             fresh=group["fresh"],
             seed=group["seed"],
+            placed_gamma=placed_gamma,
         )
 
     def _note_gamma(self, settings: list[AnySettings], moments: list[Moment]) -> None:

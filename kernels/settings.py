@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from .calls import EntropySGDCall, HeatCall, HJCall, Outer
 from .noise import MASK32, Stream
@@ -166,14 +166,12 @@ def placed_gamma(at: Moment, missing: bool) -> float | None:
     return at.gamma if known else None
 
 
-def advance(settings: AnySettings, at: Moment, missing: bool) -> Moment:
-    """The moment after the call."""
-    return replace(
-        at,
-        gamma=settings.next_gamma(at),
-        step=at.step + 1,
-        phase=0 if at.last else at.phase + 1,
-        fresh=False,
-        placed_gamma=placed_gamma(at, missing),
-        inv_scale=1.0,
-    )
+def advance(settings: AnySettings, at: Moment) -> dict[str, Any]:
+    """What of the clock the call changes, by the names of ``Moment``."""
+    return {
+        "gamma": settings.next_gamma(at),
+        "step": at.step + 1,
+        "phase": 0 if at.last else at.phase + 1,
+        "cycle_steps": at.cycle_steps,
+        "fresh": False,
+    }
