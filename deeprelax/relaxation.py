@@ -15,6 +15,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from deeprelax import adaptive
 from deeprelax.checkpoint import Checkpointed
 from deeprelax.kernels import Tick
 from deeprelax.kernels.device_table import capturing
@@ -132,11 +133,25 @@ class Relaxation(Checkpointed):
         else:
             self._step_on_host(work)
 
+    def _shared_settings(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Of the hyper-parameters, those that every rule has."""
+        return {
+            "inner_steps": group["inner_steps"],
+            "keep": 1 - group["scoping"],
+            "momentum": float(group["momentum"]),
+            "nesterov": group["nesterov"],
+            "weight_decay": group["weight_decay"],
+            "maximize": group["maximize"],
+            "planned_gamma": adaptive.planned_gamma(group) if group["gamma_schedule"] == "adaptive" else None,
+        }
+
     def _step_on_host(self, work: Work) -> None:
         settings = [self._settings(group) for group in self.param_groups]
         moments = [self._moment(group) for group in self.param_groups]
         last = moments[0].last
         self._note_gamma(settings, moments)
+        watched = [i for i, group in enumerate(self.param_groups) if last and group["gamma_schedule"] == "adaptive"]
+        before = {i: adaptive.positions(self._sets[i], self.state, self._in_params(i)) for i in watched}
         of_sets = [self._moment(self.param_groups[i], params.placed_gamma) for i, params, *_ in work]
         calls = [settings[i].call(at) for at, (i, *_) in zip(of_sets, work)]
         for call, at, (_, params, grads, addresses, missing) in zip(calls, of_sets, work):
@@ -146,7 +161,14 @@ class Relaxation(Checkpointed):
             params.placed_gamma = placed_gamma(at, missing)
         for group, each, at in zip(self.param_groups, settings, moments):
             group.update(advance(each, at))
+        for i in watched:
+            after = adaptive.positions(self._sets[i], self.state, self._in_params(i))
+            adaptive.note_norm(self.param_groups[i], before[i], after, moments[i])
         self._outer_step_happened = last
+
+    def _in_params(self, i: int) -> bool:
+        """Whether the parameters of the group, not the state, say what x is now."""
+        return self._x_is_in_params(self.param_groups[i])
 
     def _step_on_device(self, work: Work) -> None:
         backend = self._tick_backend()

@@ -52,7 +52,7 @@ class Moment:
         return self.phase + 1 >= self.cycle_steps
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What all rules share of a group's hyper-parameters."""
 
@@ -62,16 +62,19 @@ class Settings:
     nesterov: bool
     weight_decay: float
     maximize: bool
+    planned_gamma: float | None = None  # gamma of the next cycle, where it is not scoping that decides
 
     def outer(self, lr: float, step: float, scale: float) -> Outer:
         return Outer(step, scale, lr, self.momentum, self.nesterov)
 
     def next_gamma(self, at: Moment) -> float:
-        """gamma after the call: scoping, section 6.4."""
-        return at.gamma * self.keep if at.last else at.gamma
+        """gamma after the call: scoping, section 6.4, unless another is planned."""
+        if not at.last:
+            return at.gamma
+        return at.gamma * self.keep if self.planned_gamma is None else self.planned_gamma
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EntropySGDSettings(Settings):
     """Section 6.1."""
 
@@ -110,7 +113,7 @@ class EntropySGDSettings(Settings):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HJSettings(Settings):
     """Section 6.2."""
 
@@ -135,7 +138,7 @@ class HJSettings(Settings):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeatSettings(Settings):
     """Section 6.3, eq. 26."""
 
