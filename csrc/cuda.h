@@ -29,17 +29,12 @@ struct CudaCall {
   void *x, *y, *average, *momentum, *velocity;
 };
 
-// Which kernel, and what became of it.
-struct Launched {
-  int error;         // a cudaError_t
-  const char* name;  // of the kernel
-};
-
-// One launch on the stream; with `emulated` the same on the host, thread by thread, for tests without a GPU.
-Launched cuda_entropy_sgd(const CudaCall&, CUstream_st* stream, bool emulated);
-Launched cuda_hj(const CudaCall&, CUstream_st* stream, bool emulated);
-Launched cuda_heat(const CudaCall&, CUstream_st* stream, bool emulated);
-Launched cuda_tick(Rule, const cuda::Settings&, const cuda::Sources&, cuda::Clock*, Numbers*, CUstream_st* stream,
-                   bool emulated);
+// One launch on the stream; returns a cudaError_t. With `emulated` the same on the host, thread by thread, for tests
+// without a GPU.
+int cuda_entropy_sgd(const CudaCall&, CUstream_st* stream, bool emulated);
+int cuda_hj(const CudaCall&, CUstream_st* stream, bool emulated);
+int cuda_heat(const CudaCall&, CUstream_st* stream, bool emulated);
+int cuda_tick(Rule, const cuda::Settings&, const cuda::Sources&, cuda::Clock*, Numbers*, CUstream_st* stream,
+              bool emulated);
 
 }  // namespace deeprelax

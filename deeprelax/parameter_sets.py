@@ -91,6 +91,10 @@ class ParameterSets(Optimizer):
         """The group with plain numbers, wherever its clock lies."""
         raise AssertionError("a subclass defines it")
 
+    def _note_outer_step(self, happened: bool) -> None:
+        """Remember whether the last step made the outer update."""
+        self._outer_step_happened = happened
+
     def _add_clock(self, i: int) -> None:
         """Move the group's clock to where it belongs."""
         raise AssertionError("a subclass defines it")
@@ -188,8 +192,7 @@ class ParameterSets(Optimizer):
             # Momenta wait until they are needed, but a buffer made while a graph is captured would be the graph's.
             for name in self._buffers_of(new) + (self._extra_buffers(group) if self._capturable else []):
                 new.add_buffer(name, self.state)
-            if self._capturable:
-                new.backend.prepare_capture(new.table)
+            new.backend.prepare(new.table, self._capturable)
             new.copy_in()
             for t, p in enumerate(params):
                 self.state[p]["x"].copy_(p.detach())
