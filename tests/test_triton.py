@@ -50,7 +50,8 @@ else:
     import triton.language as tl
 
     from deeprelax.kernels import triton_noise
-    from deeprelax.kernels.triton_backend import Triton, Upload
+    from deeprelax.kernels.device_table import Upload
+    from deeprelax.kernels.triton_backend import Triton
 
     @triton.jit
     def draw(
@@ -64,7 +65,7 @@ else:
         PER_THREAD: tl.constexpr,
         WHOLE_CALLS: tl.constexpr,
     ):
-        drawn = triton_noise.normal((key0, key1, step), index, start, COUNT, PER_THREAD, WHOLE_CALLS)
+        drawn = triton_noise.normal(triton_noise.Stream(key0, key1, step, PER_THREAD, WHOLE_CALLS), index, start, COUNT)
         tl.store(out + tl.arange(0, COUNT), drawn)
 
 
@@ -211,7 +212,7 @@ def test_normals_are_those_of_the_reference(per_thread: int, start: int) -> None
 
 @interpreted
 def test_addresses_are_copied_to_the_device_only_when_they_change() -> None:
-    upload = Upload(torch.device("cpu"))
+    upload = Upload(2, torch.int64, torch.device("cpu"))
     values = array("q", [1, 2])
     first = upload(values)
     assert upload(array("q", [1, 2])) is first
