@@ -31,9 +31,9 @@ class Sizes:
 # (rule, bytes of a weight, whether noise is drawn)
 Kind = tuple[str, int, bool]
 
-# No GPU has measured these: they give every thread one access of 16 bytes (two where it has 4 of float64 or 8 of
-# float32) for each operand, which needs the fewest registers. `python bench/tune_triton.py` on a GPU measures
-# alternatives.
+# No GPU has measured these. They give every thread one access of 16 bytes to each operand (two where it has 4 of
+# float64 or 8 of float32), which needs the fewest registers. `make gpu` measures what they reach, and
+# `python bench/tune_triton.py` what others would.
 SIZES: dict[Kind, Sizes] = {
     ("entropy_sgd", 8, False): Sizes(1024, 4, 8),
     ("entropy_sgd", 8, True): Sizes(1024, 4, 8),

@@ -183,3 +183,19 @@ def test_addresses_are_copied_to_the_device_only_when_they_change() -> None:
     assert upload(array("q", [1, 2])) is first
     values[0] = 3  # the caller's own array
     assert upload(values).tolist() == [3, 2]
+
+
+@interpreted
+def test_the_next_call_of_a_kind_makes_and_copies_nothing_anew() -> None:
+    """What grows with the number of tensors is made once, but for comparing their addresses."""
+    weights = [torch.zeros(5) for _ in range(3)]
+    table = Table(weights, [0, 1, 2])
+    call = random_call(HJCall, False, False, False)
+    buffers = {name: table.new_buffer() for name in call.buffers}
+    backend, addresses = Triton(), array("q", [w.data_ptr() for w in weights])
+    assert isinstance(call, HJCall)
+    first = backend.launch(replace(call, gamma=0.1), table, addresses, buffers)
+    second = backend.launch(replace(call, gamma=0.2), table, addresses[:], buffers)
+    assert all(first.arguments[k] is second.arguments[k] for k in ("chunks", "tensors", "weights", "grads"))
+    assert first.options is second.options
+    assert (first.arguments["scalars"].gamma, second.arguments["scalars"].gamma) == (0.1, 0.2)
