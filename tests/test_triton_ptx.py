@@ -10,6 +10,7 @@ import subprocess
 from array import array
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,13 +80,16 @@ KERNELS: dict[str, tuple[Call, torch.dtype, int]] = {
     "heat inner float64": (HEAT, torch.float64, 90),
 }
 
+SHARED: dict[str, Any] = {
+    "inner_steps": 4,
+    "keep": 0.9,
+    "momentum": 0.9,
+    "nesterov": True,
+    "weight_decay": 0.01,
+    "maximize": True,
+}
 ENTROPY_SGD_SETTINGS = EntropySGDSettings(
-    inner_steps=4,
-    keep=0.9,
-    momentum=0.9,
-    nesterov=True,
-    weight_decay=0.01,
-    maximize=True,
+    **SHARED,
     alpha=0.75,
     temperature=1e-3,
     implicit=False,
@@ -94,8 +98,8 @@ ENTROPY_SGD_SETTINGS = EntropySGDSettings(
     carry_inner_momentum=False,
     stochastic_rounding=False,
 )
-HJ_SETTINGS = HJSettings(4, 0.9, 0.9, True, 0.01, True, alpha=0.75, warm_start=True)
-HEAT_SETTINGS = HeatSettings(4, 0.9, 0.9, True, 0.01, True)
+HJ_SETTINGS = HJSettings(**SHARED, alpha=0.75, warm_start=True)
+HEAT_SETTINGS = HeatSettings(**SHARED)
 
 # name: (settings, dtype, compute capability); all four places in the cycle
 TICKED: dict[str, tuple[AnySettings, torch.dtype, int]] = {
