@@ -107,14 +107,17 @@ class Plans:
         self.scalars = Upload(REALS, torch.float64, table.device) if table.dtype == torch.float64 else None
         self.plans: dict[Shape, Plan] = {}
 
+    def on_device(self, table: Table, block: int) -> DeviceTable:
+        if block not in self.tables:
+            self.tables[block] = DeviceTable(table, block)
+        return self.tables[block]
+
     def plan(self, shape: Shape, table: Table, sizes: Mapping[Kind, Sizes]) -> Plan:
         known = self.plans.get(shape)
         if known is not None:
             return known
         size = sizes[shape.rule, table.dtype.itemsize, shape.noise]
-        if size.block not in self.tables:
-            self.tables[size.block] = DeviceTable(table, size.block)
-        on_device = self.tables[size.block]
+        on_device = self.on_device(table, size.block)
         arguments = shape.constants(table.dtype) | {
             "chunks": on_device.chunks,
             "tensors": on_device.tensors,
@@ -154,6 +157,12 @@ class Triton:
         self._plans: WeakKeyDictionary[Table, Plans] = WeakKeyDictionary()
         self._settings: WeakKeyDictionary[Clock, Upload] = WeakKeyDictionary()
 
+    def _plans_of(self, table: Table) -> Plans:
+        plans = self._plans.get(table)
+        if plans is None:
+            plans = self._plans[table] = Plans(table)
+        return plans
+
     def _launch(
         self,
         shape: Shape,
@@ -163,16 +172,14 @@ class Triton:
         addresses: array[int],
         buffers: dict[str, Tensor],
     ) -> Launch:
-        plans = self._plans.get(table)
-        if plans is None:
-            plans = self._plans[table] = Plans(table)
+        plans = self._plans_of(table)
         plan = plans.plan(shape, table, self._sizes)
         if isinstance(scalars, list):
             scalars = Reals(*scalars) if plans.scalars is None else plans.scalars(array("d", scalars))
         needs_momentum = shape.momentum and (shape.ticked or shape.flags & native.LAST)
         key0, key1, step = stream
         arguments = plan.arguments | {
-            "weights": plan.on_device.weights(table.weight_addresses),
+            "weights": plan.on_device.weights,
             "grads": plan.on_device.grads(addresses),
             "x": buffers["x"],
             "y": buffers.get("y"),
@@ -214,11 +221,11 @@ class Triton:
             with on_device(table.device):
                 start(self.launch(call, table, addresses, buffers))
 
-    def prepare_capture(self, table: Table) -> None:
-        """What a capture of a step on this table will need and cannot make, once a step has been taken."""
-        plans = self._plans.get(table)
-        for on_device in plans.tables.values() if plans else ():
-            on_device.prepare_capture()
+    def prepare(self, table: Table, capturable: bool) -> None:
+        """The table on its device, and what a capture cannot make."""
+        blocks = {size.block for (_, itemsize, _), size in self._sizes.items() if itemsize == table.dtype.itemsize}
+        for block in blocks if table.length else ():
+            self._plans_of(table).on_device(table, block).prepare(capturable)
 
     def launch_tick(self, tick: Tick) -> Launch:
         """What ``tick`` launches."""
@@ -227,6 +234,8 @@ class Triton:
         device = clock.words.device
         upload = self._settings.get(clock)
         if upload is None:
+            if capturing(device):
+                raise RuntimeError("run one step() before capturing one: Triton's kernels are compiled in it")
             upload = self._settings[clock] = Upload(len(reals), torch.float64, device)
         if not capturing(device):
             upload.prepare()
