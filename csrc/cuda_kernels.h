@@ -186,7 +186,8 @@ DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
 }
 
 template <class P, class T, class R, bool Plain, int Blocks>
-__global__ void __launch_bounds__(kCudaThreads, Blocks * 256 / kCudaThreads) update(const __grid_constant__ Arguments<P, T> a) {
+__global__ void __launch_bounds__(kCudaThreads, Blocks * 256 / kCudaThreads)
+    update(const __grid_constant__ Arguments<P, T> a) {
   run_thread<P, T, R, Plain>(a, blockIdx.x, threadIdx.x);
 }
 

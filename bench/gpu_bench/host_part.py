@@ -27,7 +27,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 def parameters(context: Context) -> list[Tensor]:
-    params = [torch.nn.Parameter(torch.randn(context.scale.of, device=context.device)) for _ in range(context.scale.tensors)]
+    params = [
+        torch.nn.Parameter(torch.randn(context.scale.of, device=context.device)) for _ in range(context.scale.tensors)
+    ]
     for p in params:
         p.grad = torch.randn_like(p)
     return list(params)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def about(named: str | None, device: torch.device) -> dict[str, Any]:
         built = None
     found: dict[str, Any] = {
         **describe(device),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": named or commit(),
         "cuda": torch.version.cuda,
         "nvcc": getattr(built, "compiler", None),

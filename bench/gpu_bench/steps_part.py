@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import deeprelax
-from deeprelax.bytes_moved import PEER_STREAMS, bytes_moved, peer_bytes_moved
+from deeprelax.bytes_moved import bytes_moved, peer_bytes_moved
 from deeprelax.contestants import EagerEntropySGD, ForeachEntropySGD, compiled_entropy_sgd
 from deeprelax.workloads import Workload
 from gpu_bench.calls import RULES, Rule
