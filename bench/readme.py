@@ -59,7 +59,13 @@ def on_gpu(result: dict[str, Any], source: str) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-NO_GPU = """No run on a GPU is stored yet, so the targets below are not known to be met. `make gpu OUT=folder` makes one:
+NO_GPU = """No run on a GPU has been stored yet: the table is still owed. These commands make it:
+
+```
+make gpu OUT=out                     # on a machine with a GPU and nvcc
+cp out/gpu/* bench/results/<gpu>/
+python bench/readme.py
+```
 
 """
 

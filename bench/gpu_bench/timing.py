@@ -1,4 +1,4 @@
-"""How long enqueued work keeps a device busy: events, with enough to do before them that it never waits for the host."""
+"""How long enqueued work keeps a device busy: events, with enough to do before them never to wait for the host."""
 
 from __future__ import annotations
 
