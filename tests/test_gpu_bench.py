@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
+import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +19,13 @@ from deeprelax.workloads import Workload
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
+import gpu  # noqa: E402
 import sanitize  # noqa: E402
-from gpu_bench import host_part, kernels_part, steps_part, sweep_part  # noqa: E402
+from gpu_bench import host_part, kernels_part, machine, steps_part, sweep_part  # noqa: E402
 from gpu_bench.calls import CONFIGURATIONS, KINDS, RULES, Configuration, Memory, Rule  # noqa: E402
 from gpu_bench.context import Context, Scale  # noqa: E402
 from gpu_bench.record import Budget, Record  # noqa: E402
-from gpu_bench.timing import Contestant, DeviceTimer, HostTimer, Sample, Timer, measure  # noqa: E402
+from gpu_bench.timing import Contestant, Sample, Timer  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = Scale(
@@ -253,49 +254,31 @@ def test_what_the_budget_does_not_allow_is_left_out_and_named(emulated: Backend,
     assert "resnet50, tiny [cuda]" in context.record.results("steps")["left_out"]
 
 
-class MadeUpEvent:
-    """An event of a device that is a clock with hands moved by the test."""
-
-    def __init__(self, device: list[float], done: bool) -> None:
-        self.device, self.done, self.at = device, done, 0.0
-
-    def record(self) -> None:
-        self.at = self.device[0]
-
-    def query(self) -> bool:
-        return self.done
-
-    def synchronize(self) -> None:
-        pass
-
-    def elapsed_time(self, end: MadeUpEvent) -> float:
-        return end.at - self.at
-
-
-@pytest.mark.parametrize("done", [False, True])
-def test_the_device_is_kept_busy_for_twice_as_long_as_the_host_took(
-    done: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_whole_run_leaves_its_files_and_no_more_than_come_back(
+    emulated: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    milliseconds, host, busy = [0.0], iter([0.0, 0.25, 1.0, 1.004]), []
-    monkeypatch.setattr("time.perf_counter", lambda: next(host))
-    timer = DeviceTimer(busy.append, lambda: MadeUpEvent(milliseconds, done))
+    cuda = SimpleNamespace(is_available=lambda: True, current_device=lambda: 0)
+    monkeypatch.setattr(gpu, "torch", SimpleNamespace(cuda=cuda, device=torch.device))
+    monkeypatch.setattr(gpu, "about", lambda commit, device: machine.about(commit, CPU))
+    monkeypatch.setattr(gpu, "backends", lambda: {"cuda": emulated})
 
-    def enqueue() -> None:
-        milliseconds[0] += 12
+    def small(backends: dict[str, Backend], record: Record, budget: Budget) -> Context:
+        return Context(CPU, backends, MadeUpTimer(), lambda: None, record, budget, TINY)
 
-    samples = [timer("a", Contestant(enqueue, 4)) for _ in range(2)]
-    assert busy == [DeviceTimer.FIRST, DeviceTimer.MOST]
-    assert samples[0] == Sample(pytest.approx(3e-3), pytest.approx(0.0625), done)
+    monkeypatch.setattr(gpu, "on_gpu", small)
+    assert gpu.main(["--out", str(tmp_path), "--parts", "kernels,host", "--commit", "abc"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"gpu.json", "gpu.md", "bandwidth.png"}
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert {name: part["status"] for name, part in found["parts"].items()} == {"kernels": "done", "host": "done"}
+    assert found["about"]["commit"] == "abc"
+    assert found["about"]["versions"]["torch"] == torch.__version__
+    assert "| HJ [cuda] | fp32, inner |" in (tmp_path / "gpu.md").read_text()
 
 
-def test_contestants_alternate_and_each_round_begins_with_the_next() -> None:
-    order: list[str] = []
-
-    def note(name: str) -> Callable[[], None]:
-        return lambda: order.append(name)
-
-    measure({name: Contestant(note(name), 1) for name in "abc"}, HostTimer(), rounds=3, warm_up=0)
-    assert "".join(order) == "abcbcacab"
+def test_the_commit_is_that_of_the_repository() -> None:
+    head = machine.output(["git", "rev-parse", "HEAD"])
+    assert machine.commit().removesuffix(" with changes") == (head or "unknown")
+    assert machine.output(["no-such-program"]) is None
 
 
 def test_the_sanitizers_run_takes_every_rule_dtype_and_kind_of_call(emulated: Backend) -> None:
@@ -312,22 +295,3 @@ def test_the_sanitizers_run_takes_every_rule_dtype_and_kind_of_call(emulated: Ba
     count = sanitize.everything(Noting(), 64, CPU)
     assert count > 100
     assert len(seen) == 3 * len(sanitize.DTYPES) * len(KINDS) * 2
-
-
-def test_the_constants_that_variants_set_are_in_the_headers() -> None:
-    variants = importlib.import_module("gpu_bench.variants")
-    headers = "".join(path.read_text() for path in (ROOT / "csrc").glob("*.h"))
-    for macros in variants.VARIANTS.values():
-        assert all(f"#ifndef {name}\n" in headers for name in macros)
-
-
-def test_a_variant_is_compiled_with_its_constants_and_a_failure_says_what_nvcc_said(tmp_path: Path) -> None:
-    variants = importlib.import_module("gpu_bench.variants")
-    if variants.nvcc() is None:
-        pytest.skip("no nvcc")
-    given = {"good": {"DR_CUDA_CHUNK": "2048"}, "bad": {"DR_CUDA_CHUNK": "no_number"}}
-    builder = variants.Builder(tmp_path, "90", given, sources=("clock",))
-    builder.wait(120)
-    assert (tmp_path / "variant0" / "clock.o").stat().st_size > 1000
-    with pytest.raises(RuntimeError, match="no_number"):
-        list(variants.Builder(tmp_path, "90", {"bad": given["bad"]}, sources=("clock",)).built())
