@@ -68,7 +68,7 @@ def main(given: list[str] | None = None) -> int:
         kernels_part.compile_ahead(context, int(shard), int(of))
         return 0
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         run_parts(prepare(asked, context, folder, stack), record, budget)
     return int(correctness_part.failed(record))
 

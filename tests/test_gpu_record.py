@@ -169,6 +169,12 @@ def test_the_slowest_rule_counts_and_a_missing_one_is_not_measured() -> None:
     assert (first["measured"], first["met"]) == (None, False)
 
 
+def test_a_time_in_which_the_device_waited_for_the_host_is_marked() -> None:
+    parts = measured()
+    parts["kernels"]["results"]["rows"][0]["waited"] = 0.8
+    assert markdown({"about": ABOUT, "parts": parts, "targets": []}).count("5 (waited for the host)") == 1
+
+
 def readme() -> Any:
     spec = importlib.util.spec_from_file_location("readme", ROOT / "bench" / "readme.py")
     assert spec is not None

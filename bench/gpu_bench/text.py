@@ -67,6 +67,11 @@ def targets(entries: list[dict[str, Any]]) -> list[str]:
     return table(["target", "bound", "measured"], rows)
 
 
+def microseconds(row: dict[str, Any]) -> str:
+    """The median, marked where the device mostly waited for the host."""
+    return f"{row['us']['median']:.0f}" + (" (waited for the host)" if row["waited"] > 0.5 else "")
+
+
 def kernels(results: dict[str, Any]) -> list[str]:
     rows = []
     for r in results.get("rows", []):
@@ -75,7 +80,7 @@ def kernels(results: dict[str, Any]) -> list[str]:
             [
                 f"{r['rule']} [{r['backend']}]",
                 f"{r['configuration']}, {r['kind']}",
-                f"{r['us']['median']:.0f}",
+                microseconds(r),
                 f"{r['gb_per_s']:.0f}",
                 f"{fraction['median']:.3f} ({fraction['low']:.3f} to {fraction['high']:.3f})",
                 f"{r['copy_gb_per_s']:.0f}",
@@ -95,7 +100,7 @@ def steps(results: dict[str, Any]) -> list[str]:
         [
             r["workload"],
             f"{r['name']} [{r['backend']}{', graph' * r['captured']}]",
-            f"{r['us']['median']:.0f}",
+            microseconds(r),
             f"{r['host_us']:.0f}",
             f"{r['gb_per_s']:.0f}",
             f"{r['by_adamw']:.2f}",

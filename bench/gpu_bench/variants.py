@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sysconfig
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import pybind11
+
 from deeprelax.kernels import Backend
+from deeprelax.kernels.cuda_backend import Cuda
 from gpu_bench.jobs import ROOT
 
 # Macros of csrc/cuda.h and csrc/scalar.h. 16 elements a thread is what the kernels are built with.
@@ -69,8 +74,6 @@ class Builder:
         variants: dict[str, dict[str, str]] = VARIANTS,
         sources: tuple[str, ...] = SOURCES,
     ) -> None:
-        import pybind11
-
         self._folder, self._architecture = folder, architecture
         self._includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
         self._pool = ThreadPoolExecutor(AT_A_TIME)
@@ -102,7 +105,9 @@ class Builder:
         if self._stopped:
             raise RuntimeError("stopped")
         command = [*before, compiler, *arguments, "-o", str(made)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
         self._running.add(process)
         try:
             said, _ = process.communicate()
@@ -113,16 +118,12 @@ class Builder:
 
     def wait(self, seconds: float) -> None:
         """Until all is compiled, or for so long; what is not compiled by then is given up."""
-        from concurrent.futures import wait
-
         pending = wait([f for objects in self._objects.values() for f in objects.values()], timeout=seconds).not_done
         if pending:
             self.stop()
 
     def built(self) -> Iterator[tuple[str, Backend]]:
         """Name and backend of each, in order; raises at one that could not be compiled."""
-        from deeprelax.kernels.cuda_backend import Cuda
-
         for name, objects in self._objects.items():
             files = [future.result() for future in objects.values()]
             library = files[0].parent / "_cuda.so"
@@ -134,4 +135,5 @@ class Builder:
         self._stopped = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in list(self._running):
-            process.terminate()
+            with contextlib.suppress(ProcessLookupError):  # nvcc's own children too
+                os.killpg(process.pid, signal.SIGTERM)

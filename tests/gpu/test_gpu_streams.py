@@ -116,8 +116,8 @@ def test_gradients_at_new_addresses_reach_the_kernels_of_their_own_step(
     start = [torch.randn(1000 + 37 * i, generator=draw) for i in range(count)]
     all_grads = [torch.randn(steps, s.numel(), generator=draw) for s in start]
     mine, theirs = ([Parameter(s.clone().to(device)) for s in start] for device in ("cpu", "cuda"))
-    reference = make(name, mine, backend="cpu")
-    opt = make(name, theirs, backend=backend, capturable=capturable)
+    reference = make(name, mine, backend="cpu", scoping=0.0)
+    opt = make(name, theirs, backend=backend, capturable=capturable, scoping=0.0)
     on_device = [g.cuda() for g in all_grads]
     for step in range(steps):
         for p, g in zip(mine, all_grads):
@@ -134,6 +134,7 @@ def test_gradients_at_new_addresses_reach_the_kernels_of_their_own_step(
             q.grad = g[step].clone()
         opt.step()
     torch.cuda.synchronize()
+    assert all(bool(p.isfinite().all()) for p in mine)
     assert same_bits(values(mine), [v.cpu() for v in values(theirs)])
 
 
