@@ -70,6 +70,7 @@ def main(given: list[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         run_parts(prepare(asked, context, folder, stack), record, budget)
+    print((asked.out / "gpu.md").read_text())
     return int(correctness_part.failed(record))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,17 @@ def test_a_test_that_hangs_is_stopped_and_fails_the_whole(
     assert found["statuses"] == [None]
     assert found["outcomes"]["passed"] == 2
     assert correctness_part.failed(record)
+
+
+def test_the_gpu_tests_pass_as_far_as_the_kernels_can_be_emulated() -> None:
+    """Graphs, the scaler and large tensors with the recorder of capture.py; a few calls and runs of the others."""
+    pytest.importorskip("deeprelax._cuda")
+    few = "graphs or scaler or large or (many_chunks and cuda and hj) or (long_run and HJ and False-True)"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", "tests/gpu", "-k", few]
+    environment = {**os.environ, "DEEPRELAX_EMULATE_GPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) > 50
 
 
 class Ended:
