@@ -13,7 +13,14 @@ struct CudaChunk {  // a row of DeviceTable.chunks: `number` counts pieces of kC
 };
 
 // Elements of a block, and its threads: 16 elements a thread, which it takes in steps of 16 bytes of its weights.
-constexpr int kCudaChunk = 4096, kCudaThreads = 256;
+// bench/gpu.py measures others.
+#ifndef DR_CUDA_CHUNK
+#define DR_CUDA_CHUNK 4096
+#endif
+#ifndef DR_CUDA_THREADS
+#define DR_CUDA_THREADS 256
+#endif
+constexpr int kCudaChunk = DR_CUDA_CHUNK, kCudaThreads = DR_CUDA_THREADS;
 
 struct CudaCall {
   Rule rule;

@@ -186,7 +186,8 @@ DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
 }
 
 template <class P, class T, class R, bool Plain, int Blocks>
-__global__ void __launch_bounds__(kCudaThreads, Blocks) update(const __grid_constant__ Arguments<P, T> a) {
+__global__ void __launch_bounds__(kCudaThreads, Blocks * 256 / kCudaThreads)
+    update(const __grid_constant__ Arguments<P, T> a) {
   run_thread<P, T, R, Plain>(a, blockIdx.x, threadIdx.x);
 }
 
@@ -202,7 +203,7 @@ int start(const Arguments<P, T>& a, int64_t blocks, CUstream_st* stream, bool em
   return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kCudaThreads), arguments, 0, stream);
 }
 
-// Blocks: how many the registers of a multiprocessor are to hold, first without options, then with them.
+// Blocks: how many of 256 threads the registers of a multiprocessor are to hold, first without options, then with them.
 template <class P, class R, int PlainBlocks, int Blocks>
 int launch(const CudaCall& call, CUstream_st* stream, bool emulated) {
   using T = typename Compute<P>::type;
