@@ -92,7 +92,7 @@ class Graph:
     def __init__(self) -> None:
         self._launches: list[Callable[[], None]] = []
 
-    def capture(self, opt: Any, monkeypatch: pytest.MonkeyPatch) -> Graph:
+    def capture(self, opt: Any, monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any] | None = None) -> Graph:
         with monkeypatch.context() as patch:
             for place in ("deeprelax.relaxation.capturing", "deeprelax.clocked.capturing"):
                 patch.setattr(place, lambda device: True)
@@ -100,7 +100,7 @@ class Graph:
                 patch.setattr(params, "backend", Recorder(params.backend, self._launches))
             patch.setattr(opt, "_tick_backend", lambda: opt._sets[0][0].backend)
             with Operations(self._launches):
-                opt.step()
+                (work or opt.step)()
         return self
 
     @torch.no_grad()
