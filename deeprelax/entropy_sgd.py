@@ -150,9 +150,9 @@ class EntropySGD(Relaxation):
             gamma = each.next_gamma(at)
             if not group["absorb_gamma"] and at.lr < 2 * at.gamma and at.lr >= 2 * gamma:
                 self._warn_once(
-                    f"scoping has brought gamma down to {gamma:.3g}, and lr / gamma to 2 (lr {at.lr:.3g}): from here "
-                    "on the outer step can overshoot where the loss is steep. Lower lr along with gamma (a "
-                    "scheduler), set absorb_gamma=True, or scoping=0"
+                    f"gamma has come down to {gamma:.3g}, and lr / gamma to 2 (lr {at.lr:.3g}): from here on the outer "
+                    "step can overshoot where the loss is steep. Lower lr along with gamma (a scheduler), set "
+                    "absorb_gamma=True, or scoping=0"
                 )
 
     def _buffers_of(self, params: ParamSet) -> list[str]:

@@ -26,6 +26,7 @@ def position(opt: Any, params: list[Parameter]) -> list[Tensor]:
     return seen
 
 
+@pytest.mark.filterwarnings("ignore:gamma has come down")
 @pytest.mark.parametrize("changes", [{}, {"inner_steps": 1}, {"lr": 0.05}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_gamma_follows_the_rule_on_the_norms_of_the_updates(
