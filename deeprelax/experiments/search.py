@@ -49,8 +49,9 @@ def _trial(preset: str, model: str, optimizer: str, epochs: int, number: int) ->
         options["gamma"] = base.options["gamma"] * smoothing
     drops = tuple((at * (EARLY if early else 1.0), factor) for at, factor in base.drops)
     return protocol.run(
-        preset, model, optimizer, 0, epochs=epochs, variant=f"trial{number}", options=options, drops=drops
-    )
+        preset, model, optimizer, 0, epochs=epochs, variant=f"trial{number}", options=options, drops=drops,
+        evaluate_every=epochs,
+    )  # fmt: skip
 
 
 def held_out(load: Callable[[Run], tuple[Data, str]], images: int | None) -> Callable[[Run], tuple[Data, str]]:
