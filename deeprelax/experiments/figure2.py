@@ -81,7 +81,7 @@ def _line(ax: Axes, points: Sequence[tuple[float, float, float, int]], scale: fl
     )  # fmt: skip
     low = [max(scale * (mean - deviation), scale * mean / 10) for _, mean, deviation, _ in points]
     high = [scale * (mean + deviation) for _, mean, deviation, _ in points]
-    ax.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    ax.fill_between(epochs, low, high, color=style["color"], alpha=0.25, linewidth=0)
 
 
 def _decorate(ax: Axes) -> None:

@@ -197,12 +197,12 @@ def table1(
 
         console = Console()
         write = _tensorboard(out) if tensorboard else (lambda run, records: None)
-        chosen = searching.best_of(found, preset) if found else None
-        runs = experiment.plan(
-            preset, models, optimizers, seeds, ablation=ablation, found=chosen, epochs=epochs,
-            evaluate_every=evaluate_every, autocast=autocast or "", tf32=tf32,
-        )  # fmt: skip
         with _errors():
+            chosen = searching.best_of(found, preset) if found else None
+            runs = experiment.plan(
+                preset, models, optimizers, seeds, ablation=ablation, found=chosen, epochs=epochs,
+                evaluate_every=evaluate_every, autocast=autocast or "", tf32=tf32,
+            )  # fmt: skip
             left = experiment.execute(
                 runs, experiment.Loader(folder, out / "cache", where), out, console, budget_minutes=budget_minutes,
                 checkpoint_seconds=checkpoint_seconds, report=write,
