@@ -169,6 +169,20 @@ def test_every_gradient_of_a_captured_run_is_a_replay_of_one_graph(monkeypatch: 
     assert calls == {"replays": 45, "captures": 1}
 
 
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "sgd"])
+def test_a_backend_that_cannot_be_captured_gives_the_same_bits(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small(optimizer)
+    states = []
+    for name in ("auto", "eager"):
+        if name == "eager":
+            monkeypatch.setenv("DEEPRELAX_BACKEND", name)
+        with numerics(run, torch.device("cpu")):
+            runner = Runner(run, LENET)
+            runner.advance(50)
+            states.append(plain(runner.state()))
+    assert states[0] == states[1]
+
+
 @pytest.mark.parametrize("with_replacement", [False, True])
 def test_batches_are_drawn_as_the_preset_says(with_replacement: bool) -> None:
     """320 images without replacement come once each in 20 batches of 16, and in another order in the next epoch."""

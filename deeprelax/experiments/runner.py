@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deeprelax import kernels
 from deeprelax.experiments.data import Data
 from deeprelax.experiments.models import build
 from deeprelax.experiments.protocol import Run
@@ -24,15 +25,21 @@ from deeprelax.experiments.training import OPTIMIZERS, at_x, deterministic, eval
 WARM_UP = 3  # calls before a capture, as torch's notes on CUDA graphs advise
 
 
+def can_be_captured(run: Run, device: torch.device) -> bool:
+    """Whether the optimizer's step can be part of a CUDA graph: torch's SGD can, ours if its backend can."""
+    return run.optimizer == "sgd" or getattr(kernels.get("auto", device), "capturable", False)
+
+
 def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
-    """The run's optimizer, with what changes from step to step in tensors, as a CUDA graph needs it."""
+    """The run's optimizer; where it can be captured, with what changes from step to step in tensors, as a CUDA graph
+    needs it."""
     device = next(model.parameters()).device
     options = dict(run.options)
     if run.optimizer == "sgd":
         options["lr"] = torch.tensor(options["lr"], dtype=torch.float32, device=device)
         options["fused"] = True
     else:
-        options["capturable"] = True
+        options["capturable"] = can_be_captured(run, device)
     if run.optimizer in ("heat", "entropy-sgd"):
         options["seed"] = run.seed
     optimizer = OPTIMIZERS[run.optimizer](model.parameters(), **options)
@@ -88,7 +95,8 @@ class Runner:
     def advance(self, gradients: int) -> None:
         """Take that many gradients, at most as many as are left."""
         if self._step is None:
-            self._step = self._captured() if self._device.type == "cuda" else self._gradient
+            graph = self._device.type == "cuda" and can_be_captured(self.run, self._device)
+            self._step = self._captured() if graph else self._gradient
         for _ in range(min(gradients, self.total - self.done)):
             if self.done % self.per_epoch == 0:
                 self._begin_epoch()
@@ -149,9 +157,12 @@ class Runner:
 
     def _set_rate(self, factor: float) -> None:
         if factor != self._factor:
-            for group in self.optimizer.param_groups:
-                group["lr"].fill_(self.run.options["lr"] * factor)
             self._factor = factor
+            for group in self.optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(self.rate)
+                else:
+                    group["lr"] = self.rate
 
     # Evaluation.
 
@@ -216,9 +227,11 @@ def numerics(run: Run, device: torch.device) -> Iterator[None]:
     """The same algorithms every time, float32 or TF32 as the run says, and the caller's generators left alone."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = run.tf32
-    devices = [device] if device.type == "cuda" else []
+    cuda = device.type == "cuda"
+    # Graphs are captured on a stream of the current device.
+    current = torch.cuda.device(device) if cuda else contextlib.nullcontext()
     try:
-        with deterministic(), torch.random.fork_rng(devices=devices):
+        with current, deterministic(), torch.random.fork_rng(devices=[device] if cuda else []):
             yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

@@ -25,7 +25,7 @@ from deeprelax.experiments.protocol import Run
 from deeprelax.experiments.runner import Runner, numerics
 
 FINISHED, DIVERGED, PAUSED = "finished", "diverged", "paused"
-CHUNK = 50  # gradients between two looks at the clock
+CHUNK = 10  # gradients between two looks at the clock
 
 
 class StoreError(Exception):
