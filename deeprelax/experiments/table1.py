@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from deeprelax.experiments import inputs, protocol, store
 from deeprelax.experiments.data import Data
@@ -95,45 +95,16 @@ def execute(
         overall = progress.add_task("all runs", total=sum(run.epochs for run in runs), state="")
         before = 0
         for run in runs:
-            if left:
-                left.append(run)
-                continue
-            # Where the run's file is there, loading its data only to look at their checksum would take long.
             if not _has_ended(run, out):
-                if time.monotonic() >= deadline:
+                if left or time.monotonic() >= deadline:
                     left.append(run)
                     continue
                 data, digest = load(run)
-                task = progress.add_task(run.name, total=run.epochs, state="")
-                seen = 0
-
-                def show(
-                    done: int,
-                    total: int,
-                    records: Sequence[dict[str, Any]],
-                    run: Run = run,
-                    task: Any = task,
-                    before: int = before,
-                ) -> None:
-                    nonlocal seen
-                    at = run.epochs * done / total
-                    state = f"{records[-1]['validation_error']:.2%}" if records else ""
-                    progress.update(task, completed=at, state=state)
-                    progress.update(overall, completed=before + at)
-                    if len(records) > seen:
-                        report(run, records[seen:])
-                        seen = len(records)
-
+                watch = _Watch(progress, overall, before, run, out, report)
                 how = store.execute(
-                    run,
-                    data,
-                    digest,
-                    out,
-                    deadline=deadline,
-                    checkpoint_seconds=checkpoint_seconds,
-                    on_progress=show,
+                    run, data, digest, out, deadline=deadline, checkpoint_seconds=checkpoint_seconds, on_progress=watch
                 )
-                progress.remove_task(task)
+                watch.close()
                 console.print(f"{run.name}: {how}{_error(run, out)}", highlight=False, soft_wrap=True)
                 if how == store.PAUSED:
                     left.append(run)
@@ -142,7 +113,30 @@ def execute(
     return left
 
 
+class _Watch:
+    """Moves the two bars while a run is under way, and reports evaluations that were not there before."""
+
+    def __init__(self, progress: Progress, overall: TaskID, before: int, run: Run, out: Path, report: Report) -> None:
+        self._progress, self._overall, self._before, self._run, self._report = progress, overall, before, run, report
+        self._task = progress.add_task(run.name, total=run.epochs, state="")
+        path = store.path_of(run, out)
+        self._seen = len(store.read(path).records) if path.exists() else 0
+
+    def __call__(self, done: int, total: int, records: Sequence[dict[str, Any]]) -> None:
+        at = self._run.epochs * done / total
+        state = f"{records[-1]['validation_error']:.2%}" if records else ""
+        self._progress.update(self._task, completed=at, state=state)
+        self._progress.update(self._overall, completed=self._before + at)
+        if len(records) > self._seen:
+            self._report(self._run, records[self._seen :])
+            self._seen = len(records)
+
+    def close(self) -> None:
+        self._progress.remove_task(self._task)
+
+
 def _has_ended(run: Run, out: Path) -> bool:
+    """By the run's file alone: loading its data only to compare their checksum would take long."""
     path = store.path_of(run, out)
     if not path.exists():
         return False
