@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_reproduce_cli import stored
+from test_table1_report import stored
 
 from deeprelax.experiments import reproduction, store, table1_report
 from deeprelax.experiments.protocol import PAPER
