@@ -1,4 +1,5 @@
 # make train: the first thing to try.  make test: everything that CI runs.  make bench: what the kernels reach here.
+# make gpu: what a GPU proves and measures, with the torch that is installed.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ OUT ?= out
 STAMP := $(VENV)/.installed
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 
-.PHONY: train test check bench format clean
+.PHONY: train test check bench gpu format clean
 
 train: $(STAMP)
 	$(BIN)/deeprelax train --out $(OUT)/train
@@ -24,6 +25,15 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/deeprelax bench --preset full --out $(OUT)/bench
+
+# No environment of its own and nothing from an index: torch's GPU build is there, and often no network. COMMIT names
+# what the files are where they are in no repository.
+gpu:
+	architecture="$$($(PYTHON) -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')" && \
+	export CUDA_HOME="$${CUDA_HOME:-/usr/local/cuda}" DEEPRELAX_CUDA=1 DEEPRELAX_CUDA_ARCHS="$$architecture" && \
+	PIP_BREAK_SYSTEM_PACKAGES=1 $(PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps -e . && \
+	$(PYTHON) bench/gpu.py --out $(OUT)/gpu $(if $(COMMIT),--commit $(COMMIT)) $(if $(PARTS),--parts $(PARTS)) \
+	    $(if $(BUDGET),--budget-seconds $(BUDGET))
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -57,6 +57,12 @@ CUDA_ARCHITECTURES = "80;90;100;120"
 NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"]
 
 
+def known_to(compiler: str, architectures: str) -> list[str]:
+    """Those of the architectures that this nvcc knows; all of them if it does not say."""
+    listed = subprocess.run([compiler, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    return [a for a in architectures.split(";") if f"compute_{a}" in listed or not listed]
+
+
 def nvcc() -> str | None:
     """The CUDA compiler: of CUDA_HOME, else on the PATH."""
     home = os.environ.get("CUDA_HOME")
@@ -119,7 +125,8 @@ class BuildKernels(build_ext):
         compiler = nvcc()
         if compiler is None:
             raise RuntimeError("no nvcc: looked in CUDA_HOME and on the PATH")
-        architectures = os.environ.get("DEEPRELAX_CUDA_ARCHS", CUDA_ARCHITECTURES).split(";")
+        wish = os.environ.get("DEEPRELAX_CUDA_ARCHS")
+        architectures = wish.split(";") if wish else known_to(compiler, CUDA_ARCHITECTURES)
         targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
         targets.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
         includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
@@ -129,7 +136,7 @@ class BuildKernels(build_ext):
         newest = max(Path(p).stat().st_mtime for p in ext.depends)
 
         def compile_one(source):
-            device = [] if "module" in source else targets
+            device = targets[:1] if "module" in source else targets  # the module has no device code
             command = [compiler, *NVCC_FLAGS, *device, *includes, define, "-c", source]
             made, stamp = folder / (Path(source).stem + ".o"), folder / (Path(source).stem + ".command")
             fresh = made.exists() and made.stat().st_mtime > max(newest, Path(source).stat().st_mtime)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 from deeprelax.experiments.report import TITLES, with_spread
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "bench"))  # for whoever loads this file by its path
+
+from gpu_bench.targets import judge  # noqa: E402
+from gpu_bench.text import about, correctness, targets  # noqa: E402
+
 BEGIN, END = "<!-- bench: written by bench/readme.py -->\n", "<!-- /bench -->"
+GPU_BEGIN, GPU_END = "<!-- gpu: written by bench/readme.py -->\n", "<!-- /gpu -->"
 TRAIN_BEGIN, TRAIN_END = "<!-- train: written by bench/readme.py -->\n", "<!-- /train -->"
 
 
@@ -39,6 +46,33 @@ def table(result: dict[str, Any], source: str) -> str:
             missed = "" if t["met"] else " (missed)"
             lines.append(f"| {t['promise']} | {bound} | {t['measured']:.2f}{missed} |")
     return "\n".join(lines) + "\n"
+
+
+def on_gpu(result: dict[str, Any], source: str) -> str:
+    """Markdown for one ``make gpu``: what it was run with, what was to be reached, and the picture if there is one."""
+    lines = [f"{about(result['about'])}; `{source}`:", ""]
+    lines += correctness(result["parts"].get("correctness", {}).get("results", {}))
+    lines += targets(result["targets"])
+    picture = source.replace("gpu.json", "bandwidth.png")
+    if (ROOT / picture).exists():
+        lines += [f"![bandwidth over size]({picture})", ""]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+NO_GPU = """No run on a GPU has been stored yet: the table is still owed. These commands make it:
+
+```
+make gpu OUT=out                     # on a machine with a GPU and nvcc
+cp out/gpu/* bench/results/<gpu>/
+python bench/readme.py
+```
+
+"""
+
+
+def no_gpu() -> str:
+    """What is owed."""
+    return NO_GPU + "\n".join(targets(judge({}))).rstrip("\n") + "\n"
 
 
 def between(text: str, begin: str, end: str, new: str) -> str:
@@ -75,11 +109,12 @@ def rendered() -> str:
     text = (ROOT / "README.md").read_text()
     for begin, end, pattern, show in (
         (BEGIN, END, "*/cpu.json", table),
+        (GPU_BEGIN, GPU_END, "*/gpu.json", on_gpu),
         (TRAIN_BEGIN, TRAIN_END, "*/digits.json", training),
     ):
         results = sorted((ROOT / "bench" / "results").glob(pattern))
         shown = [show(json.loads(path.read_text()), str(path.relative_to(ROOT))) for path in results]
-        text = between(text, begin, end, "\n".join(shown))
+        text = between(text, begin, end, "\n".join(shown) or (no_gpu() if show is on_gpu else ""))
     return text
 
 

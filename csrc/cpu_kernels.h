@@ -78,8 +78,10 @@ void run_rule(const Call& call, int64_t begin, int64_t end) {
     const Tile<P, T> whole{{reinterpret_cast<P*>(call.weights[chunk.tensor]),
                             reinterpret_cast<const P*>(call.grads[chunk.tensor]), state(call.x), state(call.y),
                             state(call.average), state(call.momentum), state(call.velocity)}};
-    for (int64_t done = 0; done < chunk.length; done += kTile) {
-      const int64_t length = chunk.length - done < kTile ? chunk.length - done : kTile;
+    // Without noise there is nothing to refill.
+    const int64_t most = R::kDraws || R::kRounds ? kTile : chunk.length;
+    for (int64_t done = 0; done < chunk.length; done += most) {
+      const int64_t length = chunk.length - done < most ? chunk.length - done : most;
       Tile<P, T> tile = whole.after(chunk.start + done);
       int64_t i = 0;
       if (!tile.g) {

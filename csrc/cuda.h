@@ -13,7 +13,14 @@ struct CudaChunk {  // a row of DeviceTable.chunks: `number` counts pieces of kC
 };
 
 // Elements of a block, and its threads: 16 elements a thread, which it takes in steps of 16 bytes of its weights.
-constexpr int kCudaChunk = 4096, kCudaThreads = 256;
+// bench/gpu.py measures others.
+#ifndef DR_CUDA_CHUNK
+#define DR_CUDA_CHUNK 4096
+#endif
+#ifndef DR_CUDA_THREADS
+#define DR_CUDA_THREADS 256
+#endif
+constexpr int kCudaChunk = DR_CUDA_CHUNK, kCudaThreads = DR_CUDA_THREADS;
 
 struct CudaCall {
   Rule rule;
@@ -29,17 +36,12 @@ struct CudaCall {
   void *x, *y, *average, *momentum, *velocity;
 };
 
-// Which kernel, and what became of it.
-struct Launched {
-  int error;         // a cudaError_t
-  const char* name;  // of the kernel
-};
-
-// One launch on the stream; with `emulated` the same on the host, thread by thread, for tests without a GPU.
-Launched cuda_entropy_sgd(const CudaCall&, CUstream_st* stream, bool emulated);
-Launched cuda_hj(const CudaCall&, CUstream_st* stream, bool emulated);
-Launched cuda_heat(const CudaCall&, CUstream_st* stream, bool emulated);
-Launched cuda_tick(Rule, const cuda::Settings&, const cuda::Sources&, cuda::Clock*, Numbers*, CUstream_st* stream,
-                   bool emulated);
+// One launch on the stream; returns a cudaError_t. With `emulated` the same on the host, thread by thread, for tests
+// without a GPU.
+int cuda_entropy_sgd(const CudaCall&, CUstream_st* stream, bool emulated);
+int cuda_hj(const CudaCall&, CUstream_st* stream, bool emulated);
+int cuda_heat(const CudaCall&, CUstream_st* stream, bool emulated);
+int cuda_tick(Rule, const cuda::Settings&, const cuda::Sources&, cuda::Clock*, Numbers*, CUstream_st* stream,
+              bool emulated);
 
 }  // namespace deeprelax

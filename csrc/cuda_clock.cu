@@ -12,14 +12,15 @@ __global__ void advance(Rule rule, Settings settings, Sources sources, Clock* cl
 
 }  // namespace cuda
 
-Launched cuda_tick(Rule rule, const cuda::Settings& settings, const cuda::Sources& sources, cuda::Clock* clock,
-                   Numbers* numbers, CUstream_st* stream, bool emulated) {
+int cuda_tick(Rule rule, const cuda::Settings& settings, const cuda::Sources& sources, cuda::Clock* clock,
+              Numbers* numbers, CUstream_st* stream, bool emulated) {
   if (emulated) {
     cuda::tick(rule, settings, sources, *clock, *numbers);
-    return {0, "tick"};
+    return 0;
   }
-  cuda::advance<<<1, 1, 0, stream>>>(rule, settings, sources, clock, numbers);
-  return {cudaGetLastError(), "tick"};
+  void* arguments[] = {&rule, const_cast<cuda::Settings*>(&settings), const_cast<cuda::Sources*>(&sources), &clock,
+                       &numbers};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(cuda::advance), dim3(1), dim3(1), arguments, 0, stream);
 }
 
 }  // namespace deeprelax

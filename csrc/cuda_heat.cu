@@ -3,19 +3,19 @@
 
 namespace deeprelax {
 
-Launched cuda_heat(const CudaCall& call, CUstream_st* stream, bool emulated) {
+int cuda_heat(const CudaCall& call, CUstream_st* stream, bool emulated) {
   using namespace cuda;
   switch (call.dtype) {
     case DType::kFloat64:
-      return launch<double, Heat<double, double>, 4, 3>(call, stream, emulated, "heat<float64>");
+      return launch<double, Heat<double, double>, 3, 3>(call, stream, emulated);
     case DType::kFloat32:
-      return launch<float, Heat<float, float>, 4, 3>(call, stream, emulated, "heat<float32>");
+      return launch<float, Heat<float, float>, 4, 3>(call, stream, emulated);
     case DType::kBFloat16:
-      return launch<bfloat16, Heat<bfloat16, float>, 4, 3>(call, stream, emulated, "heat<bfloat16>");
+      return launch<bfloat16, Heat<bfloat16, float>, 3, 3>(call, stream, emulated);
     case DType::kFloat16:
-      return launch<float16, Heat<float16, float>, 4, 3>(call, stream, emulated, "heat<float16>");
+      return launch<float16, Heat<float16, float>, 3, 3>(call, stream, emulated);
   }
-  return {0, ""};
+  return 0;
 }
 
 }  // namespace deeprelax

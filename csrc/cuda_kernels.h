@@ -169,7 +169,7 @@ DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
     if (!Plain) {
       run_packs<R, V>(q, c, packs, thread);
     } else if (!R::plain(c) || (c.first && c.last)) {
-      // What the caller could not know of a ticked call (Heat's very first gradient, L = 1) goes element by element.
+      // What the caller could not know of a ticked call (Heat's very first gradient) goes element by element.
       packs = 0;
     } else if (c.first) {
       run_packs<R, V>(q, PlainScalars<T, true, false, R::kDraws>(c), packs, thread);
@@ -186,7 +186,8 @@ DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
 }
 
 template <class P, class T, class R, bool Plain, int Blocks>
-__global__ void __launch_bounds__(kCudaThreads, Blocks) update(const __grid_constant__ Arguments<P, T> a) {
+__global__ void __launch_bounds__(kCudaThreads, Blocks * 256 / kCudaThreads)
+    update(const __grid_constant__ Arguments<P, T> a) {
   run_thread<P, T, R, Plain>(a, blockIdx.x, threadIdx.x);
 }
 
@@ -202,9 +203,9 @@ int start(const Arguments<P, T>& a, int64_t blocks, CUstream_st* stream, bool em
   return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kCudaThreads), arguments, 0, stream);
 }
 
-// Blocks: how many the registers of a multiprocessor are to hold, first without options, then with them.
+// Blocks: how many of 256 threads the registers of a multiprocessor are to hold, first without options, then with them.
 template <class P, class R, int PlainBlocks, int Blocks>
-Launched launch(const CudaCall& call, CUstream_st* stream, bool emulated, const char* name) {
+int launch(const CudaCall& call, CUstream_st* stream, bool emulated) {
   using T = typename Compute<P>::type;
   const Arguments<P, T> a{scalars_of(call.numbers, T{}),
                           {call.numbers.key0, call.numbers.key1, call.numbers.step},
@@ -218,9 +219,8 @@ Launched launch(const CudaCall& call, CUstream_st* stream, bool emulated, const 
                           static_cast<T*>(call.average),
                           static_cast<T*>(call.momentum),
                           static_cast<T*>(call.velocity)};
-  const int error = call.plain ? start<P, R, true, PlainBlocks>(a, call.n_chunks, stream, emulated)
-                               : start<P, R, false, Blocks>(a, call.n_chunks, stream, emulated);
-  return {error, name};
+  return call.plain ? start<P, R, true, PlainBlocks>(a, call.n_chunks, stream, emulated)
+                    : start<P, R, false, Blocks>(a, call.n_chunks, stream, emulated);
 }
 
 }  // namespace deeprelax::DR_ISA

@@ -17,23 +17,7 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Makes a device current, as torch's own launches do, and puts back the one that was.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    error = cudaGetDevice(&before_);
-    if (error == cudaSuccess && before_ != device) error = cudaSetDevice(device);
-  }
-  ~OnDevice() {
-    int now;
-    if (error == cudaSuccess && cudaGetDevice(&now) == cudaSuccess && now != before_) cudaSetDevice(before_);
-  }
-  cudaError_t error;
-
- private:
-  int before_ = -1;
-};
-
+// Nothing if there was no error.
 void raise(int error, const std::string& what) {
   if (error == cudaSuccess) return;
   const auto code = static_cast<cudaError_t>(error);
@@ -43,19 +27,21 @@ void raise(int error, const std::string& what) {
 // Where a launch goes: device, stream, and whether it is emulated on the host.
 using Where = std::tuple<int, uintptr_t, bool>;
 
+constexpr const char* kRules[] = {"entropy_sgd", "hj", "heat"};
+constexpr const char* kDTypes[] = {"float64", "float32", "bfloat16", "float16"};
+
 template <class Launch>
-void on_device(const Where& where, const std::string& sizes, Launch launch) {
+void on_device(const Where& where, const std::string& what, Launch launch) {
   const auto [device, stream, emulated] = where;
   if (emulated) {
     launch(nullptr, true);
     return;
   }
-  const std::string place = sizes + " on cuda:" + std::to_string(device);
+  const std::string place = what + " on cuda:" + std::to_string(device);
   py::gil_scoped_release released;
-  OnDevice current(device);
-  if (current.error != cudaSuccess) raise(current.error, place);
-  const Launched done = launch(at<CUstream_st>(stream), false);
-  if (done.error != cudaSuccess) raise(done.error, std::string(done.name) + ", " + place);
+  // torch has made it current, but this runtime, linked statically, is not torch's.
+  raise(cudaSetDevice(device), place);
+  raise(launch(at<CUstream_st>(stream), false), place);
 }
 
 void run(int rule, int dtype, uint32_t flags, const std::array<double, kReals>& reals, std::array<uint32_t, 3> stream,
@@ -77,9 +63,9 @@ void run(int rule, int dtype, uint32_t flags, const std::array<double, kReals>& 
   call.average = at<void>(buffers[2]);
   call.momentum = at<void>(buffers[3]);
   call.velocity = at<void>(buffers[4]);
-  const std::string sizes =
-      std::to_string(n_chunks) + " chunks of " + std::to_string(kCudaChunk) + " elements or fewer";
-  on_device(where, sizes, [&](CUstream_st* on, bool emulated) {
+  const std::string what = std::string(kRules[rule]) + "<" + kDTypes[dtype] + ">, " + std::to_string(n_chunks) +
+                           " chunks of " + std::to_string(kCudaChunk) + " elements or fewer";
+  on_device(where, what, [&](CUstream_st* on, bool emulated) {
     switch (call.rule) {
       case Rule::kEntropySGD:
         return cuda_entropy_sgd(call, on, emulated);
@@ -88,13 +74,13 @@ void run(int rule, int dtype, uint32_t flags, const std::array<double, kReals>& 
       case Rule::kHeat:
         return cuda_heat(call, on, emulated);
     }
-    return Launched{cudaErrorInvalidValue, "unknown rule"};
+    return static_cast<int>(cudaErrorInvalidValue);
   });
 }
 
 void tick(int rule, const TickSettings& settings, const TickSources& sources, uintptr_t clock, uintptr_t numbers,
           const Where& where) {
-  on_device(where, "one thread", [&](CUstream_st* on, bool emulated) {
+  on_device(where, std::string("tick of ") + kRules[rule] + ", one thread", [&](CUstream_st* on, bool emulated) {
     return cuda_tick(static_cast<Rule>(rule), cuda::settings_of(settings), cuda::sources_of(sources),
                      at<cuda::Clock>(clock), at<Numbers>(numbers), on, emulated);
   });

@@ -126,11 +126,17 @@ DR_HD float16 narrow_f16(float v) {
 }
 
 // One access to memory. A GPU is told that it is device memory, and that nothing will be wanted from the caches again:
-// each kernel touches an element once.
+// each kernel touches an element once. bench/gpu.py measures other ways.
+#ifndef DR_CUDA_LOAD
+#define DR_CUDA_LOAD __ldcs
+#endif
+#ifndef DR_CUDA_STORE
+#define DR_CUDA_STORE __stcs
+#endif
 template <class W>
 DR_HD W fetch(const W* p) {
 #ifdef __CUDA_ARCH__
-  return __ldcs(p);
+  return DR_CUDA_LOAD(p);
 #else
   return *p;
 #endif
@@ -138,7 +144,7 @@ DR_HD W fetch(const W* p) {
 template <class W>
 DR_HD void put(W* p, W v) {
 #ifdef __CUDA_ARCH__
-  __stcs(p, v);
+  DR_CUDA_STORE(p, v);
 #else
   *p = v;
 #endif

@@ -138,7 +138,7 @@ class Checkpointed(Clocked):
                 else:
                     group[name] = value.clone() if isinstance(value, Tensor) else value
         self._set_loaded()
-        self._outer_step_happened = self.param_groups[0]["phase"] == 0 and not self.param_groups[0]["fresh"]
+        self._note_outer_step(bool(self.param_groups[0]["phase"] == 0 and not self.param_groups[0]["fresh"]))
         for sets in self._sets:
             for params in sets:
                 for name in [n for n in params.buffers if n not in self._buffers_of(params)]:
@@ -160,16 +160,18 @@ class Checkpointed(Clocked):
             held.settle(group)
             held.clock.set("seed", group["seed"])
             held.clock.set("placed_gamma", math.nan)
-            held.clock.set("outer_step_happened", False)
 
     def __getstate__(self) -> dict[str, Any]:
         self._refresh_x()
-        groups = [dict(self._numbers(i)) for i in range(len(self.param_groups))]
-        return {**super().__getstate__(), "param_groups": groups, **{name: getattr(self, name) for name in KEPT}}
+        kept = {name: getattr(self, name) for name in KEPT}
+        if self._capturable:
+            kept["_outer_step_happened"] = bool(self._clocks[0].clock.counter("outer_step_happened").item())
+        return {**super().__getstate__(), "param_groups": self._portable_groups(), **kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._rebuild_clocks(self.param_groups)
+        self._note_outer_step(self._outer_step_happened)
         self.defaults.pop("differentiable", None)  # torch's addition; no option of ours
         old = {p: dict(entry) for p, entry in self.state.items()}
         with torch.no_grad():

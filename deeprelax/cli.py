@@ -22,7 +22,7 @@ from deeprelax.experiments.recipes import PLANS, settings, takes
 from deeprelax.experiments.reproduce_cli import reproduce
 from deeprelax.experiments.training import OPTIMIZERS, DivergedError, check
 
-EXTRAS = {"numpy", "sklearn", "matplotlib", "rich", "torchvision"}
+EXTRAS = {"numpy", "scipy", "sklearn", "matplotlib", "rich", "torchvision"}
 
 
 @contextlib.contextmanager
@@ -190,6 +190,7 @@ def doctor() -> None:
     used, known = machine.instruction_sets()
     lines.append(("instruction set", f"{used} (this CPU runs {', '.join(known)})" if used else "none: no cpu backend"))
     lines.append(("threads", f"{torch.get_num_threads()} of {os.cpu_count()} (torch.set_num_threads)"))
+    lines.append(("cuda kernels", machine.cuda_kernels() or "not built"))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     lines.append(("gpu", ", ".join(gpus) or "none that torch can use"))
     for name, value in lines:
@@ -319,6 +320,23 @@ def profile(
             click.echo(f"written: {plot}")
         if trace is not None:
             click.echo(f"written: {trace}")
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, metavar="DIR")
+@click.option("--function", "name", default="rugged", show_default=True, help="rugged, double-well or tilted-well.")
+@click.option("--time", type=float, default=0.6, show_default=True, help="T, how long the loss is smoothed.")
+@click.option("--beta", type=float, default=2.0, show_default=True, help="β; the viscous equation's viscosity is 1/β.")
+@click.option("--temperature", type=float, default=0.1, show_default=True, help="Of the noise in the three descents.")
+@click.option("--animate", is_flag=True, help="Also a GIF of the smoothing growing with t.")
+def figure1(out: Path, name: str, time: float, beta: float, temperature: float, animate: bool) -> None:
+    """The paper's Figure 1 as PNG, SVG and JSON: a loss, both smoothings, and the densities after descent on each."""
+    with _extras_needed():
+        from deeprelax.pde import figure1 as laboratory
+    try:
+        laboratory.write(out, name, time, beta, temperature, animate, click.echo)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
 
 
 main.add_command(reproduce)

@@ -45,6 +45,9 @@ class EntropySGD(Relaxation):
             T gives ∇u of viscosity δ = T/2, u = -δ log(G_{δγ} * e^{-f/δ}). Default 2e-8, the authors' program's;
             measured likewise, 0 to 1e-4 differ by no more than the seeds, and 1e-2 spoils the run (10.4 %).
         scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
+        gamma_schedule: "scoping", or "adaptive": γ grows while the norm of γ∇u falls fast and shrinks otherwise
+            (``deeprelax.schedules.adaptive_gamma``), judged by the last two outer updates; scoping is not used then.
+            The norm is read to the host once a cycle; no momentum and no ``capturable``.
         coupling: "explicit", as printed, or "implicit": y <- (y - η′g + (η′/γ) x + noise) / (1 + η′/γ), which is
             stable for every γ.
         absorb_gamma: x <- x - lr (x - z), as the authors' program has it, instead of lr/γ.
@@ -84,6 +87,7 @@ class EntropySGD(Relaxation):
         alpha: float = 0.75,
         temperature: float = 2e-8,
         scoping: float = 1e-3,
+        gamma_schedule: str = "scoping",
         coupling: str = "explicit",
         absorb_gamma: bool = False,
         momentum: float = 0.0,
@@ -109,6 +113,7 @@ class EntropySGD(Relaxation):
             "alpha": alpha,
             "temperature": temperature,
             "scoping": scoping,
+            "gamma_schedule": gamma_schedule,
             "coupling": coupling,
             "absorb_gamma": absorb_gamma,
             "momentum": momentum,
@@ -159,12 +164,7 @@ class EntropySGD(Relaxation):
 
     def _settings(self, group: dict[str, Any]) -> EntropySGDSettings:
         return EntropySGDSettings(
-            inner_steps=group["inner_steps"],
-            keep=1 - group["scoping"],
-            momentum=float(group["momentum"]),
-            nesterov=group["nesterov"],
-            weight_decay=group["weight_decay"],
-            maximize=group["maximize"],
+            **self._shared_settings(group),
             alpha=group["alpha"],
             temperature=group["temperature"],
             implicit=group["coupling"] == "implicit",

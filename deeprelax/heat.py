@@ -38,6 +38,9 @@ class Heat(Relaxation):
         gamma: γ₀, the variance of w. The group's value is the running γ, and may be written to. Default 1e-4, the
             smallest of the paper's range, measured likewise: 1.7 %, against 1.1 % at 1e-5 and 2.0 % at 1e-3.
         scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
+        gamma_schedule: "scoping", or "adaptive": γ grows while the norm of γ∇u falls fast and shrinks otherwise
+            (``deeprelax.schedules.adaptive_gamma``), judged by the last two outer updates; scoping is not used then.
+            The norm is read to the host once a cycle; no momentum and no ``capturable``.
         momentum: of the outer update, as ``torch.optim.SGD``'s, acting on s/L. Default 0.
         nesterov: Nesterov's form of it.
         weight_decay: adds weight_decay · (x + w) to g.
@@ -67,6 +70,7 @@ class Heat(Relaxation):
         inner_steps: int = 5,
         gamma: float = 1e-4,
         scoping: float = 1e-3,
+        gamma_schedule: str = "scoping",
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
@@ -83,6 +87,7 @@ class Heat(Relaxation):
             "inner_steps": inner_steps,
             "gamma": gamma,
             "scoping": scoping,
+            "gamma_schedule": gamma_schedule,
             "momentum": momentum,
             "nesterov": nesterov,
             "weight_decay": weight_decay,
@@ -98,12 +103,7 @@ class Heat(Relaxation):
 
     def _settings(self, group: dict[str, Any]) -> HeatSettings:
         return HeatSettings(
-            inner_steps=group["inner_steps"],
-            keep=1 - group["scoping"],
-            momentum=float(group["momentum"]),
-            nesterov=group["nesterov"],
-            weight_decay=group["weight_decay"],
-            maximize=group["maximize"],
+            **self._shared_settings(group),
         )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

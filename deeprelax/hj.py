@@ -35,6 +35,9 @@ class HJ(Relaxation):
             at 0.01; without batch norm 4.4 %, 4.7 % and 5.4 %, and it alone lets lr be 3 there.
         alpha: weight of the old p. Default 0.75 (section 6.4).
         scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
+        gamma_schedule: "scoping", or "adaptive": γ grows while the norm of γ∇u falls fast and shrinks otherwise
+            (``deeprelax.schedules.adaptive_gamma``), judged by the last two outer updates; scoping is not used then.
+            The norm is read to the host once a cycle; no momentum and no ``capturable``.
         warm_start: the first call of a cycle sets p <- g, undamped, as the authors' program starts; it counts among
             the L.
         momentum: of the outer update, as ``torch.optim.SGD``'s, acting on p. Default 0.
@@ -65,6 +68,7 @@ class HJ(Relaxation):
         gamma: float = 1.0,
         alpha: float = 0.75,
         scoping: float = 1e-3,
+        gamma_schedule: str = "scoping",
         warm_start: bool = False,
         momentum: float = 0.0,
         nesterov: bool = False,
@@ -82,6 +86,7 @@ class HJ(Relaxation):
             "gamma": gamma,
             "alpha": alpha,
             "scoping": scoping,
+            "gamma_schedule": gamma_schedule,
             "warm_start": warm_start,
             "momentum": momentum,
             "nesterov": nesterov,
@@ -95,12 +100,7 @@ class HJ(Relaxation):
 
     def _settings(self, group: dict[str, Any]) -> HJSettings:
         return HJSettings(
-            inner_steps=group["inner_steps"],
-            keep=1 - group["scoping"],
-            momentum=float(group["momentum"]),
-            nesterov=group["nesterov"],
-            weight_decay=group["weight_decay"],
-            maximize=group["maximize"],
+            **self._shared_settings(group),
             alpha=group["alpha"],
             warm_start=group["warm_start"],
         )

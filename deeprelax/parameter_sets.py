@@ -16,8 +16,11 @@ from deeprelax.param_set import ParamSet
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 # What a group holds beside its hyper-parameters, all plain numbers, so that state_dict carries them.
-CLOCK = ("step", "phase", "cycle_steps", "seed", "training", "fresh")
+CLOCK = ("step", "phase", "cycle_steps", "seed", "training", "fresh", "norm", "norm_before")
 
+
+# Of "norm" and "norm_before", the last two outer updates' norms that gamma_schedule="adaptive" goes by.
+NOT_KNOWN = -1.0
 
 # Buffers that come and go: the momenta with their hyper-parameters, the inner point with eval mode.
 OPTIONAL = {"momentum_buffer", "inner_momentum_buffer", "inner"}
@@ -55,7 +58,7 @@ class ParameterSets(Optimizer):
         self._backend = backend
         self._flatten = flatten
         self._capturable = capturable
-        self._clocks: list[Any] = []  # with capturable, per group
+        self._clocks: list[Any] = []  # with capturable, per group a GroupClock
         # torch.amp.GradScaler asks for this, and hands over its scale and whether a gradient overflowed.
         self._step_supports_amp_scaling = capturable
         self._seed_is_torchs = seed is None
@@ -65,7 +68,7 @@ class ParameterSets(Optimizer):
         self._constructing = True
         seed = (torch.initial_seed() if seed is None else seed) & 0xFFFFFFFFFFFFFFFF
         clock = {"step": 0, "phase": 0, "cycle_steps": defaults["inner_steps"], "seed": seed, "training": True}
-        self._clock_defaults = {**clock, "fresh": True}
+        self._clock_defaults = {**clock, "fresh": True, "norm": NOT_KNOWN, "norm_before": NOT_KNOWN}
         super().__init__(params, defaults)
         self._constructing = False
         self._refuse_overlaps()
@@ -87,6 +90,10 @@ class ParameterSets(Optimizer):
     def _numbers(self, i: int) -> dict[str, Any]:
         """The group with plain numbers, wherever its clock lies."""
         raise AssertionError("a subclass defines it")
+
+    def _note_outer_step(self, happened: bool) -> None:
+        """Remember whether the last step made the outer update."""
+        self._outer_step_happened = happened
 
     def _add_clock(self, i: int) -> None:
         """Move the group's clock to where it belongs."""
@@ -161,6 +168,11 @@ class ParameterSets(Optimizer):
             require(math.isfinite(group[name]) and group[name] >= 0, name, group[name], "a finite number >= 0")
         for name in ("maximize", "nesterov"):
             require(isinstance(group[name], bool), name, group[name], "True or False")
+        schedule = group["gamma_schedule"]
+        require(schedule in ("scoping", "adaptive"), "gamma_schedule", schedule, "'scoping' or 'adaptive'")
+        if schedule == "adaptive":
+            require(not self._capturable, "capturable", True, "False: gamma_schedule='adaptive' asks the host")
+            require(group["momentum"] == 0, "momentum", group["momentum"], "0 with gamma_schedule='adaptive'")
         self._check(group)
 
     def _make_sets(self, group_index: int, old_state: dict[Tensor, dict[str, Any]]) -> list[ParamSet]:
@@ -180,8 +192,7 @@ class ParameterSets(Optimizer):
             # Momenta wait until they are needed, but a buffer made while a graph is captured would be the graph's.
             for name in self._buffers_of(new) + (self._extra_buffers(group) if self._capturable else []):
                 new.add_buffer(name, self.state)
-            if self._capturable:
-                new.backend.prepare_capture(new.table)
+            new.backend.prepare(new.table, self._capturable)
             new.copy_in()
             for t, p in enumerate(params):
                 self.state[p]["x"].copy_(p.detach())

@@ -10,12 +10,12 @@ import sys
 import warnings
 from array import array
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from deeprelax import adaptive
 from deeprelax.checkpoint import Checkpointed
 from deeprelax.kernels import Tick
 from deeprelax.kernels.device_table import capturing
@@ -97,29 +97,30 @@ class Relaxation(Checkpointed):
                 in mid-cycle.
             ValueError: a hyper-parameter was set out of range.
         """
-        if not self.param_groups[0]["training"]:
-            raise RuntimeError("step() in eval mode: the parameters hold x; call opt.train() first")
         loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad():
-            self._step()
+        try:
+            if not self.param_groups[0]["training"]:
+                raise RuntimeError("step() in eval mode: the parameters hold x; call opt.train() first")
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            with torch.no_grad():
+                self._step()
+        except BaseException:
+            for name in ("grad_scale", "found_inf"):  # else a GradScaler's next step() would take the product of scales
+                self.__dict__.pop(name, None)
+            raise
         return loss
 
     def _step(self) -> None:
-        for i, group in enumerate(self.param_groups):
-            if self._capturable:
-                self._clocks[i].settle(group)
-            self._check_group(self._host_view(i), self._host_view(0))
+        self._check_and_settle()
         self._adopt()
         work: Work = [(i, params, *params.gather()) for i, sets in enumerate(self._sets) for params in sets]
         refuse_capture(self._capturable, work)
-        self._outer_step_happened = False
         if not any(any(g is not None for g in grads) for _, _, grads, _, _ in work):
-            if self._capturable:
-                self._clocks[0].clock.set("outer_step_happened", False)
+            self._note_outer_step(False)
             return
+        self._outer_step_happened = False
         self._agree_on_seed()
         # Whatever can fail comes before the first write: an update of some sets only could not be taken back.
         for i, params, _, _, _ in work:
@@ -133,31 +134,54 @@ class Relaxation(Checkpointed):
         else:
             self._step_on_host(work)
 
+    def _shared_settings(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Of the hyper-parameters, those that every rule has."""
+        return {
+            "inner_steps": group["inner_steps"],
+            "keep": 1 - group["scoping"],
+            "momentum": float(group["momentum"]),
+            "nesterov": group["nesterov"],
+            "weight_decay": group["weight_decay"],
+            "maximize": group["maximize"],
+            "planned_gamma": adaptive.planned_gamma(group) if group["gamma_schedule"] == "adaptive" else None,
+        }
+
     def _step_on_host(self, work: Work) -> None:
         settings = [self._settings(group) for group in self.param_groups]
         moments = [self._moment(group) for group in self.param_groups]
         last = moments[0].last
         self._note_gamma(settings, moments)
-        calls = [settings[i].call(replace(moments[i], placed_gamma=params.placed_gamma)) for i, params, *_ in work]
-        for call, (i, params, grads, addresses, missing) in zip(calls, work):
+        watched = [i for i, group in enumerate(self.param_groups) if last and group["gamma_schedule"] == "adaptive"]
+        before = {i: adaptive.positions(self._sets[i], self.state, self._in_params(i)) for i in watched}
+        of_sets = [self._moment(self.param_groups[i], params.placed_gamma) for i, params, *_ in work]
+        calls = [settings[i].call(at) for at, (i, *_) in zip(of_sets, work)]
+        for call, at, (_, params, grads, addresses, missing) in zip(calls, of_sets, work):
             params.copy_in()
             params.backend.run(call, params.table, grads, addresses, params.buffers_for(call.buffers))
             params.written()
-            params.placed_gamma = placed_gamma(replace(moments[i], placed_gamma=params.placed_gamma), missing)
+            params.placed_gamma = placed_gamma(at, missing)
         for group, each, at in zip(self.param_groups, settings, moments):
-            after = advance(each, at, missing=False)
-            group.update(
-                step=after.step, phase=after.phase, cycle_steps=after.cycle_steps, fresh=False, gamma=after.gamma
-            )
+            group.update(advance(each, at))
+        for i in watched:
+            after = adaptive.positions(self._sets[i], self.state, self._in_params(i))
+            adaptive.note_norm(self.param_groups[i], before[i], after, moments[i])
         self._outer_step_happened = last
 
+    def _in_params(self, i: int) -> bool:
+        """Whether the parameters of the group, not the state, say what x is now."""
+        return self._x_is_in_params(self.param_groups[i])
+
     def _step_on_device(self, work: Work) -> None:
-        backend = self._tick_backend()
+        backend, device = self._tick_backend(), self._clocks[0].clock.words.device
+        # A scaler's tensors may be on another device; they are held until everything is launched.
+        scale, found_inf = (
+            None if t is None else t.to(device=device, dtype=torch.float32, non_blocking=True)
+            for t in (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        )
         ticks = []
         for i, group in enumerate(self.param_groups):
             missing = any(none for j, _, _, _, none in work if j == i)
             lr, inner_lr = group["lr"], group.get("inner_lr")
-            scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
             ticks.append(Tick(self._settings(group), self._clocks[i].clock, lr, inner_lr, scale, found_inf, missing))
             backend.tick(ticks[-1])
         for i, params, grads, addresses, _ in work:
@@ -166,9 +190,9 @@ class Relaxation(Checkpointed):
             params.backend.run_ticked(ticks[i], params.table, grads, addresses, buffers)
             params.written()
             if not capturing(params.table.device):
-                params.backend.prepare_capture(params.table)
+                params.backend.prepare(params.table, True)
 
-    def _moment(self, group: dict[str, Any]) -> Moment:
+    def _moment(self, group: dict[str, Any], placed_gamma: float | None = None) -> Moment:
         """Where the host's clock stands."""
         phase = group["phase"]
         return Moment(
@@ -180,6 +204,7 @@ class Relaxation(Checkpointed):
             cycle_steps=group["inner_steps"] if phase == 0 else group["cycle_steps"],
             fresh=group["fresh"],
             seed=group["seed"],
+            placed_gamma=placed_gamma,
         )
 
     def _note_gamma(self, settings: list[AnySettings], moments: list[Moment]) -> None:
@@ -187,13 +212,13 @@ class Relaxation(Checkpointed):
 
     def _agree_on_seed(self) -> None:
         """With ``seed=None`` and a process group, all ranks take rank 0's: DDP's replicas must draw the same noise."""
-        if not self._seed_is_torchs:
-            return
-        self._seed_is_torchs = False
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if self._seed_is_torchs and torch.distributed.is_available() and torch.distributed.is_initialized():
+            if any(capturing(params.table.device) for sets in self._sets for params in sets):
+                raise RuntimeError("run one step() before capturing one: the ranks agree on the noise's seed in it")
             box = [self.param_groups[0]["seed"]]
             torch.distributed.broadcast_object_list(box, src=0)
             self._set_clock(seed=box[0])
+        self._seed_is_torchs = False
 
     # Which point the parameters hold.
 
@@ -233,7 +258,7 @@ class Relaxation(Checkpointed):
                 if "inner" in params.buffers:
                     params.drop_buffer("inner", self.state)
         self._set_clock(phase=0, fresh=True)
-        self._outer_step_happened = False
+        self._note_outer_step(False)
 
     def _warn_once(self, message: str) -> None:
         if self._warned:

@@ -57,8 +57,8 @@ class Backend(Protocol):
     ) -> None:
         """One update of every weight of the table: see ``eager.Eager.run``."""
 
-    def prepare_capture(self, table: Table) -> None:
-        """Make what a capture of a step on this table will need and cannot make."""
+    def prepare(self, table: Table, capturable: bool) -> None:
+        """Make what a step on this table will need and cannot make without waiting for the device, or in a capture."""
 
     def tick(self, tick: Tick) -> None:
         """Derive the scalars of a group's next call from its clock, and advance the clock: ``clock.Tick``."""
@@ -129,13 +129,33 @@ def _why_no_cuda(error: ImportError) -> str:
 
 def _why_no_gpu() -> str:
     """Why the CUDA kernels, which were built, cannot run. Empty if they can."""
-    if torch.cuda.is_available():
-        return ""
-    problem = importlib.import_module("deeprelax._cuda").problem()
+    module = importlib.import_module("deeprelax._cuda")
+    problem = module.problem()
+    if torch.cuda.is_available() and not problem:
+        return _why_no_code(module.architectures)
     torchs = "torch.cuda.is_available() is False"
     if not problem:
         return f"looked for a GPU, and the driver has one, but {torchs}: install a build of torch for CUDA"
+    if torch.cuda.is_available():
+        return (
+            f"looked for a driver that serves the CUDA that built the kernels ({module.compiler}): {problem}; "
+            f"torch works here, so build with its version, CUDA {torch.version.cuda}"
+        )
     return f"looked for a GPU for the kernels, which are built: {problem}; {torchs}"
+
+
+def _why_no_code(architectures: str) -> str:
+    """Why a GPU here cannot run code for those architectures, of which the last is there as PTX as well."""
+    built = [int(a.rstrip("af")) for a in architectures.split(";")]
+    for i in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(i)
+        ours = 10 * major + minor
+        if ours < built[-1] and not any(a // 10 == major and a <= ours for a in built):
+            return (
+                f"looked for code for {torch.cuda.get_device_name(i)} (sm_{ours}) in the kernels, which are built for "
+                f"sm_{architectures.replace(';', ', sm_')}; build with DEEPRELAX_CUDA_ARCHS={ours}"
+            )
+    return ""
 
 
 def why_not(name: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .settings import AnySettings, Moment, advance, float32
+from .settings import AnySettings, Moment, advance, float32, placed_gamma
 
 COUNTERS = ("step", "phase", "cycle_steps", "fresh", "outer_step_happened", "seed")
 
@@ -103,7 +103,7 @@ class Tick:
         clock.set("outer_step_happened", at is not None and at.last)
         if at is None:
             return
-        after = advance(self.settings, at, self.missing)
-        for name in ("step", "phase", "cycle_steps", "fresh", "gamma"):
-            clock.set(name, getattr(after, name))
-        clock.set("placed_gamma", math.nan if after.placed_gamma is None else after.placed_gamma)
+        for name, value in advance(self.settings, at).items():
+            clock.set(name, value)
+        placed = placed_gamma(at, self.missing)
+        clock.set("placed_gamma", math.nan if placed is None else placed)

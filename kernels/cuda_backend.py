@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .calls import Call, Table
 from .clock import Tick
-from .device_table import DeviceTable
+from .device_table import DeviceTable, guard
 from .native import DTYPES, NO_NUMBERS, NO_STREAM, RULES, buffer_addresses, encode, encode_tick, is_plain, static_flags
 
 
@@ -58,24 +58,21 @@ class Cuda:
             return
         on_device = self._table(table)
         flags, reals, stream = numbers
-        self._module.run(
-            RULES[rule],
-            DTYPES[table.dtype],
-            flags,
-            reals,
-            stream,
-            ticked,
-            plain,
-            [
-                on_device.weights(table.weight_addresses).data_ptr(),
-                on_device.grads(addresses).data_ptr(),
-                on_device.tensors.data_ptr(),
-                on_device.chunks.data_ptr(),
-            ],
-            on_device.chunks.shape[0],
-            buffer_addresses(buffers),
-            self._where(table.device),
-        )
+        with guard(table.device):
+            tables = (on_device.weights, on_device.grads(addresses), on_device.tensors, on_device.chunks)
+            self._module.run(
+                RULES[rule],
+                DTYPES[table.dtype],
+                flags,
+                reals,
+                stream,
+                ticked,
+                plain,
+                [t.data_ptr() for t in tables],
+                on_device.chunks.shape[0],
+                buffer_addresses(buffers),
+                self._where(table.device),
+            )
 
     def run(
         self,
@@ -88,15 +85,18 @@ class Cuda:
         """One update of every weight of the table, in place: see ``eager.Eager.run``."""
         self._launch(table, addresses, buffers, encode(call), call.rule, 0, is_plain(call))
 
-    def prepare_capture(self, table: Table) -> None:
-        """What a capture of a step on this table will need and cannot make."""
-        self._table(table).prepare_capture()
+    def prepare(self, table: Table, capturable: bool) -> None:
+        """The table on its device, and what a capture cannot make."""
+        if table.length:
+            self._table(table).prepare(capturable)
 
     def tick(self, tick: Tick) -> None:
         """Derive the scalars of the group's next call on the device, and advance its clock there."""
         clock = tick.clock
-        where = self._where(clock.words.device)
-        self._module.tick(*encode_tick(tick), clock.words.data_ptr(), clock.numbers.data_ptr(), where)
+        device = clock.words.device
+        with guard(device):
+            where = self._where(device)
+            self._module.tick(*encode_tick(tick), clock.words.data_ptr(), clock.numbers.data_ptr(), where)
 
     def run_ticked(
         self,

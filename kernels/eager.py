@@ -202,7 +202,7 @@ class Eager:
                 else:
                     heat(call, w, g, state["x"], state["s"], m, index, first)
 
-    def prepare_capture(self, table: Table) -> None:
+    def prepare(self, table: Table, capturable: bool) -> None:
         """Nothing: this backend reads the clock to the host, which a capture forbids."""
 
     def tick(self, tick: Tick) -> None:

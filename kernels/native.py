@@ -14,7 +14,7 @@ from torch import Tensor
 from .calls import Call, EntropySGDCall, HeatCall, HJCall, Table
 from .clock import REALS, Tick
 from .noise import Stream
-from .settings import AnySettings, EntropySGDSettings, HeatSettings, HJSettings
+from .settings import AnySettings, EntropySGDSettings, HeatSettings, HJSettings, Settings
 
 RULES = {"entropy_sgd": 0, "hj": 1, "heat": 2}
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -115,6 +115,8 @@ def static_flags(settings: AnySettings) -> int:
 def is_plain(options: Call | AnySettings) -> bool:
     """Whether no option of the inner update is on: the CUDA kernels have a faster variant for that."""
     off = not (options.maximize or options.weight_decay)
+    # A cycle of one call has a body among those with options only.
+    off = off and not (options.inner_steps == 1 if isinstance(options, Settings) else options.first and options.last)
     if isinstance(options, EntropySGDCall | EntropySGDSettings):
         off = off and not (options.implicit or options.inner_momentum)
     elif isinstance(options, HJCall | HJSettings):
@@ -213,7 +215,7 @@ class NativeCPU:
             self._parallel,
         )
 
-    def prepare_capture(self, table: Table) -> None:
+    def prepare(self, table: Table, capturable: bool) -> None:
         """Nothing: there are no graphs of CPU work."""
 
     def tick(self, tick: Tick) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from .calls import EntropySGDCall, HeatCall, HJCall, Outer
 from .noise import MASK32, Stream
@@ -52,7 +52,7 @@ class Moment:
         return self.phase + 1 >= self.cycle_steps
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What all rules share of a group's hyper-parameters."""
 
@@ -62,16 +62,19 @@ class Settings:
     nesterov: bool
     weight_decay: float
     maximize: bool
+    planned_gamma: float | None = None  # gamma of the next cycle, where it is not scoping that decides
 
     def outer(self, lr: float, step: float, scale: float) -> Outer:
         return Outer(step, scale, lr, self.momentum, self.nesterov)
 
     def next_gamma(self, at: Moment) -> float:
-        """gamma after the call: scoping, section 6.4."""
-        return at.gamma * self.keep if at.last else at.gamma
+        """gamma after the call: scoping, section 6.4, unless another is planned."""
+        if not at.last:
+            return at.gamma
+        return at.gamma * self.keep if self.planned_gamma is None else self.planned_gamma
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EntropySGDSettings(Settings):
     """Section 6.1."""
 
@@ -110,7 +113,7 @@ class EntropySGDSettings(Settings):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HJSettings(Settings):
     """Section 6.2."""
 
@@ -135,7 +138,7 @@ class HJSettings(Settings):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeatSettings(Settings):
     """Section 6.3, eq. 26."""
 
@@ -166,14 +169,12 @@ def placed_gamma(at: Moment, missing: bool) -> float | None:
     return at.gamma if known else None
 
 
-def advance(settings: AnySettings, at: Moment, missing: bool) -> Moment:
-    """The moment after the call."""
-    return replace(
-        at,
-        gamma=settings.next_gamma(at),
-        step=at.step + 1,
-        phase=0 if at.last else at.phase + 1,
-        fresh=False,
-        placed_gamma=placed_gamma(at, missing),
-        inv_scale=1.0,
-    )
+def advance(settings: AnySettings, at: Moment) -> dict[str, Any]:
+    """What of the clock the call changes, by the names of ``Moment``."""
+    return {
+        "gamma": settings.next_gamma(at),
+        "step": at.step + 1,
+        "phase": 0 if at.last else at.phase + 1,
+        "cycle_steps": at.cycle_steps,
+        "fresh": False,
+    }

@@ -6,19 +6,24 @@ With ``TRITON_INTERPRET=1`` in the environment before triton is imported it runs
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from . import triton_rules
-from .calls import Call, EntropySGDCall, HeatCall, HJCall, Table
-from .noise import Stream
+from . import native, triton_clock, triton_kernels
+from .calls import Call, Table
+from .clock import REALS, Clock, Tick
+from .device_table import DeviceTable, Upload, capturing
+from .native import encode, encode_tick, static_flags
+from .settings import EntropySGDSettings
 from .triton_memory import Reals
+from .triton_sizes import SIZES, Kind, Sizes
 
 DTYPES = {
     torch.float64: tl.float64,
@@ -26,11 +31,6 @@ DTYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
 }
-
-# Elements of one program, and consecutive ones of a thread. 16 bytes of a thread's weights are one access; float64
-# takes two, since fewer than 4 elements would part the normals of one Philox call.
-BLOCK = 1024
-PER_THREAD = {torch.float64: 4, torch.float32: 4, torch.bfloat16: 8, torch.float16: 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,109 +43,170 @@ class Launch:
     options: dict[str, Any]
 
 
-class Upload:
-    """Numbers on a device, copied there only when they change."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._values: array[Any] | None = None
-        self._copy: Tensor | None = None
-
-    def __call__(self, values: array[Any]) -> Tensor:
-        if self._copy is None or values != self._values:
-            self._values = values[:]
-            host = torch.tensor(values, dtype=torch.float64 if values.typecode == "d" else torch.int64)
-            if self._device.type != "cpu":
-                host = host.pin_memory()  # a fresh one each time: the last copy may still be on its way
-            self._copy = host.to(self._device, non_blocking=True)
-        return self._copy
-
-
-class DeviceTable:
-    """What the kernels read about a ``Table``, on its device."""
-
-    def __init__(self, table: Table) -> None:
-        chunks = table.chunks(BLOCK)[:, :2].clone()
-        chunks[:, 1] //= BLOCK
-        self.chunks = chunks.to(torch.int32).to(table.device)
-        self.tensors = table.meta.to(table.device)
-        self.whole_calls = all(start % 4 == 0 for start in table.starts)
-        self.weights = Upload(table.device)
-        self.grads = Upload(table.device)
-        self.scalars = Upload(table.device)
-
-
 def signed(word: int) -> int:
     """A 32-bit word as an int32: Triton's type of an integer argument depends on its size."""
     return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
 
 
-def noise_arguments(stream: Stream, table: Table, whole_calls: bool) -> dict[str, Any]:
-    key0, key1 = stream.key
-    return {
-        "key0": signed(key0),
-        "key1": signed(key1),
-        "step": signed(stream.step),
-        "PER_THREAD": PER_THREAD[table.dtype],
-        "WHOLE_CALLS": whole_calls,
-    }
+class Shape(NamedTuple):
+    """What decides which kernel serves a call."""
+
+    rule: str
+    flags: int  # of csrc/call.h; of a ticked call those that do not depend on the moment
+    weight_decay: bool
+    momentum: bool
+    inner_momentum: bool
+    scaled: bool
+    ticked: bool
+
+    @property
+    def noise(self) -> bool:
+        return self.rule == "heat" or self.flags & native.NOISE != 0
+
+    def constants(self, dtype: torch.dtype) -> dict[str, Any]:
+        """The constants of ``triton_kernels.update`` that say what to do; ``dtype`` is the weights'."""
+
+        def on(flag: int) -> bool:
+            return self.flags & flag != 0
+
+        return {
+            "RULE": self.rule,
+            "TICKED": self.ticked,
+            "FIRST": on(native.FIRST),
+            "LAST": on(native.LAST),
+            "SCALED": self.scaled,
+            "MAXIMIZE": on(native.MAXIMIZE),
+            "WEIGHT_DECAY": self.weight_decay,
+            "NESTEROV": self.momentum and on(native.NESTEROV),
+            "IMPLICIT": on(native.IMPLICIT),
+            "NOISE": self.noise,
+            "FRESH_VELOCITY": self.inner_momentum and on(native.FRESH_VELOCITY),
+            "INNER_NESTEROV": self.inner_momentum and on(native.INNER_NESTEROV),
+            "STOCHASTIC_ROUNDING": on(native.STOCHASTIC_ROUNDING) and dtype == torch.bfloat16,
+            "WARM_START": on(native.WARM_START),
+            "READ_PARAM": on(native.READ_PARAM),
+            "TAKE_PARAM": on(native.TAKE_PARAM),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What does not change from one call of a shape to the next."""
+
+    on_device: DeviceTable
+    grid: tuple[int]
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+class Plans:
+    """What the kernels read about one table, and the plans for it."""
+
+    def __init__(self, table: Table) -> None:
+        self.tables: dict[int, DeviceTable] = {}  # by chunk
+        self.scalars = Upload(REALS, torch.float64, table.device) if table.dtype == torch.float64 else None
+        self.plans: dict[Shape, Plan] = {}
+
+    def on_device(self, table: Table, block: int) -> DeviceTable:
+        if block not in self.tables:
+            self.tables[block] = DeviceTable(table, block)
+        return self.tables[block]
+
+    def plan(self, shape: Shape, table: Table, sizes: Mapping[Kind, Sizes]) -> Plan:
+        known = self.plans.get(shape)
+        if known is not None:
+            return known
+        size = sizes[shape.rule, table.dtype.itemsize, shape.noise]
+        on_device = self.on_device(table, size.block)
+        arguments = shape.constants(table.dtype) | {
+            "chunks": on_device.chunks,
+            "tensors": on_device.tensors,
+            "P": DTYPES[table.dtype],
+            "BLOCK": size.block,
+            "PER_THREAD": size.per_thread,
+            "WHOLE_CALLS": on_device.whole_calls,
+        }
+        # Fused multiply-adds would round once where the reference rounds twice.
+        options = {"num_warps": size.warps, "enable_fp_fusion": False}
+        plan = Plan(on_device, (on_device.chunks.shape[0],), arguments, options)
+        self.plans[shape] = plan
+        return plan
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device."""
+    return nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
+
+
+def start(launch: Launch) -> None:
+    launch.kernel[launch.grid](**launch.arguments, **launch.options)
 
 
 class Triton:
-    """Triton kernels on GPU tensors."""
+    """Triton kernels on GPU tensors.
+
+    Args:
+        sizes: how much one program does; default those of ``triton_sizes``.
+    """
 
     name = "triton"
+    capturable = True
 
-    def __init__(self) -> None:
-        self._tables: WeakKeyDictionary[Table, DeviceTable] = WeakKeyDictionary()
+    def __init__(self, sizes: Mapping[Kind, Sizes] = SIZES) -> None:
+        self._sizes = sizes
+        self._plans: WeakKeyDictionary[Table, Plans] = WeakKeyDictionary()
+        self._settings: WeakKeyDictionary[Clock, Upload] = WeakKeyDictionary()
+
+    def _plans_of(self, table: Table) -> Plans:
+        plans = self._plans.get(table)
+        if plans is None:
+            plans = self._plans[table] = Plans(table)
+        return plans
+
+    def _launch(
+        self,
+        shape: Shape,
+        scalars: Any,
+        stream: Sequence[int],
+        table: Table,
+        addresses: array[int],
+        buffers: dict[str, Tensor],
+    ) -> Launch:
+        plans = self._plans_of(table)
+        plan = plans.plan(shape, table, self._sizes)
+        if isinstance(scalars, list):
+            scalars = Reals(*scalars) if plans.scalars is None else plans.scalars(array("d", scalars))
+        needs_momentum = shape.momentum and (shape.ticked or shape.flags & native.LAST)
+        key0, key1, step = stream
+        arguments = plan.arguments | {
+            "weights": plan.on_device.weights,
+            "grads": plan.on_device.grads(addresses),
+            "x": buffers["x"],
+            "y": buffers.get("y"),
+            "a": buffers.get("z", buffers.get("p", buffers.get("s"))),
+            "m": buffers["momentum_buffer"] if needs_momentum else None,
+            "v": buffers["inner_momentum_buffer"] if shape.inner_momentum else None,
+            "scalars": scalars,
+            "key0": signed(key0),
+            "key1": signed(key1),
+            "step": signed(step),
+        }
+        return Launch(triton_kernels.update, plan.grid, arguments, plan.options)
 
     def launch(self, call: Call, table: Table, addresses: array[int], buffers: dict[str, Tensor]) -> Launch:
         """What ``run`` launches; the tests compile it ahead of time for GPUs that are not there."""
-        on_device = self._tables.get(table)
-        if on_device is None:
-            on_device = self._tables[table] = DeviceTable(table)
-        outer = call.outer
-        scalars = Reals(*(getattr(call, name, getattr(outer, name, 0.0)) for name in Reals._fields))
-        wide = table.compute_dtype == torch.float64
-        has_momentum = call.last and outer.momentum != 0
-        arguments: dict[str, Any] = {
-            "chunks": on_device.chunks,
-            "tensors": on_device.tensors,
-            "weights": on_device.weights(table.weight_addresses),
-            "grads": on_device.grads(addresses),
-            "scalars": on_device.scalars(array("d", scalars)) if wide else scalars,
-            "x": buffers["x"],
-            "m": buffers["momentum_buffer"] if has_momentum else None,
-            "P": DTYPES[table.dtype],
-            "BLOCK": BLOCK,
-            "FIRST": call.first,
-            "LAST": call.last,
-            "MAXIMIZE": call.maximize,
-            "WEIGHT_DECAY": call.weight_decay != 0,
-            "NESTEROV": has_momentum and outer.nesterov,
-        }
-        if isinstance(call, EntropySGDCall):
-            has_velocity = call.inner_momentum != 0
-            arguments |= {
-                "y": buffers.get("y"),
-                "z": buffers["z"],
-                "v": buffers["inner_momentum_buffer"] if has_velocity else None,
-                "IMPLICIT": call.implicit,
-                "NOISE": call.noise_scale != 0,
-                "FRESH_VELOCITY": has_velocity and call.fresh_velocity,
-                "INNER_NESTEROV": has_velocity and call.inner_nesterov,
-                "STOCHASTIC_ROUNDING": call.stochastic_rounding and table.dtype == torch.bfloat16,
-            }
-            arguments |= noise_arguments(call.stream, table, on_device.whole_calls)
-        elif isinstance(call, HJCall):
-            arguments |= {"p": buffers["p"], "WARM_START": call.warm_start, "READ_PARAM": call.read_param}
-        else:
-            assert isinstance(call, HeatCall)
-            arguments |= {"s": buffers["s"], "TAKE_PARAM": call.take_param}
-            arguments |= noise_arguments(call.stream, table, on_device.whole_calls)
-        # Fused multiply-adds would round once where the reference rounds twice.
-        options = {"num_warps": BLOCK // (32 * PER_THREAD[table.dtype]), "enable_fp_fusion": False}
-        return Launch(getattr(triton_rules, call.rule), (on_device.chunks.shape[0],), arguments, options)
+        flags, reals, stream = encode(call)
+        scalars = Reals(*reals)
+        shape = Shape(
+            call.rule,
+            flags,
+            call.weight_decay != 0,
+            call.outer.momentum != 0,
+            scalars.inner_momentum != 0,
+            call.inv_scale != 1,
+            ticked=False,
+        )
+        return self._launch(shape, reals, stream, table, addresses, buffers)
 
     def run(
         self,
@@ -156,12 +217,77 @@ class Triton:
         buffers: dict[str, Tensor],
     ) -> None:
         """One update of every weight of the table, in place: see ``eager.Eager.run``."""
-        if not table.length:
-            return
-        # Triton launches on the current device.
-        on_device: AbstractContextManager[Any] = (
-            nullcontext() if table.device.type == "cpu" else torch.accelerator.device_index(table.device.index)
+        if table.length:
+            with on_device(table.device):
+                start(self.launch(call, table, addresses, buffers))
+
+    def prepare(self, table: Table, capturable: bool) -> None:
+        """The table on its device, and what a capture cannot make."""
+        blocks = {size.block for (_, itemsize, _), size in self._sizes.items() if itemsize == table.dtype.itemsize}
+        for block in blocks if table.length else ():
+            self._plans_of(table).on_device(table, block).prepare(capturable)
+
+    def launch_tick(self, tick: Tick) -> Launch:
+        """What ``tick`` launches."""
+        clock, (_, settings, _) = tick.clock, encode_tick(tick)
+        inner_steps, reals, flags, absorb_gamma, carry_inner_momentum, missing = settings
+        device = clock.words.device
+        upload = self._settings.get(clock)
+        if upload is None:
+            if capturing(device):
+                raise RuntimeError("run one step() before capturing one: Triton's kernels are compiled in it")
+            upload = self._settings[clock] = Upload(len(reals), torch.float64, device)
+        if not capturing(device):
+            upload.prepare()
+        arguments = {
+            "clock": clock.words,
+            "numbers": clock.numbers,
+            "settings": upload(array("d", reals)),
+            "lr": tick.lr,
+            "inner_lr": tick.inner_lr,
+            "grad_scale": tick.grad_scale,
+            "found_inf": tick.found_inf,
+            "inner_steps": inner_steps,
+            "flags": flags,
+            "missing": int(missing),
+            "RULE": tick.settings.rule,
+            "ABSORB": absorb_gamma,
+            "CARRY": carry_inner_momentum,
+        }
+        return Launch(triton_clock.tick, (1,), arguments, {"num_warps": 1, "enable_fp_fusion": False})
+
+    def tick(self, tick: Tick) -> None:
+        """Derive the scalars of the group's next call on the device, and advance its clock there."""
+        with on_device(tick.clock.words.device):
+            start(self.launch_tick(tick))
+
+    def launch_ticked(self, tick: Tick, table: Table, addresses: array[int], buffers: dict[str, Tensor]) -> Launch:
+        """What ``run_ticked`` launches."""
+        settings = tick.settings
+        inner_momentum, fresh = False, 0
+        if isinstance(settings, EntropySGDSettings):
+            inner_momentum = settings.inner_momentum != 0
+            fresh = 0 if settings.carry_inner_momentum else native.FRESH_VELOCITY
+        shape = Shape(
+            settings.rule,
+            static_flags(settings) | fresh,
+            settings.weight_decay != 0,
+            settings.momentum != 0,
+            inner_momentum,
+            tick.grad_scale is not None,
+            ticked=True,
         )
-        with on_device:
-            launch = self.launch(call, table, addresses, buffers)
-            launch.kernel[launch.grid](**launch.arguments, **launch.options)
+        return self._launch(shape, tick.clock.numbers, native.NO_STREAM, table, addresses, buffers)
+
+    def run_ticked(
+        self,
+        tick: Tick,
+        table: Table,
+        grads: list[Tensor | None],
+        addresses: array[int],
+        buffers: dict[str, Tensor],
+    ) -> None:
+        """``run`` with the scalars that ``tick`` has derived."""
+        if table.length:
+            with on_device(table.device):
+                start(self.launch_ticked(tick, table, addresses, buffers))

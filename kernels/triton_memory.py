@@ -10,11 +10,18 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .clock import REALS
+
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
+# Numbers of csrc/call.h as float32: where ``narrow`` begins.
+NARROW = tl.constexpr(2 * REALS)
+
+
 class Reals(NamedTuple):
-    """The scalars of all rules under the names of ``calls.py``: each kernel reads what its equation names."""
+    """The scalars of all rules under the names of ``calls.py``: each kernel reads what its equation names. The order is
+    that of csrc/call.h."""
 
     inner_lr: Any
     inv_gamma: Any
@@ -30,6 +37,7 @@ class Reals(NamedTuple):
     scale: Any
     lr: Any
     momentum: Any
+    inv_scale: Any
 
 
 class Operands(NamedTuple):
@@ -59,27 +67,26 @@ class Chunk(NamedTuple):
 
 
 @triton.jit
-def reals(scalars, T: tl.constexpr):
-    """The scalars: arguments for float32; for float64 a table in memory, since float arguments are float32."""
-    if T.is_fp64():
-        return Reals(
-            tl.load(scalars),
-            tl.load(scalars + 1),
-            tl.load(scalars + 2),
-            tl.load(scalars + 3),
-            tl.load(scalars + 4),
-            tl.load(scalars + 5),
-            tl.load(scalars + 6),
-            tl.load(scalars + 7),
-            tl.load(scalars + 8),
-            tl.load(scalars + 9),
-            tl.load(scalars + 10),
-            tl.load(scalars + 11),
-            tl.load(scalars + 12),
-            tl.load(scalars + 13),
-        )
-    else:
-        return scalars
+def read_reals(table, T: tl.constexpr):
+    """The scalars from memory: float64 ones, or ``Numbers``, where float32 ones follow."""
+    r = table.to(tl.pointer_type(T)) + (0 if T.is_fp64() else NARROW)
+    return Reals(
+        tl.load(r),
+        tl.load(r + 1),
+        tl.load(r + 2),
+        tl.load(r + 3),
+        tl.load(r + 4),
+        tl.load(r + 5),
+        tl.load(r + 6),
+        tl.load(r + 7),
+        tl.load(r + 8),
+        tl.load(r + 9),
+        tl.load(r + 10),
+        tl.load(r + 11),
+        tl.load(r + 12),
+        tl.load(r + 13),
+        tl.load(r + 14),
+    )
 
 
 @triton.jit
@@ -151,35 +158,39 @@ def load_point(p, at, BLOCK: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
-def load_state(p, n, BLOCK: tl.constexpr, FAST: tl.constexpr):
+def load_state(p, at, BLOCK: tl.constexpr, FAST: tl.constexpr):
     i = tl.arange(0, BLOCK)
+    n = at.length
     x, y, a = load(p.x, i, n, FAST), load(p.y, i, n, FAST), load(p.a, i, n, FAST)
     return x, y, a, load(p.m, i, n, FAST), load(p.v, i, n, FAST)
 
 
 @triton.jit
-def store_state(p, new, n, n_v, BLOCK: tl.constexpr, FAST: tl.constexpr):
+def store_state(p, new, at, n_v, BLOCK: tl.constexpr, FAST: tl.constexpr):
     i = tl.arange(0, BLOCK)
-    store(p.x, new.x, i, n, FAST)
-    store(p.y, new.y, i, n, FAST)
-    store(p.a, new.a, i, n, FAST)
-    store(p.m, new.m, i, n, FAST)
+    store(p.x, new.x, i, at.length, FAST)
+    store(p.y, new.y, i, at.length, FAST)
+    store(p.a, new.a, i, at.length, FAST)
+    store(p.m, new.m, i, at.length, FAST)
     store(p.v, new.v, i, n_v, FAST)
 
 
 @triton.jit
 def read(p, at, BLOCK: tl.constexpr):
     """The chunk's operands, None where the pointer is. A missing gradient reads as 0."""
-    if at.aligned:
+    # Triton cannot compile a branch without a value.
+    if p.w is None and p.g is None:
+        w, g = None, None
+    elif at.aligned:
         w, g = load_point(p, at, BLOCK, True)
     else:
         w, g = load_point(p, at, BLOCK, False)
-    if p.x is None and p.a is None and p.m is None and p.v is None:  # Triton cannot compile a branch without a value
+    if p.x is None and p.y is None and p.a is None and p.m is None and p.v is None:
         x, y, a, m, v = None, None, None, None, None
     elif at.full:
-        x, y, a, m, v = load_state(p, at.length, BLOCK, True)
+        x, y, a, m, v = load_state(p, at, BLOCK, True)
     else:
-        x, y, a, m, v = load_state(p, at.length, BLOCK, False)
+        x, y, a, m, v = load_state(p, at, BLOCK, False)
     return Operands(w, g, x, y, a, m, v)
 
 
@@ -193,9 +204,9 @@ def write(p, new, at, BLOCK: tl.constexpr, MOVES: tl.constexpr, RESETS: tl.const
     else:
         store(p.w, new.w, i, at.length if MOVES else with_grad, False)
     if at.full:
-        store_state(p, new, at.length, at.length, BLOCK, True)
+        store_state(p, new, at, at.length, BLOCK, True)
     else:
-        store_state(p, new, at.length, at.length if RESETS else with_grad, BLOCK, False)
+        store_state(p, new, at, at.length if RESETS else with_grad, BLOCK, False)
 
 
 @triton.jit

@@ -3,6 +3,8 @@
 Every function is called from a kernel. Words are uint32, normals float32.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -14,6 +16,18 @@ ROUNDING_STREAM = tl.constexpr(noise.ROUNDING_STREAM)
 LOG, SIN, COS = tl.constexpr(noise.LOG), tl.constexpr(noise.SIN), tl.constexpr(noise.COS)
 TWO_LN_2 = tl.constexpr(noise.TWO_LN_2)
 SQRT_HALF_BITS = tl.constexpr(noise.SQRT_HALF_BITS)
+
+
+class Stream(NamedTuple):
+    """What noise is drawn from, and how. ``per_thread`` consecutive elements lie in one thread, as the loads have them:
+    else the result would go through shared memory. ``whole_calls``: every chunk begins with the first element of a
+    Philox call; if not, each element makes a call of its own."""
+
+    key0: Any
+    key1: Any
+    step: Any
+    per_thread: Any
+    whole_calls: Any
 
 
 @triton.jit
@@ -32,14 +46,13 @@ def philox(c0, c1, c2, c3, k0, k1):
 @triton.jit
 def random_words(stream, index, block, ROUNDING: tl.constexpr):
     """The four words of elements 4 block … 4 block + 3 of parameter ``index``; ``block`` is an int64 tensor."""
-    key0, key1, step = stream
     low = block.to(tl.uint32)
     high = (block >> 32).to(tl.uint32)
     if ROUNDING:
         high = high | ROUNDING_STREAM
     zero = tl.zeros_like(low)
-    c2, c3 = zero + index.to(tl.uint32), zero + step.to(tl.uint32)
-    return philox(low, high, c2, c3, key0.to(tl.uint32), key1.to(tl.uint32))
+    c2, c3 = zero + index.to(tl.uint32), zero + stream.step.to(tl.uint32)
+    return philox(low, high, c2, c3, stream.key0.to(tl.uint32), stream.key1.to(tl.uint32))
 
 
 @triton.jit
@@ -113,14 +126,10 @@ def join_pairs(a, b):
 
 
 @triton.jit
-def words(stream, index, begin, BLOCK: tl.constexpr, PER_THREAD: tl.constexpr, WHOLE_CALLS: tl.constexpr):
-    """The words for rounding of elements ``begin … begin + BLOCK - 1`` of parameter ``index``.
-
-    WHOLE_CALLS: ``begin`` is a multiple of 4. If it is not, each element makes a Philox call of its own. PER_THREAD
-    consecutive elements lie in one thread, as the loads have them: else the result would go through shared memory.
-    """
-    if WHOLE_CALLS:
-        if PER_THREAD == 8:
+def words(stream, index, begin, BLOCK: tl.constexpr):
+    """The words for rounding of elements ``begin … begin + BLOCK - 1`` of parameter ``index``."""
+    if stream.whole_calls:
+        if stream.per_thread == 8:
             block = (begin >> 2) + 2 * tl.arange(0, BLOCK // 8)
             even, odd = random_words(stream, index, block, True), random_words(stream, index, block + 1, True)
             drawn = join_pairs(even, odd)
@@ -135,10 +144,10 @@ def words(stream, index, begin, BLOCK: tl.constexpr, PER_THREAD: tl.constexpr, W
 
 
 @triton.jit
-def normal(stream, index, begin, BLOCK: tl.constexpr, PER_THREAD: tl.constexpr, WHOLE_CALLS: tl.constexpr):
-    """Standard normals of elements ``begin … begin + BLOCK - 1`` of parameter ``index``: float32; see ``words``."""
-    if WHOLE_CALLS:
-        if PER_THREAD == 8:
+def normal(stream, index, begin, BLOCK: tl.constexpr):
+    """Standard normals of elements ``begin … begin + BLOCK - 1`` of parameter ``index``: float32."""
+    if stream.whole_calls:
+        if stream.per_thread == 8:
             block = (begin >> 2) + 2 * tl.arange(0, BLOCK // 8)
             drawn = join_pairs(four_normals(stream, index, block), four_normals(stream, index, block + 1))
         else:

@@ -1,24 +1,50 @@
-"""The update rules as Triton kernels, with the names and the order of operations of ``eager.py``.
+"""The update rules in Triton, with the names and the order of operations of ``eager.py``.
 
-One program serves one chunk of one tensor. ``w`` is the weight and ``g`` its gradient, reached through tables of
-addresses; x, y, z, p, s and the momenta are the optimizer's flat buffers. A buffer that a call does not use is None.
+``at`` is one chunk of one tensor and ``p`` points to its operands: ``w`` is the weight and ``g`` its gradient; x, y,
+the average ``a`` (z, p or s) and the momenta are the optimizer's. A buffer that the optimizer does not have is None.
+``c`` are the scalars, ``o`` the options: constants of a launch, or values where a captured step decides on the device;
+``if`` takes both. FIRST and LAST are the place in the cycle.
+
 Division is ``div_rn`` and the root ``sqrt_rn``: ``/`` on float32 is not IEEE here. Negation is a product with -1,
 because ``-v`` is 0 - v and loses the sign of zero.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-from .triton_memory import Operands, locate, narrow, pointers, read, reals, widen, write
+from .triton_memory import Operands, narrow, read, widen, write
 from .triton_noise import normal, round_stochastically, words
 
 
+class Options(NamedTuple):
+    """What an update does and leaves out, under the names of ``calls.py``. A ticked call has values for ``noise``,
+    ``read_param`` and ``take_param``; all others are constants, which an assignment or a return would make values of:
+    options are built where they are handed on."""
+
+    scaled: Any
+    maximize: Any
+    weight_decay: Any
+    nesterov: Any
+    implicit: Any
+    noise: Any
+    fresh_velocity: Any
+    inner_nesterov: Any
+    stochastic_rounding: Any
+    warm_start: Any
+    read_param: Any
+    take_param: Any
+
+
 @triton.jit
-def force(g, w, c, WEIGHT_DECAY: tl.constexpr, MAXIMIZE: tl.constexpr):
-    """g with the sign of ``maximize`` and the weight decay of the point where it was taken."""
-    if MAXIMIZE:
+def force(g, w, c, o):
+    """g unscaled, with the sign of ``maximize`` and the weight decay of the point where it was taken."""
+    if o.scaled:
+        g = g * c.inv_scale
+    if o.maximize:
         g = g * -1.0
-    if WEIGHT_DECAY:
+    if o.weight_decay:
         g = g + w * c.weight_decay
     return g
 
@@ -31,12 +57,12 @@ def momentum_step(m, d, momentum, NESTEROV: tl.constexpr):
 
 
 @triton.jit
-def outer_step(x, f, m, c, NESTEROV: tl.constexpr):
+def outer_step(x, f, m, c, o):
     """x after the outer update with force f, and the new momentum."""
     if m is None:
         return x - f * c.step, None
     else:
-        m, d = momentum_step(m, f * c.scale, c.momentum, NESTEROV)
+        m, d = momentum_step(m, f * c.scale, c.momentum, o.nesterov)
         return x - d * c.lr, m
 
 
@@ -57,51 +83,25 @@ def divide(a, b):
         return tl.div_rn(a, b)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "step"])
-def entropy_sgd(
-    chunks,
-    tensors,
-    weights,
-    grads,
-    x,
-    y,
-    z,
-    m,
-    v,
-    scalars,
-    key0,
-    key1,
-    step,
-    P: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PER_THREAD: tl.constexpr,
-    WHOLE_CALLS: tl.constexpr,
-    FIRST: tl.constexpr,
-    LAST: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
-    WEIGHT_DECAY: tl.constexpr,
-    IMPLICIT: tl.constexpr,
-    NOISE: tl.constexpr,
-    FRESH_VELOCITY: tl.constexpr,
-    INNER_NESTEROV: tl.constexpr,
-    STOCHASTIC_ROUNDING: tl.constexpr,
-    NESTEROV: tl.constexpr,
-):
-    """Section 6.1."""
-    T: tl.constexpr = x.dtype.element_ty
-    at = locate(chunks, tensors, weights, grads, P, BLOCK)
-    if not FIRST and not LAST and not at.has_grad:
-        return
-    c = reals(scalars, T)
-    p = pointers(at, x, y, z, m, v)
+@triton.jit
+def weight(p, at, BLOCK: tl.constexpr):
+    """The weight alone."""
+    return widen(read(Operands(p.w, None, None, None, None, None, None), at, BLOCK).w)
+
+
+@triton.jit
+def entropy_sgd(at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
+    """Section 6.1. Of a chunk without a gradient only the ends of a cycle are called."""
+    P: tl.constexpr = p.w.dtype.element_ty
+    T: tl.constexpr = p.x.dtype.element_ty
     source = Operands(
-        p.w if FIRST or y is None else None,
+        p.w if FIRST or p.y is None else None,
         p.g,
         p.x if not FIRST or P != T else None,
         p.y if not FIRST else None,
         p.a if not FIRST else None,
-        p.m,
-        p.v if not FRESH_VELOCITY else None,
+        p.m if LAST else None,
+        p.v if not o.fresh_velocity else None,
     )
     old = read(source, at, BLOCK)
     m_ = old.m
@@ -112,84 +112,60 @@ def entropy_sgd(
         z_ = x_
     else:
         x_, z_ = old.x, old.a
-        if y is None:
+        if p.y is None:
             y_ = widen(old.w)
             w = y_
         else:
             y_ = old.y
             # The weight is y rounded to its dtype: round again rather than read it.
             w = widen(narrow(y_, P))
-    v_ = tl.zeros_like(x_) if FRESH_VELOCITY or v is None else old.v
+    v_ = tl.zeros_like(x_) if o.fresh_velocity or p.v is None else old.v
     if at.has_grad:
-        d = force(widen(old.g), w, c, WEIGHT_DECAY, MAXIMIZE)
-        if not FIRST and not IMPLICIT:
+        d = force(widen(old.g), w, c, o)
+        if not FIRST and not o.implicit:
             d = d + (y_ - x_) * c.inv_gamma
-        if v is not None:
-            v_ = d if FRESH_VELOCITY else v_ * c.inner_momentum + d
-            d = d + v_ * c.inner_momentum if INNER_NESTEROV else v_
+        if p.v is not None:
+            v_ = d if o.fresh_velocity else v_ * c.inner_momentum + d
+            d = d + v_ * c.inner_momentum if o.inner_nesterov else v_
         y_ = y_ - d * c.inner_lr
-        if IMPLICIT:
+        if o.implicit:
             y_ = y_ + x_ * c.pull
-        if NOISE:
-            n = normal((key0, key1, step), at.index, at.start, BLOCK, PER_THREAD, WHOLE_CALLS)
-            y_ = y_ + n.to(T) * c.noise_scale
-        if IMPLICIT:
+        if o.noise:
+            y_ = y_ + normal(stream, at.index, at.start, BLOCK).to(T) * c.noise_scale
+        if o.implicit:
             y_ = divide(y_, c.denominator)
         z_ = z_ * c.alpha + y_ * c.one_minus_alpha
     if LAST:
-        x_, m_ = outer_step(x_, x_ - z_, m_, c, NESTEROV)
+        x_, m_ = outer_step(x_, x_ - z_, m_, c, o)
         w_ = narrow(x_, P)
-    elif STOCHASTIC_ROUNDING:
-        word = words((key0, key1, step), at.index, at.start, BLOCK, PER_THREAD, WHOLE_CALLS)
-        w_ = round_stochastically(y_, word)
+    elif o.stochastic_rounding:
+        w_ = round_stochastically(y_, words(stream, at.index, at.start, BLOCK))
     else:
         w_ = narrow(y_, P)
     new = Operands(
         w_,
         None,
         x_ if (LAST and P != T) or (FIRST and not LAST) else None,  # x of a weight of its own type is the weight
-        y_ if not LAST and y is not None else None,
+        y_ if not LAST and p.y is not None else None,
         z_ if not LAST else None,
         m_,
-        v_ if v is not None else None,
+        v_ if p.v is not None else None,
     )
-    write(p, new, at, BLOCK, LAST, FIRST and FRESH_VELOCITY)
+    write(p, new, at, BLOCK, LAST, FIRST and o.fresh_velocity)
 
 
 @triton.jit
-def hj(
-    chunks,
-    tensors,
-    weights,
-    grads,
-    x,
-    p,
-    m,
-    scalars,
-    P: tl.constexpr,
-    BLOCK: tl.constexpr,
-    FIRST: tl.constexpr,
-    LAST: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
-    WEIGHT_DECAY: tl.constexpr,
-    WARM_START: tl.constexpr,
-    READ_PARAM: tl.constexpr,
-    NESTEROV: tl.constexpr,
-):
-    """Section 6.2."""
-    T: tl.constexpr = x.dtype.element_ty
-    at = locate(chunks, tensors, weights, grads, P, BLOCK)
-    if not FIRST and not LAST and not at.has_grad:
-        return
-    c = reals(scalars, T)
-    q = pointers(at, x, None, p, m, None)
+def hj(at, p, c, o, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
+    """Section 6.2. Of a chunk without a gradient only the ends of a cycle are called."""
+    P: tl.constexpr = p.w.dtype.element_ty
+    T: tl.constexpr = p.x.dtype.element_ty
     source = Operands(
-        q.w if FIRST or (READ_PARAM and WEIGHT_DECAY) else None,
-        q.g,
-        q.x if not FIRST or P != T else None,
+        p.w if FIRST else None,
+        p.g,
+        p.x if not FIRST or P != T else None,
         None,
-        q.a if not FIRST else None,
-        q.m,
+        p.a if not FIRST else None,
+        p.m if LAST else None,
         None,
     )
     old = read(source, at, BLOCK)
@@ -200,17 +176,20 @@ def hj(
         p_ = tl.zeros_like(x_)
     else:
         x_, p_ = old.x, old.a
-        w = widen(old.w) if READ_PARAM and WEIGHT_DECAY else widen(narrow(x_ - p_ * c.gamma, P))
+        if o.weight_decay and o.read_param:  # noqa: SIM108
+            w = weight(p, at, BLOCK)
+        else:
+            w = widen(narrow(x_ - p_ * c.gamma, P))
     if at.has_grad:
-        d = force(widen(old.g), w, c, WEIGHT_DECAY, MAXIMIZE)
-        if FIRST and WARM_START:
+        d = force(widen(old.g), w, c, o)
+        if FIRST and o.warm_start:
             p_ = d
         elif FIRST:
             p_ = d * c.one_minus_alpha
         else:
             p_ = p_ * c.alpha + d * c.one_minus_alpha
     if LAST:
-        x_, m_ = outer_step(x_, p_, m_, c, NESTEROV)
+        x_, m_ = outer_step(x_, p_, m_, c, o)
         w_ = narrow(x_, P)
     else:
         w_ = narrow(x_ - p_ * c.gamma, P)
@@ -223,68 +202,50 @@ def hj(
         m_,
         None,
     )
-    write(q, new, at, BLOCK, LAST, True)
+    write(p, new, at, BLOCK, LAST, True)
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "step"])
-def heat(
-    chunks,
-    tensors,
-    weights,
-    grads,
-    x,
-    s,
-    m,
-    scalars,
-    key0,
-    key1,
-    step,
-    P: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PER_THREAD: tl.constexpr,
-    WHOLE_CALLS: tl.constexpr,
-    FIRST: tl.constexpr,
-    LAST: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
-    WEIGHT_DECAY: tl.constexpr,
-    TAKE_PARAM: tl.constexpr,
-    NESTEROV: tl.constexpr,
-):
+@triton.jit
+def heat(at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
     """Section 6.3, eq. 26."""
-    T: tl.constexpr = x.dtype.element_ty
-    at = locate(chunks, tensors, weights, grads, P, BLOCK)
-    c = reals(scalars, T)
-    p = pointers(at, x, None, s, m, None)
+    P: tl.constexpr = p.w.dtype.element_ty
+    T: tl.constexpr = p.x.dtype.element_ty
     source = Operands(
-        p.w if TAKE_PARAM or WEIGHT_DECAY else None,
+        p.w if o.weight_decay else None,
         p.g,
-        p.x if not TAKE_PARAM or P != T else None,
+        None,
         None,
         p.a if not FIRST else None,
-        p.m,
+        p.m if LAST else None,
         None,
     )
     old = read(source, at, BLOCK)
     m_ = old.m
-    w = widen(old.w) if TAKE_PARAM or WEIGHT_DECAY else None
-    x_ = take_x(old.x, w, P) if TAKE_PARAM else old.x
+    stored = Operands(None, None, p.x, None, None, None, None)
+    if o.take_param:
+        w = widen(old.w) if o.weight_decay else weight(p, at, BLOCK)
+        x_ = take_x(read(stored, at, BLOCK).x if P != T else None, w, P)
+    else:
+        x_ = read(stored, at, BLOCK).x
+        w = widen(old.w) if o.weight_decay else x_
     s_ = tl.zeros_like(x_) if FIRST else old.a
     if at.has_grad:
-        d = force(widen(old.g), w, c, WEIGHT_DECAY, MAXIMIZE)
+        d = force(widen(old.g), w, c, o)
         s_ = d if FIRST else s_ + d
     if LAST:
-        x_, m_ = outer_step(x_, s_, m_, c, NESTEROV)
+        x_, m_ = outer_step(x_, s_, m_, c, o)
     w_ = x_
     if at.has_grad:
-        n = normal((key0, key1, step), at.index, at.start, BLOCK, PER_THREAD, WHOLE_CALLS)
-        w_ = x_ + n.to(T) * c.noise_scale
+        w_ = x_ + normal(stream, at.index, at.start, BLOCK).to(T) * c.noise_scale
     new = Operands(
         narrow(w_, P),
         None,
-        x_ if LAST or TAKE_PARAM else None,
+        x_ if LAST else None,
         None,
         s_ if not LAST else None,
         m_,
         None,
     )
     write(p, new, at, BLOCK, True, True)
+    if not LAST and o.take_param:
+        write(p, Operands(None, None, x_, None, None, None, None), at, BLOCK, False, False)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deeprelax import kernels
 from deeprelax.kernels import Backend, Table, Tick
@@ -45,7 +46,7 @@ class Recorder:
     def run(self, *arguments: Any) -> None:
         raise AssertionError("a captured step must not bake its scalars in")
 
-    def prepare_capture(self, table: Table) -> None:
+    def prepare(self, table: Table, capturable: bool) -> None:
         raise AssertionError("memory cannot be pinned in a capture")
 
     def tick(self, tick: Tick) -> None:
@@ -62,20 +63,44 @@ class Recorder:
         self._launches.append(functools.partial(self._real.run_ticked, tick, table, grads, addresses, buffers))
 
 
+class Operations(TorchDispatchMode):
+    """Notes torch's own operations, which a graph repeats on the memory that the capture saw; what asks the host for a
+    value is an error in a capture."""
+
+    def __init__(self, launches: list[Callable[[], None]]) -> None:
+        super().__init__()
+        self._launches = launches
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = str(function)
+        assert "_local_scalar_dense" not in name, "a captured step must not wait for the device"
+        result = function(*args, **kwargs)
+        if function._schema.is_mutable:
+            self._launches.append(functools.partial(function, *args, **kwargs))
+        elif isinstance(result, Tensor) and not any(
+            part in name for part in (".detach", ".alias", "view", "as_strided", "empty")
+        ):
+            self._launches.append(lambda: result.copy_(function(*args, **kwargs)))
+        return result
+
+
 class Graph:
-    """Holds to what ``torch.cuda.CUDAGraph`` does with one ``step()``: nothing runs while it is captured, and a replay
-    runs no Python of the optimizer's, on the very tensors that the capture saw."""
+    """Holds to what ``torch.cuda.CUDAGraph`` does with one ``step()``: its launches run when it is replayed, on the
+    very tensors that the capture saw, with no Python of the optimizer's."""
 
     def __init__(self) -> None:
         self._launches: list[Callable[[], None]] = []
 
-    def capture(self, opt: Any, monkeypatch: pytest.MonkeyPatch, step: Callable[[], Any] | None = None) -> Graph:
+    def capture(self, opt: Any, monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any] | None = None) -> Graph:
         with monkeypatch.context() as patch:
-            patch.setattr("deeprelax.relaxation.capturing", lambda device: True)
+            for place in ("deeprelax.relaxation.capturing", "deeprelax.clocked.capturing"):
+                patch.setattr(place, lambda device: True)
             for params in (params for sets in opt._sets for params in sets):
                 patch.setattr(params, "backend", Recorder(params.backend, self._launches))
             patch.setattr(opt, "_tick_backend", lambda: opt._sets[0][0].backend)
-            (step or opt.step)()
+            with Operations(self._launches):
+                (work or opt.step)()
         return self
 
     @torch.no_grad()

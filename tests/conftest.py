@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,18 @@ def plain(state: Any) -> Any:
     if isinstance(state, dict):
         return {key: plain(value) for key, value in state.items()}
     return [plain(value) for value in state] if isinstance(state, list | tuple) else state
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """tests/gpu needs a GPU; DEEPRELAX_EMULATE_GPU=1 runs there what can be emulated. DEEPRELAX_SHARD="k/n" leaves
+    every n-th of all tests, beginning with the k-th: for several processes at a time."""
+    if not torch.cuda.is_available() and os.environ.get("DEEPRELAX_EMULATE_GPU") != "1":
+        for item in items:
+            if item.path.parent.name == "gpu":
+                item.add_marker(pytest.mark.skip(reason="needs a GPU (torch.cuda.is_available() is False): make gpu"))
+    if shard := os.environ.get("DEEPRELAX_SHARD"):
+        k, _, n = shard.partition("/")
+        items[:] = items[int(k) :: int(n)]
 
 
 @pytest.fixture(params=OPTIMIZERS)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import deeprelax
-from deeprelax.kernels import Call, Eager, EntropySGDCall, HeatCall, HJCall, Outer, Stream, Table, noise
+from deeprelax.kernels import Backend, Call, Eager, EntropySGDCall, HeatCall, HJCall, Outer, Stream, Table, noise
 
 _cpu = pytest.importorskip("deeprelax._cpu")
 from deeprelax.kernels.cuda_backend import Cuda  # noqa: E402
@@ -59,7 +59,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 def at_offset(values: Tensor, offset: int) -> Tensor:
     """A copy that begins ``offset`` elements into its storage: not even the elements of a vector's start align."""
-    storage = torch.zeros(values.numel() + offset, dtype=values.dtype)
+    storage = torch.zeros(values.numel() + offset, dtype=values.dtype, device=values.device)
     storage[offset:] = values
     return storage[offset:]
 
@@ -95,13 +95,15 @@ class Case:
             x[::2] = w[::2].to(x.dtype) * (1 + 2**-15)
         return Case(weights, grads, buffers, STARTS[: len(sizes)])
 
-    def run(self, backend: Eager | NativeCPU | Cuda, call: Call, offset: int) -> list[Tensor]:
-        weights = [at_offset(w, offset) for w in self.weights]
-        buffers = {name: b.clone() for name, b in self.buffers.items()}
+    def run(self, backend: Backend, call: Call, offset: int, device: str = "cpu") -> list[Tensor]:
+        """What the weights and the buffers hold after the call, on the CPU."""
+        weights = [at_offset(w.to(device), offset) for w in self.weights]
+        buffers = {name: b.to(device, copy=True) for name, b in self.buffers.items()}
+        grads = [None if g is None else at_offset(g.to(device), offset) for g in self.grads]
         table = Table(weights, [5 * t + 1 for t in range(len(weights))], starts=self.starts)
-        addresses = array("q", [0 if g is None else g.data_ptr() for g in self.grads])
-        backend.run(call, table, self.grads, addresses, buffers)
-        return [*weights, *buffers.values()]
+        addresses = array("q", [0 if g is None else g.data_ptr() for g in grads])
+        backend.run(call, table, grads, addresses, buffers)
+        return [t.cpu() for t in (*weights, *buffers.values())]
 
 
 def stochastic(call: Call) -> bool:

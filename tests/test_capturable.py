@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_a_replayed_step_gives_the_bits_of_the_uncaptured_run_under_a_scheduler(
     name: str, backend: str, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten replays of one capture go through two and a half cycles of 4; a rate or a phase baked in would show."""
-    a, b = dense(), dense()
+    a, b = parameters(), parameters()
     plain_opt, opt = make(name, a), make(name, b, capturable=True)
     plain_schedule, schedule = SCHEDULERS[scheduler](plain_opt), SCHEDULERS[scheduler](opt)
     for step in range(2):  # a capture begins in mid-cycle
@@ -56,6 +57,8 @@ def test_a_replayed_step_gives_the_bits_of_the_uncaptured_run_under_a_scheduler(
             grads_in_place(params, step)
             each.step()
             s.step()
+    for params in (a, b):  # a gradient of another layout is copied, by the graph as well
+        params[2].grad = params[2].grad.contiguous()
     before = values(b)
     graph = Graph().capture(opt, monkeypatch)
     assert same_bits(before, values(b))
@@ -253,8 +256,10 @@ def test_checkpoints_pass_between_capturable_and_not(
 
 def test_what_state_dict_holds_are_plain_numbers(name: str) -> None:
     opt = make(name, dense(), capturable=True)
+    StepLR(opt, 2)  # notes initial_lr in the group
     group = opt.state_dict()["param_groups"][0]
     assert not [key for key, value in group.items() if isinstance(value, torch.Tensor)]
+    assert group["lr"] == group["initial_lr"] == SETTINGS[name]["lr"]
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
@@ -292,9 +297,92 @@ def test_numbers_written_to_a_group_reach_the_device(name: str, backend: str) ->
 def test_a_rate_out_of_range_is_refused_when_it_is_written(name: str, bad: float) -> None:
     opt = make(name, params := dense(), capturable=True)
     set_gradients(params, 0)
+    rate = opt.param_groups[0]["lr"]
     opt.param_groups[0]["lr"] = bad
     with pytest.raises(ValueError, match="lr"):
         opt.step()
+    assert opt.param_groups[0]["lr"] is rate
+    assert float(rate) == SETTINGS[name]["lr"]
+    rate.fill_(0.1)
+    opt.step()
+
+
+@pytest.mark.parametrize("value", [0.05, torch.tensor(0.05)], ids=["number", "tensor"])
+def test_what_a_graph_would_assign_at_every_replay_is_refused(
+    name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opt = make(name, params := dense(), capturable=True)
+    set_gradients(params, 0)
+    opt.param_groups[0]["lr"] = value
+    with pytest.raises(RuntimeError, match="lr was assigned to a group"):
+        Graph().capture(opt, monkeypatch)
+    assert float(opt.param_groups[0]["lr"]) == SETTINGS[name]["lr"]
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_whether_the_outer_step_happened_survives_copies_and_loading(name: str, capturable: bool) -> None:
+    params = dense()
+    opt = make(name, params, capturable=capturable)
+    for step in range(4):
+        set_gradients(params, step)
+        opt.step()
+    assert opt.outer_step_happened
+    assert copy.deepcopy(opt).outer_step_happened
+    other = make(name, dense(), capturable=capturable)
+    other.load_state_dict(opt.state_dict())
+    assert other.outer_step_happened
+    opt.restart()
+    assert not opt.outer_step_happened
+
+
+def test_a_copy_keeps_the_dtype_of_a_rate(name: str) -> None:
+    opt = make(name, dense(), lr=torch.tensor(0.25), capturable=True)
+    assert copy.deepcopy(opt).param_groups[0]["lr"].dtype == torch.float32
+
+
+def test_pinned_places_for_captures_are_kept_in_store_and_run_out_with_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No place is ever used twice: each graph goes on copying from its own."""
+    from deeprelax.kernels import device_table
+
+    upload = device_table.Upload(2, torch.int64, torch.device("cpu"))
+    upload.prepare()
+    monkeypatch.setattr(device_table, "capturing", lambda device: True)
+    places = [upload(array("q", [k, k])) for k in range(device_table.SPARES)]
+    assert [p.tolist() for p in places] == [[k, k] for k in range(device_table.SPARES)]
+    with pytest.raises(RuntimeError, match=r"run one step\(\) that is not captured"):
+        upload(array("q", [0, 0]))
+    upload.prepare()
+    upload(array("q", [7, 7]))
+    assert [p.tolist() for p in places] == [[k, k] for k in range(device_table.SPARES)]
+
+
+def test_an_upload_that_was_interrupted_is_made_again() -> None:
+    from deeprelax.kernels.device_table import Upload
+
+    class Interrupting:
+        def synchronize(self) -> None:
+            raise KeyboardInterrupt
+
+    upload = Upload(1, torch.int64, torch.device("cpu"))
+    upload(array("q", [1]))
+    upload._events = [Interrupting()]
+    with pytest.raises(KeyboardInterrupt):
+        upload(array("q", [2]))
+    upload._events = [None]
+    assert upload(array("q", [2])).tolist() == [2]
+
+
+def test_the_tables_of_the_kernels_do_not_follow_the_default_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, "cuda")
+    params = dense()
+    with torch.device("meta"):
+        opt = make(name, params, capturable=True)
+        for p in params:
+            p.grad = torch.ones_like(p)
+        opt.step()
+    assert all(bool(p.isfinite().all()) for p in params)
 
 
 def test_eval_train_and_restart_work_at_any_phase(name: str, backend: str) -> None:

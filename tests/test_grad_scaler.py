@@ -112,6 +112,57 @@ def test_gradients_that_the_user_has_unscaled_are_not_unscaled_again(name: str, 
         assert same_bits(values(a), values(b)), step
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_an_overflow_is_seen_in_whatever_dtype_it_is_told(name: str, backend: str, dtype: torch.dtype) -> None:
+    params = parameters()
+    opt = make(name, params, capturable=True)
+    set_gradients(params, 0)
+    before = values(params)
+    opt.grad_scale, opt.found_inf = torch.tensor(2.0, dtype=dtype), torch.tensor(1.0, dtype=dtype)
+    opt.step()
+    assert same_bits(before, values(params))
+
+
+def test_two_optimizers_under_one_scaler_are_skipped_each_by_itself(name: str, backend: str) -> None:
+    params = [parameters(seed=0), parameters(seed=1)]
+    opts = [make(name, p, capturable=True) for p in params]
+    amp = scaler(4.0)
+    for k in (0, 1):
+        scaled_gradients(params[k], k, 4.0, overflow=k == 1)
+    before = [values(p) for p in params]
+    for opt in opts:
+        amp.step(opt)
+    amp.update()
+    assert not same_bits(before[0], values(params[0]))
+    assert same_bits(before[1], values(params[1]))
+
+
+def test_clipping_after_unscaling_gives_the_bits_of_clipping_without_a_scaler(name: str, backend: str) -> None:
+    a, b = parameters(), parameters()
+    first, second, amp = make(name, a), make(name, b, capturable=True), scaler(64.0)
+    for step in range(5):
+        set_gradients(a, step)
+        torch.nn.utils.clip_grad_norm_(a, 0.5)
+        first.step()
+        scaled_gradients(b, step, 64.0)
+        amp.unscale_(second)
+        torch.nn.utils.clip_grad_norm_(b, 0.5)
+        amp.step(second)
+        amp.update(64.0)
+        assert same_bits(values(a), values(b)), step
+
+
+def test_after_an_error_the_next_step_is_scaled_as_before(name: str, backend: str) -> None:
+    params = parameters()
+    opt, amp = make(name, params, capturable=True), scaler(8.0)
+    scaled_gradients(params, 0, 8.0)
+    opt.eval()
+    with pytest.raises(RuntimeError, match="eval mode"):
+        amp.step(opt)
+    assert not hasattr(opt, "grad_scale")
+    assert not hasattr(opt, "found_inf")
+
+
 def test_a_replayed_step_follows_the_scaler(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scale and overflow are read when the graph runs, not when it was captured."""
     a, b = ([p for p in parameters() if p.is_contiguous() and p.numel()] for _ in range(2))

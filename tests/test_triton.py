@@ -6,27 +6,20 @@ of their own, which the first test starts.
 
 import importlib.util
 import itertools
-import os
 import random
-import struct
-import subprocess
-import sys
 from array import array
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from interpreter import INTERPRETED, at_offset, interpreted, numbers, run_interpreted, same_bits
 from torch import Tensor
 
 from deeprelax.kernels import Eager, EntropySGDCall, HeatCall, HJCall, Outer, Stream, Table, noise
+from deeprelax.kernels.settings import float32
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 PHASES = [(True, True), (True, False), (False, False), (False, True)]
-FULL_NAN = struct.unpack("<d", b"\xff" * 7 + b"\x7f")[0]  # rounding that adds to its bits makes a zero of it
-SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), FULL_NAN, 1e-40, -3e-39, 6e-8, 65519.0, 3.3e38, 1e-300]
 SIZES = [0, 1, 3, 4, 5, 67, 1024, 1029, 2050]  # the kernels' block is 1024
 STARTS = {
     "at 0": [0],
@@ -38,11 +31,7 @@ if not INTERPRETED:
 
     @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
     def test_triton_returns_the_bits_of_the_eager_reference() -> None:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", __file__]
-        done = subprocess.run(
-            command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600
-        )
-        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+        run_interpreted(__file__)
 
 
 else:
@@ -50,7 +39,8 @@ else:
     import triton.language as tl
 
     from deeprelax.kernels import triton_noise
-    from deeprelax.kernels.triton_backend import Triton, Upload
+    from deeprelax.kernels.device_table import Upload
+    from deeprelax.kernels.triton_backend import Triton
 
     @triton.jit
     def draw(
@@ -64,29 +54,8 @@ else:
         PER_THREAD: tl.constexpr,
         WHOLE_CALLS: tl.constexpr,
     ):
-        drawn = triton_noise.normal((key0, key1, step), index, start, COUNT, PER_THREAD, WHOLE_CALLS)
+        drawn = triton_noise.normal(triton_noise.Stream(key0, key1, step, PER_THREAD, WHOLE_CALLS), index, start, COUNT)
         tl.store(out + tl.arange(0, COUNT), drawn)
-
-
-def interpreted(test: Callable[..., None]) -> Callable[..., None] | None:
-    """Only for the process that the first test starts."""
-    return test if INTERPRETED else None
-
-
-def numbers(size: int, dtype: torch.dtype, special: bool) -> Tensor:
-    values = torch.randn(size, dtype=torch.float64)
-    if special and size:
-        count = max(1, size // 8)
-        chosen = torch.tensor(random.choices(SPECIAL, k=count), dtype=torch.float64)
-        values[torch.randint(size, (count,))] = chosen
-    return values.to(dtype)
-
-
-def at_offset(values: Tensor, offset: int) -> Tensor:
-    """A copy that begins ``offset`` elements into its storage."""
-    storage = torch.empty(values.numel() + offset, dtype=values.dtype)
-    storage[offset:] = values
-    return storage[offset:]
 
 
 def flag() -> bool:
@@ -99,11 +68,12 @@ def random_outer() -> Outer:
 
 def random_call(rule: type, first: bool, last: bool, stochastic_rounding: bool) -> EntropySGDCall | HJCall | HeatCall:
     weight_decay, maximize, outer = random.choice([0.0, 0.03]), flag(), random_outer()
+    inv_scale = random.choice([1.0, float32(1 / 65537)])
     stream = Stream(random.getrandbits(64), random.getrandbits(32), random.choice([0, 5]))
     if rule is HJCall:
-        return HJCall(first, last, flag(), 0.37, 0.7, 0.3, weight_decay, maximize, flag(), outer)
+        return HJCall(first, last, flag(), 0.37, 0.7, 0.3, weight_decay, maximize, flag(), outer, inv_scale)
     if rule is HeatCall:
-        return HeatCall(first, last, flag(), 0.21, weight_decay, maximize, outer, stream)
+        return HeatCall(first, last, flag(), 0.21, weight_decay, maximize, outer, stream, inv_scale)
     return EntropySGDCall(
         first,
         last,
@@ -123,12 +93,8 @@ def random_call(rule: type, first: bool, last: bool, stochastic_rounding: bool) 
         stochastic_rounding=stochastic_rounding,
         outer=outer,
         stream=stream,
+        inv_scale=inv_scale,
     )
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    integer = INTEGERS[a.element_size()]
-    return bool(((a.view(integer) == b.view(integer)) | (a.isnan() & b.isnan())).all())
 
 
 def compare(call: EntropySGDCall | HJCall | HeatCall, dtype: torch.dtype, sizes: list[int], starts: list[int]) -> None:
@@ -211,9 +177,25 @@ def test_normals_are_those_of_the_reference(per_thread: int, start: int) -> None
 
 @interpreted
 def test_addresses_are_copied_to_the_device_only_when_they_change() -> None:
-    upload = Upload(torch.device("cpu"))
+    upload = Upload(2, torch.int64, torch.device("cpu"))
     values = array("q", [1, 2])
     first = upload(values)
     assert upload(array("q", [1, 2])) is first
     values[0] = 3  # the caller's own array
     assert upload(values).tolist() == [3, 2]
+
+
+@interpreted
+def test_the_next_call_of_a_kind_makes_and_copies_nothing_anew() -> None:
+    """What grows with the number of tensors is made once, but for comparing their addresses."""
+    weights = [torch.zeros(5) for _ in range(3)]
+    table = Table(weights, [0, 1, 2])
+    call = random_call(HJCall, False, False, False)
+    buffers = {name: table.new_buffer() for name in call.buffers}
+    backend, addresses = Triton(), array("q", [w.data_ptr() for w in weights])
+    assert isinstance(call, HJCall)
+    first = backend.launch(replace(call, gamma=0.1), table, addresses, buffers)
+    second = backend.launch(replace(call, gamma=0.2), table, addresses[:], buffers)
+    assert all(first.arguments[k] is second.arguments[k] for k in ("chunks", "tensors", "weights", "grads"))
+    assert first.options is second.options
+    assert (first.arguments["scalars"].gamma, second.arguments["scalars"].gamma) == (0.1, 0.2)

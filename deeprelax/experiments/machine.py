@@ -41,6 +41,15 @@ def instruction_sets() -> tuple[str, list[str]]:
     return backend.instruction_set, list(importlib.import_module("deeprelax._cpu").instruction_sets())
 
 
+def cuda_kernels() -> str:
+    """What the CUDA kernels were built by and for; empty where they were not."""
+    try:
+        module: Any = importlib.import_module("deeprelax._cuda")
+    except ImportError:
+        return ""
+    return f"nvcc {module.compiler}, for sm_{module.architectures.replace(';', ', sm_')} and PTX of the last"
+
+
 def describe(device: torch.device | None = None) -> dict[str, Any]:
     """The machine and the versions, as plain values for a JSON file."""
     return {

@@ -1,0 +1,157 @@
+"""Single calls of the update rules on memory of our own: no optimizer's host time enters."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deeprelax.bytes_moved import bytes_moved
+from deeprelax.kernels import Backend, Call, Table
+from deeprelax.kernels.settings import AnySettings, EntropySGDSettings, HeatSettings, HJSettings, Moment
+from gpu_bench.timing import Contestant
+
+KINDS = ("first", "inner", "last")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An update rule; Heat has no variant without noise."""
+
+    name: str
+    optimizer: str
+    noise: bool
+    length: int  # L
+
+    def settings(self, weight_decay: float) -> AnySettings:
+        common: dict[str, Any] = {"inner_steps": self.length, "keep": 1 - 1e-3, "momentum": 0.0, "nesterov": False}
+        common |= {"weight_decay": weight_decay, "maximize": False}
+        if self.optimizer == "HJ":
+            return HJSettings(**common, alpha=0.75, warm_start=False)
+        if self.optimizer == "Heat":
+            return HeatSettings(**common)
+        return EntropySGDSettings(
+            **common,
+            alpha=0.75,
+            temperature=1e-8 if self.noise else 0.0,
+            implicit=False,
+            absorb_gamma=False,
+            inner_momentum=0.0,
+            carry_inner_momentum=False,
+            stochastic_rounding=False,
+        )
+
+    def call(self, kind: str, weight_decay: float = 0.0) -> Call:
+        """The call of that kind, in mid-run."""
+        gamma = 1e-4 if self.optimizer == "Heat" else 1.0
+        at = Moment(
+            lr=1e-3,
+            inner_lr=1e-3,
+            gamma=gamma,
+            step=7,
+            phase={"first": 0, "inner": 1, "last": self.length - 1}[kind],
+            cycle_steps=self.length,
+            fresh=False,
+            seed=1,
+            placed_gamma=gamma,
+        )
+        return self.settings(weight_decay).call(at)
+
+    def per_cycle(self, values: dict[str, float]) -> float:
+        """The mean over a cycle of a value per kind of call."""
+        return (values["first"] + (self.length - 2) * values["inner"] + values["last"]) / self.length
+
+
+RULES = (
+    Rule("EntropySGD", "EntropySGD", False, 20),
+    Rule("EntropySGD, noise", "EntropySGD", True, 20),
+    Rule("HJ", "HJ", False, 5),
+    Rule("Heat", "Heat", True, 5),
+)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What the kernels run on."""
+
+    name: str
+    dtype: torch.dtype
+    weight_decay: float = 0.0
+
+    def bytes(self, rule: Rule, kind: str) -> int:
+        """Per element."""
+        return bytes_moved(rule.optimizer, self.dtype, kind, weight_decay=self.weight_decay)
+
+
+FP32 = Configuration("fp32", torch.float32)
+BF16 = Configuration("bf16", torch.bfloat16)
+CONFIGURATIONS = (FP32, BF16, Configuration("fp32, weight decay", torch.float32, 1e-4))
+
+
+class Memory:
+    """Random weights, gradients and state of so many elements, and a place to copy to; slices of it are launched on.
+
+    Args:
+        elements: a multiple of 128, so that slices of a power of two are aligned.
+        device: where.
+    """
+
+    def __init__(self, elements: int, device: torch.device) -> None:
+        def normal() -> Tensor:
+            return torch.randn(elements, device=device)
+
+        self.elements = elements
+        self.wide = {"w": normal(), "g": normal()}
+        self.narrow = {name: t.to(torch.bfloat16) for name, t in self.wide.items()}
+        self.x, self.y, self.average, self.target = normal(), normal(), normal(), normal()
+        self._tables: dict[tuple[torch.dtype, int, int], Table] = {}
+
+    def _slice(self, size: int, number: int) -> slice:
+        return slice(number * size, (number + 1) * size)
+
+    def launch(
+        self, backend: Backend, rule: Rule, call: Call, dtype: torch.dtype, size: int, number: int
+    ) -> Callable[[], None]:
+        """The call on the numbered slice of ``size`` elements."""
+        at = self._slice(size, number)
+        own = self.wide if dtype == torch.float32 else self.narrow
+        key = dtype, size, number
+        if key not in self._tables:
+            self._tables[key] = Table([own["w"][at]], [0])
+        table = self._tables[key]
+        buffers = {"x": self.x[at], {"EntropySGD": "z", "HJ": "p", "Heat": "s"}[rule.optimizer]: self.average[at]}
+        if rule.optimizer == "EntropySGD" and dtype != torch.float32:
+            buffers["y"] = self.y[at]
+        grads: list[Tensor | None] = [own["g"][at]]
+        addresses = array("q", [own["g"][at].data_ptr()])
+        return lambda: backend.run(call, table, grads, addresses, buffers)
+
+    def contestant(
+        self, backend: Backend, rule: Rule, call: Call, dtype: torch.dtype, size: int, calls: int
+    ) -> Contestant:
+        """``calls`` calls on so many different slices as there are, one after the other."""
+        launches = [self.launch(backend, rule, call, dtype, size, i) for i in range(self.slices(size, calls))]
+        return repeated(launches, calls)
+
+    def copies(self, size: int, calls: int) -> Contestant:
+        """Copies of ``size`` fp32 elements on the same slices."""
+        at = [self._slice(size, i) for i in range(self.slices(size, calls))]
+        pairs = [(self.target[s], self.x[s]) for s in at]
+        return repeated([lambda to=to, source=source: to.copy_(source) for to, source in pairs], calls)
+
+    def slices(self, size: int, calls: int) -> int:
+        return max(1, min(calls, self.elements // size))
+
+
+def repeated(launches: list[Callable[[], object]], calls: int) -> Contestant:
+    """``calls`` calls, taking the launches in turn."""
+
+    def enqueue() -> None:
+        for i in range(calls):
+            launches[i % len(launches)]()
+
+    return Contestant(enqueue, calls)

@@ -1,0 +1,122 @@
+"""Part ``kernels``: bandwidth of every kernel, as a fraction of a copy's in the same rounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpu_bench.calls import CONFIGURATIONS, FP32, KINDS, RULES, Configuration, Memory, Rule
+from gpu_bench.context import Context
+from gpu_bench.timing import Contestant, figures, measure
+
+CALLS = 3  # between two events: some 5 ms at 2^28 elements
+COPY_BYTES = 8  # per element: fp32, read and written
+
+# Below 2^24 elements one slice would be left in the cache by the call before: so many more, and so many calls.
+ROTATE, MOST_CALLS = 2**24, 128
+
+
+def run(context: Context) -> None:
+    """Calls of every kind at the full size, their means over a cycle, then inner calls over sizes."""
+    results = context.record.results("kernels")
+    results.update(elements=context.scale.elements, rows=[], cycles=[], sizes=[])
+    memory = Memory(context.scale.elements, context.device)
+    for configuration in CONFIGURATIONS:
+        for kind in ("inner", "first", "last"):
+            with context.record.attempt("kernels", f"{configuration.name}, {kind}"):
+                results["rows"] += group(context, memory, configuration, kind)
+        results["cycles"] += cycles(results["rows"], configuration)
+        context.record.save()
+    for size in context.scale.sizes:
+        if context.budget.left() < 20:
+            results["left_out"] = f"sizes from {size} on"
+            break
+        with context.record.attempt("kernels", f"size {size}"):
+            results["sizes"] += over_sizes(context, memory, size)
+    results["copy_gb_per_s"] = max((r["gb_per_s"] for r in results["sizes"] if r["name"] == "copy"), default=None)
+
+
+def label(backend: str, rule: Rule) -> str:
+    return f"{rule.name} [{backend}]"
+
+
+def group(context: Context, memory: Memory, configuration: Configuration, kind: str) -> list[dict[str, Any]]:
+    """One row per backend and rule."""
+    size = context.scale.elements
+    contestants = {"copy": memory.copies(size, CALLS)}
+    entries: list[tuple[str, Rule]] = []
+    for backend_name, backend in context.backends.items():
+        for rule in RULES:
+            with context.record.attempt("kernels", f"{label(backend_name, rule)}, {configuration.name}, {kind}"):
+                call = rule.call(kind, configuration.weight_decay)
+                contestant = memory.contestant(backend, rule, call, configuration.dtype, size, CALLS)
+                contestant.enqueue()  # what does not run at all must not take the others with it
+                context.synchronize()
+                contestants[label(backend_name, rule)] = contestant
+                entries.append((backend_name, rule))
+    samples = measure(contestants, context.timer, context.scale.rounds)
+    rows = []
+    for backend_name, rule in entries:
+        per_element = configuration.bytes(rule, kind)
+        rows.append(
+            {
+                "backend": backend_name,
+                "rule": rule.name,
+                "configuration": configuration.name,
+                "kind": kind,
+                "bytes_per_element": per_element,
+                **figures(samples, label(backend_name, rule), per_element * size, COPY_BYTES * size),
+            }
+        )
+    copied = {"gb_per_s": figures(samples, "copy", COPY_BYTES * size, COPY_BYTES * size)["gb_per_s"]}
+    return [{**row, "copy_gb_per_s": copied["gb_per_s"]} for row in rows]
+
+
+def cycles(rows: list[dict[str, Any]], configuration: Configuration) -> list[dict[str, Any]]:
+    """Bandwidth over a whole cycle of L, where all kinds of call were measured: bytes of the cycle by its time."""
+    found = []
+    for backend in dict.fromkeys(row["backend"] for row in rows):
+        for rule in RULES:
+            key = (backend, rule.name, configuration.name)
+            by_kind = {r["kind"]: r for r in rows if (r["backend"], r["rule"], r["configuration"]) == key}
+            if set(by_kind) != set(KINDS):
+                continue
+            moved = rule.per_cycle({kind: r["bytes_per_element"] for kind, r in by_kind.items()})
+            # Each kind's time in copies of its own rounds: bytes by that is the fraction.
+            in_copies = {kind: r["bytes_per_element"] / r["of_copy"]["median"] for kind, r in by_kind.items()}
+            names = {"backend": backend, "rule": rule.name, "configuration": configuration.name}
+            us = rule.per_cycle({kind: r["us"]["median"] for kind, r in by_kind.items()})
+            fraction = moved / rule.per_cycle(in_copies)
+            found.append({**names, "us": us, "bytes_per_element": moved, "of_copy": fraction})
+    return found
+
+
+def over_sizes(context: Context, memory: Memory, size: int) -> list[dict[str, Any]]:
+    """Inner fp32 calls of ``size`` elements, on so many slices that the cache does not hold them."""
+    calls = max(CALLS, min(MOST_CALLS, ROTATE // size))
+    contestants: dict[str, Contestant] = {"copy": memory.copies(size, calls)}
+    moved = {"copy": COPY_BYTES * size}
+    for backend_name, backend in context.backends.items():
+        for rule in RULES:
+            name = label(backend_name, rule)
+            with context.record.attempt("kernels", f"{name}, {size} elements"):
+                contestant = memory.contestant(backend, rule, rule.call("inner"), FP32.dtype, size, calls)
+                contestant.enqueue()
+                contestants[name] = contestant
+                moved[name] = FP32.bytes(rule, "inner") * size
+    context.synchronize()
+    samples = measure(contestants, context.timer, context.scale.rounds)
+    rows = [
+        {"name": name, "elements": size, **figures(samples, name, moved[name], COPY_BYTES * size)}
+        for name in contestants
+    ]
+    return rows
+
+
+def compile_ahead(context: Context, shard: int, of: int) -> None:
+    """Run what this part will run once, on few elements: the compiler leaves its results on the disk."""
+    memory = Memory(2**13, context.device)
+    work = [(b, r, c, k) for b in context.backends.values() for c in CONFIGURATIONS for r in RULES for k in KINDS]
+    for backend, rule, configuration, kind in work[shard::of]:
+        call = rule.call(kind, configuration.weight_decay)
+        memory.contestant(backend, rule, call, configuration.dtype, memory.elements, 1).enqueue()
+    context.synchronize()

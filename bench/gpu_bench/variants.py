@@ -1,0 +1,139 @@
+"""The CUDA kernels with other constants, built beside the other parts for the GPU that is here."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import pybind11
+
+from deeprelax.kernels import Backend
+from deeprelax.kernels.cuda_backend import Cuda
+from gpu_bench.jobs import ROOT
+
+# Macros of csrc/cuda.h and csrc/scalar.h. 16 elements a thread is what the kernels are built with.
+VARIANTS: dict[str, dict[str, str]] = {
+    "128 threads, chunk 2048": {"DR_CUDA_THREADS": "128", "DR_CUDA_CHUNK": "2048"},
+    "chunk 2048 (8 elements a thread)": {"DR_CUDA_CHUNK": "2048"},
+    "chunk 8192 (32 elements a thread)": {"DR_CUDA_CHUNK": "8192"},
+    "plain loads and stores": {"DR_CUDA_LOAD": "__ldca", "DR_CUDA_STORE": "__stwb"},
+    "loads streamed, stores plain": {"DR_CUDA_STORE": "__stwb"},
+}
+SOURCES = ("entropy_sgd", "heat", "hj", "module", "clock")  # what takes longest first
+AT_A_TIME = 8
+
+
+def constant(name: str) -> Any:
+    """A constant of setup.py."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
+            return ast.literal_eval(node.value)
+    raise ValueError(f"setup.py has no constant {name}")
+
+
+def nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    found = Path(home, "bin", "nvcc")
+    return str(found) if found.is_file() else shutil.which("nvcc")
+
+
+def load(path: Path) -> Any:
+    """A module that was built as ``_cuda``, beside others of that name."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}._cuda", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Builder:
+    """Builds variants in the background, with low priority.
+
+    Args:
+        folder: for what is built.
+        architecture: of the GPU, "90".
+        variants: by name the macros.
+        sources: of ``csrc/cuda_*.cu``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        architecture: str,
+        variants: dict[str, dict[str, str]] = VARIANTS,
+        sources: tuple[str, ...] = SOURCES,
+    ) -> None:
+        self._folder, self._architecture = folder, architecture
+        self._includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
+        self._pool = ThreadPoolExecutor(AT_A_TIME)
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+        self._objects: dict[str, dict[str, Future[Path]]] = {name: {} for name in variants}
+        for i in range(len(variants)):
+            (folder / f"variant{i}").mkdir(parents=True, exist_ok=True)
+        for source in sources:
+            for i, (name, macros) in enumerate(variants.items()):
+                self._objects[name][source] = self._pool.submit(self._compile, source, macros, folder / f"variant{i}")
+
+    def _compile(self, source: str, macros: dict[str, str], folder: Path) -> Path:
+        target = (
+            [] if source == "module" else [f"-gencode=arch=compute_{self._architecture},code=sm_{self._architecture}"]
+        )
+        defines = [f"-D{name}={value}" for name, value in macros.items()]
+        made = folder / f"{source}.o"
+        file = str(ROOT / "csrc" / f"cuda_{source}.cu")
+        self._call(
+            ["nice", "-n", "19"], [*constant("NVCC_FLAGS"), *target, *self._includes, *defines, "-c", file], made
+        )
+        return made
+
+    def _call(self, before: list[str], arguments: list[str], made: Path) -> None:
+        compiler = nvcc()
+        if compiler is None:
+            raise RuntimeError("no nvcc: looked in CUDA_HOME and on the PATH")
+        if self._stopped:
+            raise RuntimeError("stopped")
+        command = [*before, compiler, *arguments, "-o", str(made)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        self._running.add(process)
+        try:
+            said, _ = process.communicate()
+        finally:
+            self._running.discard(process)
+        if process.returncode != 0:
+            raise RuntimeError(f"nvcc failed: {said.strip()[-1000:]}")
+
+    def wait(self, seconds: float) -> None:
+        """Until all is compiled, or for so long; what is not compiled by then is given up."""
+        pending = wait([f for objects in self._objects.values() for f in objects.values()], timeout=seconds).not_done
+        if pending:
+            self.stop()
+
+    def built(self) -> Iterator[tuple[str, Backend]]:
+        """Name and backend of each, in order; raises at one that could not be compiled."""
+        for name, objects in self._objects.items():
+            files = [future.result() for future in objects.values()]
+            library = files[0].parent / "_cuda.so"
+            self._call([], ["-shared", "-cudart=static", *map(str, files)], library)
+            yield name, Cuda(load(library))
+
+    def stop(self) -> None:
+        """Give up what is not compiled yet."""
+        self._stopped = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(self._running):
+            with contextlib.suppress(ProcessLookupError):  # nvcc's own children too
+                os.killpg(process.pid, signal.SIGTERM)

@@ -1,0 +1,187 @@
+"""The paper's Figure 1: a loss, both of its smoothings, and where gradient descent on each ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from deeprelax.pde.closed_forms import normal_density
+from deeprelax.pde.finite_differences import Evolution, hamilton_jacobi
+from deeprelax.pde.fokker_planck import FokkerPlanck
+from deeprelax.pde.grid import Array, Grid, positive
+from deeprelax.pde.hopf_lax import non_viscous
+from deeprelax.pde.losses import LOSSES, Loss
+from deeprelax.pde.smoothing import viscous
+
+NODES, NOTED = 901, 451
+DESCENT, DESCENT_STEPS = 15.0, 300  # how long the densities evolve
+MARGIN = 1.0  # beyond what is shown: boundaries reflect
+STARTS = {"rugged": (-1.5, 0.1), "double-well": (-0.9, 0.05), "tilted-well": (0.9, 0.05)}  # mean and variance
+FRAMES = 30
+# Dashes for the curves, hatches for the densities: readable without colour.
+CURVES: dict[str, dict[str, Any]] = {
+    "loss": {"color": "#000000", "linestyle": "-", "label": "f(x)"},
+    "viscous": {"color": "#D55E00", "linestyle": "--", "label": "u(x, T), viscous HJ"},
+    "non_viscous": {"color": "#0072B2", "linestyle": "-.", "label": "u(x, T), non-viscous HJ"},
+}
+DENSITIES: dict[str, dict[str, Any]] = {
+    "initial": {"facecolor": "0.88", "edgecolor": "0.55", "label": "initial density"},
+    "sgd": {"facecolor": "0.45", "edgecolor": "0.15", "label": "SGD on f"},
+    "on_viscous": {"facecolor": "none", "edgecolor": "#D55E00", "hatch": "////", "label": "on viscous u"},
+    "on_non_viscous": {"facecolor": "none", "edgecolor": "#0072B2", "hatch": "....", "label": "on non-viscous u"},
+}
+
+
+def compute(name: str = "rugged", time: float = 0.6, beta: float = 2.0, temperature: float = 0.1) -> dict[str, Any]:
+    """The curves and densities by monotone finite differences and (FP).
+
+    Args:
+        name: one of ``LOSSES``.
+        time: T, how long the Hamilton-Jacobi equations smooth the loss (γ elsewhere).
+        beta: β; the viscous equation has viscosity β⁻¹.
+        temperature: of the noise in all three descents, dx = -∇u dt + √temperature dW.
+
+    Returns:
+        Settings, curves and densities at equidistant x as lists, means and errors, ready for JSON. ``check`` holds
+        the largest differences on the shown range between finite differences and Hopf-Cole or Hopf-Lax.
+
+    Raises:
+        ValueError: no such loss; a number ≤ 0; a density that reaches the edge.
+    """
+    loss, grid = _problem(name)
+    x = grid.axes[0]
+    smooth, sharp = _solutions(loss, grid, positive("time", time), positive("beta", beta))
+    potentials = {"sgd": grid.values(loss.f), "on_viscous": smooth.u[-1], "on_non_viscous": sharp.u[-1]}
+    start = normal_density(x, *STARTS[name])
+    densities = {"initial": start / (start.sum() * grid.cell)}
+    for key, potential in potentials.items():
+        descent = FokkerPlanck(potential, grid, positive("temperature", temperature))
+        densities[key] = descent.evolve(densities["initial"], DESCENT, DESCENT_STEPS)
+    shown = (x >= loss.low) & (x <= loss.high)
+    check = {
+        "viscous": float(np.abs(smooth.u[-1] - viscous(loss.f, grid, time, 1 / beta).u)[shown].max()),
+        "non_viscous": float(np.abs(sharp.u[-1] - non_viscous(loss.f, grid, time).u)[shown].max()),
+    }
+    noted = np.linspace(loss.low, loss.high, NOTED)
+
+    def note(values: Array) -> list[float]:
+        return [float(f"{v:.6g}") for v in np.interp(noted, x, values)]
+
+    curves = {"loss": potentials["sgd"], "viscous": smooth.u[-1], "non_viscous": sharp.u[-1]}
+    return {
+        "settings": {
+            "function": name,
+            "formula": loss.formula,
+            "time": time,
+            "beta": beta,
+            "temperature": temperature,
+            "descent": DESCENT,
+            "start": STARTS[name],
+        },
+        "x": [float(f"{v:.6g}") for v in noted],
+        "curves": {key: note(values) for key, values in curves.items()},
+        "minima": {key: float(x[values.argmin()]) for key, values in curves.items()},
+        "densities": {key: note(values) for key, values in densities.items()},
+        "mean_loss": {key: float((d * potentials["sgd"]).sum() * grid.cell) for key, d in densities.items()},
+        "mass": {key: float(d.sum() * grid.cell) for key, d in densities.items()},
+        "check": check,
+    }
+
+
+def _problem(name: str) -> tuple[Loss, Grid]:
+    if name not in LOSSES:
+        raise ValueError(f"no loss {name!r}; there are {', '.join(LOSSES)}")
+    loss = LOSSES[name]
+    return loss, Grid.uniform((loss.low - MARGIN, loss.high + MARGIN, NODES))
+
+
+def _solutions(loss: Loss, grid: Grid, time: float, beta: float) -> tuple[Evolution, Evolution]:
+    return hamilton_jacobi(loss.f, grid, time, 1 / beta), hamilton_jacobi(loss.f, grid, time)
+
+
+def picture(numbers: dict[str, Any]) -> Figure:
+    """The figure."""
+    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    ax = figure.subplots()
+    x = np.asarray(numbers["x"])
+    bottom, height = _frame(ax, numbers)
+    highest = max(max(d) for d in numbers["densities"].values())
+    for key, density in numbers["densities"].items():
+        top = bottom + height * np.asarray(density) / highest
+        ax.fill_between(x, bottom, top, linewidth=1, zorder=1, **DENSITIES[key])
+    for key, curve in numbers["curves"].items():
+        ax.plot(x, curve, linewidth=1.8, zorder=2, **CURVES[key])
+    settings = numbers["settings"]
+    ax.set_title(
+        f"f = {settings['formula']},  T = {settings['time']:g},  β = {settings['beta']:g};  densities after "
+        f"{settings['descent']:g} units of time at temperature {settings['temperature']:g}", fontsize=9
+    )  # fmt: skip
+    ax.legend(ncols=2, fontsize=9, frameon=False, loc="upper center")
+    return figure
+
+
+def _frame(ax: Axes, numbers: dict[str, Any]) -> tuple[float, float]:
+    """Limits of the axes: curves above, densities below; the densities' base line and height."""
+    lowest = min(min(c) for c in numbers["curves"].values())
+    loss = np.asarray(numbers["curves"]["loss"])
+    reach = float(np.median(loss) - lowest) * 2.2
+    height = reach * 0.9
+    bottom = lowest - height - 0.05 * reach
+    ax.set(xlabel="x", xlim=(numbers["x"][0], numbers["x"][-1]), ylim=(bottom, lowest + 1.7 * reach), yticks=[])
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    return bottom, height
+
+
+def animation(name: str, time: float, beta: float, path: Path) -> None:
+    """A GIF of the smoothing, from t = 0 to T."""
+    loss, grid = _problem(name)
+    runs = _solutions(loss, grid, time, beta)
+    x = grid.axes[0]
+    shown = (x >= loss.low) & (x <= loss.high)
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    ax = figure.subplots()
+    f = grid.values(loss.f)[shown]
+    low, high = f.min(), np.median(f) + 1.5 * (np.median(f) - f.min())
+    ax.plot(x[shown], f, linewidth=1.2, **CURVES["loss"])
+    moving = [{**CURVES[key], "label": CURVES[key]["label"].replace("T)", "t)")} for key in ("viscous", "non_viscous")]
+    lines = [ax.plot(x[shown], f, linewidth=1.8, **style)[0] for style in moving]
+    room = high - low
+    ax.set(xlabel="x", xlim=(loss.low, loss.high), ylim=(low - 0.1 * room, high + 0.4 * room), yticks=[])
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.legend(ncols=3, fontsize=8, frameon=False, loc="upper center")
+    title = ax.set_title("")
+
+    def show(frame: int) -> list[Any]:
+        now = time * frame / (FRAMES - 1)
+        for line, run in zip(lines, runs):
+            line.set_ydata(run.u[int(np.abs(run.times - now).argmin())][shown])
+        title.set_text(f"t = {now:.2f}, β = {beta:g}")
+        return [*lines, title]
+
+    FuncAnimation(figure, show, frames=FRAMES).save(path, writer=PillowWriter(fps=10), dpi=80)
+
+
+def write(
+    out: Path, name: str, time: float, beta: float, temperature: float, animate: bool, say: Callable[[str], None]
+) -> None:
+    """figure1.png, .svg and .json, and with ``animate`` figure1.gif, into ``out``; their paths are said."""
+    numbers = compute(name, time, beta, temperature)
+    out.mkdir(parents=True, exist_ok=True)
+    figure = picture(numbers)
+    for suffix in ("png", "svg"):
+        figure.savefig(out / f"figure1.{suffix}", dpi=150)
+        say(str(out / f"figure1.{suffix}"))
+    (out / "figure1.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+    say(str(out / "figure1.json"))
+    if animate:
+        animation(name, time, beta, out / "figure1.gif")
+        say(str(out / "figure1.gif"))
+    for key, style in DENSITIES.items():
+        say(f"mean loss, {style['label']:17} {numbers['mean_loss'][key]:8.4f}")

@@ -1,0 +1,55 @@
+"""Rules by which γ changes in the course of a run, as pure functions of numbers."""
+
+from __future__ import annotations
+
+import math
+
+
+def adaptive_gamma(
+    gamma: float,
+    norm: float,
+    previous_norm: float,
+    *,
+    theta: float = 0.9,
+    shrink: float = 0.9,
+    grow: float = 1.1,
+    smallest: float = 1e-3,
+    largest: float = 1e1,
+) -> float:
+    """The time rule of HJ-MAD: γ grows while the smoothed gradient falls fast, and shrinks otherwise.
+
+    γ ← min(grow·γ, largest) if ``norm`` ≤ theta·``previous_norm``, else max(shrink·γ, smallest). Where ∇u goes down
+    quickly, x is settling into a basin of u: more smoothing opens it. Source: Heaton, Wu Fung, Osher, "Global solutions
+    to nonconvex problems by evolution of Hamilton-Jacobi PDEs" (Commun. Appl. Math. Comput. 6, 2023; arXiv
+    2202.11014), in the form and with the defaults of its authors' program, which compares the norms of the whole
+    update γ∇u = x - E[y], averaged exponentially, not those of ∇u. Its step x ← x - a γ∇u wants a between
+    1 - √shrink and 1 + √grow; a = 1 is the proximal point iteration (Remark 7).
+
+    Args:
+        gamma: γ at present.
+        norm: of the last update γ∇u, over all parameters.
+        previous_norm: of the one before.
+        theta: 0 < theta < 1, the fall that counts as fast.
+        shrink: 0 < shrink < 1.
+        grow: > 1.
+        smallest, largest: bounds of γ; 0 < smallest ≤ largest.
+
+    Returns:
+        The next γ.
+
+    Raises:
+        ValueError: a number out of its range; a norm that is negative or not finite.
+    """
+    for name, value, allowed, wanted in (
+        ("gamma", gamma, gamma > 0, "> 0"),
+        ("norm", norm, norm >= 0, ">= 0"),
+        ("previous_norm", previous_norm, previous_norm >= 0, ">= 0"),
+        ("theta", theta, 0 < theta < 1, "between 0 and 1"),
+        ("shrink", shrink, 0 < shrink < 1, "between 0 and 1"),
+        ("grow", grow, grow > 1, "> 1"),
+        ("smallest", smallest, 0 < smallest <= largest, f"> 0 and at most largest, {largest}"),
+        ("largest", largest, True, ""),
+    ):
+        if not (math.isfinite(value) and allowed):
+            raise ValueError(f"{name} is {value}; a finite number {wanted} is needed")
+    return min(grow * gamma, largest) if norm <= theta * previous_norm else max(shrink * gamma, smallest)

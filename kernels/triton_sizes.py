@@ -1,0 +1,50 @@
+"""How much work one program of a Triton kernel does, for each kind of kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of one program.
+
+    Attributes:
+        block: elements.
+        per_thread: consecutive elements of a thread; at least the 4 of one Philox call, and 16 bytes of weights.
+        warps: of 32 threads each.
+    """
+
+    block: int
+    per_thread: int
+    warps: int
+
+    def __post_init__(self) -> None:
+        powers = all(n > 0 and n & (n - 1) == 0 for n in (self.block, self.per_thread, self.warps))
+        if not powers or self.per_thread not in (4, 8) or self.block < 32 * self.warps * self.per_thread:
+            raise ValueError(
+                f"block, per_thread and warps must be powers of two, per_thread 4 or 8, and block at least "
+                f"32 * warps * per_thread; these are {self}"
+            )
+
+
+# (rule, bytes of a weight, whether noise is drawn)
+Kind = tuple[str, int, bool]
+
+# No GPU has measured these. They give every thread one access of 16 bytes to each operand (two where it has 4 of
+# float64 or 8 of float32), which needs the fewest registers. `make gpu` measures what they reach, and
+# `python bench/tune_triton.py` what others would.
+SIZES: dict[Kind, Sizes] = {
+    ("entropy_sgd", 8, False): Sizes(1024, 4, 8),
+    ("entropy_sgd", 8, True): Sizes(1024, 4, 8),
+    ("entropy_sgd", 4, False): Sizes(1024, 4, 8),
+    ("entropy_sgd", 4, True): Sizes(1024, 4, 8),
+    ("entropy_sgd", 2, False): Sizes(1024, 8, 4),
+    ("entropy_sgd", 2, True): Sizes(1024, 8, 4),
+    ("hj", 8, False): Sizes(1024, 4, 8),
+    ("hj", 4, False): Sizes(1024, 4, 8),
+    ("hj", 2, False): Sizes(1024, 8, 4),
+    ("heat", 8, True): Sizes(1024, 4, 8),
+    ("heat", 4, True): Sizes(1024, 4, 8),
+    ("heat", 2, True): Sizes(1024, 8, 4),
+}

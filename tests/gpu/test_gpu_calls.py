@@ -1,0 +1,70 @@
+"""Every kind of call on a GPU returns the bits of the reference on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from on_gpu import DEVICE, backend_named
+from test_backends_agree import (
+    CALLS,
+    DTYPES,
+    SIZES,
+    Case,
+    _draw_noise_once,  # noqa: F401  (a fixture for every test here)
+    same_bits,
+)
+
+from deeprelax.kernels import Call, Eager
+
+# Of how many calls one is made: Triton compiles a kernel for each of most, eager makes hundreds of launches.
+EVERY = {"cuda": 1, "triton": 17, "eager": 11}
+CHUNK = 4096
+LARGE = [33, 4 * CHUNK + 5, 3 * CHUNK, 1]
+
+pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.fixture(params=CALLS, ids=lambda calls: calls.__name__)
+def calls(request: pytest.FixtureRequest) -> Callable[[torch.dtype], Iterator[Call]]:
+    found: Callable[[torch.dtype], Iterator[Call]] = request.param
+    return found
+
+
+def check(
+    backend: str, call: Call, dtype: torch.dtype, seed: int, sizes: list[int], special: bool, offset: int
+) -> None:
+    case = Case.make(call, dtype, seed, sizes, special, offset)
+    expected = case.run(Eager(), call, offset)
+    found = case.run(backend_named(backend), call, offset, DEVICE)
+    for i, (a, b) in enumerate(zip(expected, found, strict=True)):
+        assert same_bits(a, b), (i, call)
+
+
+@pytest.mark.parametrize("backend", list(EVERY))
+def test_every_call_gives_the_bits_of_the_reference_on_the_cpu(
+    backend: str, calls: Callable[[torch.dtype], Iterator[Call]], dtype: torch.dtype
+) -> None:
+    """Gradients and weights are unaligned in three of four, some have no gradient, and chunks of all kinds start at
+    any place of a Philox call."""
+    for seed, call in list(enumerate(calls(dtype)))[:: EVERY[backend]]:
+        check(backend, call, dtype, seed, SIZES, special=False, offset=seed % 4)
+
+
+@pytest.mark.parametrize("backend", list(EVERY))
+def test_nans_infinities_and_denormals_give_the_bits_of_the_reference(
+    backend: str, calls: Callable[[torch.dtype], Iterator[Call]], dtype: torch.dtype
+) -> None:
+    stride = {"cuda": 3, "triton": 34, "eager": 22}[backend]
+    for seed, call in list(enumerate(calls(dtype)))[::stride]:
+        check(backend, call, dtype, seed, SIZES, special=True, offset=0)
+
+
+@pytest.mark.parametrize("backend", list(EVERY))
+@pytest.mark.parametrize("offset", [0, 1, 2, 5])
+def test_tensors_of_many_chunks_at_any_element_offset_give_the_bits_of_the_reference(
+    backend: str, offset: int, calls: Callable[[torch.dtype], Iterator[Call]], dtype: torch.dtype
+) -> None:
+    for call in list(calls(dtype))[34::51]:
+        check(backend, call, dtype, 2, LARGE, special=False, offset=offset)

@@ -1,0 +1,177 @@
+"""Streams, devices, launches without waiting, and what a failed launch says."""
+
+from __future__ import annotations
+
+import importlib
+from array import array
+from collections.abc import Iterator
+
+import pytest
+import torch
+from conftest import make, parameters, same_bits, set_gradients, values
+from on_gpu import BACKENDS, backend_named, give_gradients, only_real, parameters_there, use
+from torch.nn import Parameter
+
+from deeprelax.kernels import HJCall, Outer, Table
+
+pytestmark = only_real
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    use(monkeypatch, request.param)
+    return str(request.param)
+
+
+def contiguous() -> list[Parameter]:
+    return [p for p in parameters() if p.is_contiguous() and p.numel()]
+
+
+def test_a_step_runs_on_the_current_stream_in_the_order_of_its_work(name: str, backend: str) -> None:
+    """The gradients come late on a stream of their own. On another stream the kernels would not find them yet."""
+    mine = contiguous()
+    theirs = parameters_there(mine)
+    reference, opt = make(name, mine, backend="eager"), make(name, theirs, backend=backend)
+    stream = torch.cuda.Stream()
+    ready = [torch.zeros_like(q) for q in theirs]
+    torch.cuda.synchronize()
+    for step in range(9):
+        set_gradients(mine, step)
+        reference.step()
+        new = [p.grad.pin_memory() for p in mine]
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(20_000_000)  # some 10 ms
+            for q, into, g in zip(theirs, ready, new):
+                q.grad = into.copy_(g, non_blocking=True)
+            opt.step()
+            found = [q.detach().clone() for q in theirs]
+        stream.synchronize()  # this stream alone
+        assert same_bits(values(mine), [v.cpu() for v in found]), step
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_parameters_on_a_device_that_is_not_the_current_one(name: str, backend: str) -> None:
+    mine = contiguous()
+    theirs = [Parameter(p.detach().to("cuda:1")) for p in mine]
+    reference, opt = make(name, mine, backend="eager"), make(name, theirs, backend=backend)
+    for step in range(9):
+        set_gradients(mine, step)
+        for p, q in zip(mine, theirs):
+            q.grad = p.grad.to("cuda:1")
+        reference.step()
+        opt.step()
+        assert torch.cuda.current_device() == 0
+    assert same_bits(values(mine), [v.cpu() for v in values(theirs)])
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Whatever makes the host wait for the device is an error."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_step_does_not_make_the_host_wait(
+    name: str, backend: str, capturable: bool, no_waiting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step uploads its tables; from the second on nothing waits, at any phase, with new gradients too."""
+    use(monkeypatch, backend, capturable)
+    params = parameters_there(contiguous())
+    opt = make(name, params, backend=backend, capturable=capturable)
+    for step in range(10):
+        for p in params:
+            p.grad = torch.full_like(p, 0.1 * step)
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        opt.step()
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_scaler_does_not_make_the_host_wait_with_capturable(
+    name: str, backend: str, no_waiting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, backend, capturable=True)
+    params = parameters_there(contiguous())
+    opt = make(name, params, backend=backend, capturable=True)
+    scaler = torch.amp.GradScaler("cuda", init_scale=8.0)
+    scaler.scale(torch.ones(1, device="cuda"))
+    for step in range(10):
+        for p in params:
+            p.grad = torch.full_like(p, 0.1 * step)
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        scaler.step(opt)
+        torch.cuda.set_sync_debug_mode("default")
+        scaler.update()
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_gradients_at_new_addresses_reach_the_kernels_of_their_own_step(
+    name: str, backend: str, capturable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of steps are queued behind a busy device, each with gradients somewhere else: addresses that were
+    written over before their copy had run would give another step's gradients, or freed memory."""
+    use(monkeypatch, backend, capturable)
+    count, steps = 12, 200
+    draw = torch.Generator().manual_seed(1)
+    start = [torch.randn(1000 + 37 * i, generator=draw) for i in range(count)]
+    all_grads = [torch.randn(steps, s.numel(), generator=draw) for s in start]
+    mine, theirs = ([Parameter(s.clone().to(device)) for s in start] for device in ("cpu", "cuda"))
+    reference = make(name, mine, backend="cpu", scoping=0.0)
+    opt = make(name, theirs, backend=backend, capturable=capturable, scoping=0.0)
+    on_device = [g.cuda() for g in all_grads]
+    for step in range(steps):
+        for p, g in zip(mine, all_grads):
+            p.grad = g[step]
+        reference.step()
+    torch.cuda.synchronize()
+    kept = []
+    for step in range(steps):
+        if step % 20 == 0:
+            torch.cuda._sleep(40_000_000)
+        opt.zero_grad(set_to_none=True)
+        kept = [*kept[-2:], torch.empty(500 + 300 * (step * 7 % 11), device="cuda")]  # the allocator is kept moving
+        for q, g in zip(theirs, on_device):
+            q.grad = g[step].clone()
+        opt.step()
+    torch.cuda.synchronize()
+    assert all(bool(p.isfinite().all()) for p in mine)
+    assert same_bits(values(mine), [v.cpu() for v in values(theirs)])
+
+
+def test_a_launch_that_fails_says_which_kernel_and_what_sizes() -> None:
+    """More blocks than a grid can have are refused by the driver before anything runs."""
+    backend_named("cuda")
+    module = importlib.import_module("deeprelax._cuda")
+    numbers = torch.zeros(1, dtype=torch.int64, device="cuda").data_ptr()
+    tables, buffers = [numbers] * 4, [numbers] * 5
+    stream = torch.cuda.current_stream().cuda_stream
+    arguments = (1, 1, 0, [0.0] * 15, [0, 0, 0], 0, True, tables, 2**31, buffers)
+    with pytest.raises(RuntimeError, match=r"hj<float32>, 2147483648 chunks of \d+ elements .*cuda:0: .*cudaError"):
+        module.run(*arguments, (0, stream, False))
+    with pytest.raises(RuntimeError, match=r"chunks of \d+ elements .*cuda:99: .*cudaErrorInvalidDevice"):
+        module.run(*arguments, (99, stream, False))
+    assert_that_it_goes_on()
+
+
+def assert_that_it_goes_on() -> None:
+    """The error was of that one launch."""
+    call = HJCall(True, True, False, 1.0, 0.5, 0.5, 0.0, False, False, Outer(0.5, 1.0, 0.5, 0.0, False))
+    w, g = torch.ones(100, device="cuda"), torch.ones(100, device="cuda")
+    table = Table([w], [0])
+    buffers = {"x": table.new_buffer(), "p": table.new_buffer()}
+    backend_named("cuda").run(call, table, [g], array("q", [g.data_ptr()]), buffers)
+    assert bool((w.cpu() == 0.75).all())
+
+
+def test_gradients_of_another_layout_are_brought_into_that_of_their_parameter(name: str, backend: str) -> None:
+    mine = [Parameter(torch.randn(6, 5)), Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))]
+    theirs = parameters_there(mine)
+    reference, opt = make(name, mine, backend="eager"), make(name, theirs, backend=backend)
+    for step in range(6):
+        set_gradients(mine, step)
+        mine[0].grad = mine[0].grad.t().contiguous().t()
+        mine[1].grad = mine[1].grad.contiguous()
+        give_gradients(mine, theirs)
+        reference.step()
+        opt.step()
+    assert same_bits(values(mine), [v.cpu() for v in values(theirs)])

@@ -1,0 +1,164 @@
+"""The CUDA backend where there is no GPU: how it is built, what it says, what its structures look like."""
+
+import importlib
+import os
+import stat
+import subprocess
+import sys
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deeprelax import kernels
+from deeprelax.kernels import HJCall, Outer, Table
+from deeprelax.kernels.clock import NUMBERS_WORDS, Clock
+
+ROOT = Path(__file__).parent.parent
+CALL = HJCall(True, False, False, 0.1, 0.75, 0.25, 0.0, False, False, Outer(0.1, 1.0, 0.1, 0.0, False))
+
+
+@pytest.fixture
+def module() -> Any:
+    return pytest.importorskip("deeprelax._cuda")
+
+
+def test_python_and_c_agree_on_the_layout_of_the_clock(module: Any) -> None:
+    clock = Clock(torch.device("cpu"))
+    assert module.clock_bytes == clock.words.numel() * 8
+    assert module.numbers_bytes == clock.numbers.numel() * 8 == NUMBERS_WORDS * 8
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_module_loads_without_a_driver_and_says_what_is_missing(module: Any) -> None:
+    assert module.problem()
+    reason = kernels.why_not("cuda")
+    assert reason.startswith("looked for a GPU")
+    assert module.problem() in reason
+    with pytest.raises(RuntimeError, match="backend 'cuda' cannot be used: looked for a GPU"):
+        kernels.get("cuda", torch.device("cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_launch_that_fails_names_the_kernel_its_sizes_and_the_error(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deeprelax.kernels.cuda_backend import Cuda
+
+    backend = Cuda(module)
+    monkeypatch.setattr(backend, "_where", lambda device: (0, 0, False))
+    weight = torch.zeros(5000)
+    table = Table([weight], [0])
+    buffers = {"x": table.new_buffer(), "p": table.new_buffer()}
+    expected = r"hj<float32>, 2 chunks of 4096 elements or fewer on cuda:0: .+ \(cudaError\w+\)"
+    with pytest.raises(RuntimeError, match=expected):
+        backend.run(CALL, table, [weight], array("q", [weight.data_ptr()]), buffers)
+
+
+def test_an_emulated_kernel_is_no_backend_for_users(module: Any) -> None:
+    assert torch.cuda.is_available() or "cuda" not in kernels.available()
+
+
+# Building.
+
+
+def build(tmp_path: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], dict[str, str]]:
+    """``setup.py build_ext`` without the CPU kernels; what it printed, and what it wrote to _build_info.py."""
+    library = tmp_path / "lib"
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--build-lib",
+        str(library),
+        "--build-temp",
+        str(tmp_path),
+    ]
+    clean = {k: v for k, v in os.environ.items() if k not in ("CUDA_HOME",) and not k.startswith("DEEPRELAX_")}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**clean, "DEEPRELAX_CPU": "0", "PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    info: dict[str, str] = {}
+    written = library / "deeprelax" / "_build_info.py"
+    if written.exists():
+        exec(written.read_text(), info)
+    return done, info
+
+
+def false_nvcc(tmp_path: Path, known: str = "compute_80 compute_90 compute_100 compute_120") -> Path:
+    """A CUDA_HOME whose compiler writes down what it is asked for, and makes an empty file of it."""
+    compiler = tmp_path / "cuda" / "bin" / "nvcc"
+    compiler.parent.mkdir(parents=True)
+    compiler.write_text(
+        f'#!/bin/sh\n[ "$1" = --list-gpu-arch ] && echo {known} && exit\n'
+        f'echo "$@" >> "{tmp_path}/asked"\nwhile [ $# -gt 1 ]; do shift; done\ntouch "$1"\n'
+    )
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    return tmp_path / "cuda"
+
+
+def test_without_nvcc_the_package_installs_and_the_reason_is_kept(tmp_path: Path) -> None:
+    done, info = build(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no nvcc: looked in CUDA_HOME and on the PATH" in info["CUDA_PROBLEM"]
+    assert "DEEPRELAX_CPU=0" in info["CPU_PROBLEM"]
+
+
+def test_asked_for_cuda_without_nvcc_the_installation_fails(tmp_path: Path) -> None:
+    done, _ = build(tmp_path, DEEPRELAX_CUDA="1")
+    assert done.returncode != 0
+    assert "no nvcc" in done.stderr
+
+
+def test_cuda_can_be_left_out_where_nvcc_is(tmp_path: Path) -> None:
+    done, info = build(tmp_path, DEEPRELAX_CUDA="0", CUDA_HOME=str(false_nvcc(tmp_path)))
+    assert done.returncode == 0, done.stderr
+    assert "DEEPRELAX_CUDA=0" in info["CUDA_PROBLEM"]
+    assert not (tmp_path / "asked").exists()
+
+
+@pytest.mark.parametrize(
+    ("wish", "known", "expected"),
+    [
+        (None, "compute_75 compute_80 compute_90 compute_100 compute_120", ["80", "90", "100", "120"]),
+        (None, "compute_50 compute_80 compute_90", ["80", "90"]),  # nvcc 12.6
+        (None, "", ["80", "90", "100", "120"]),
+        ("90", "compute_80 compute_90", ["90"]),
+    ],
+)
+def test_machine_code_for_each_architecture_and_ptx_for_the_last(
+    tmp_path: Path, wish: str | None, known: str, expected: list[str]
+) -> None:
+    environment = {"DEEPRELAX_CUDA_ARCHS": wish} if wish else {}
+    done, info = build(tmp_path, CUDA_HOME=str(false_nvcc(tmp_path, known)), DEEPRELAX_CUDA="1", **environment)
+    assert done.returncode == 0, done.stderr
+    assert info["CUDA_PROBLEM"] == ""
+    asked = (tmp_path / "asked").read_text().splitlines()
+    for rule in ("entropy_sgd", "hj", "heat", "clock"):
+        (line,) = [line for line in asked if f"cuda_{rule}.cu" in line]
+        assert "--fmad=false" in line
+        codes = [word.split(",code=")[1] for word in line.split() if word.startswith("-gencode")]
+        assert codes == [f"sm_{a}" for a in expected] + [f"compute_{expected[-1]}"]
+
+
+def test_only_what_changed_is_compiled_again(tmp_path: Path) -> None:
+    home = str(false_nvcc(tmp_path))
+    build(tmp_path, CUDA_HOME=home)
+    first = len((tmp_path / "asked").read_text().splitlines())
+    build(tmp_path, CUDA_HOME=home)
+    assert len((tmp_path / "asked").read_text().splitlines()) == first + 1  # linked again
+    build(tmp_path, CUDA_HOME=home, DEEPRELAX_CUDA_ARCHS="90")
+    assert len((tmp_path / "asked").read_text().splitlines()) == 2 * first + 1
+
+
+def test_the_build_info_is_importable() -> None:
+    info: Any = importlib.import_module("deeprelax._build_info")
+    assert isinstance(info.CUDA_PROBLEM, str)

@@ -1,0 +1,121 @@
+"""What nvcc makes of the CUDA kernels, for GPUs that need not be there: checked in the module that setup.py built."""
+
+import importlib.util
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deeprelax.bytes_moved import streams
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "bench"))
+import cuda_binaries as binaries  # noqa: E402
+
+BUILT = importlib.util.find_spec("deeprelax._cuda") is not None
+needs_module = pytest.mark.skipif(
+    not BUILT or binaries.cuobjdump() is None, reason="needs the CUDA kernels (nvcc) and cuobjdump"
+)
+
+
+def default_architectures() -> list[str]:
+    """Of setup.py."""
+    found = re.search(r'CUDA_ARCHITECTURES = "([\d;]+)"', (ROOT / "setup.py").read_text())
+    assert found
+    return [f"sm_{a}" for a in found[1].split(";")]
+
+
+def built_architectures() -> list[str]:
+    return [f"sm_{a}" for a in binaries.module().architectures.split(";")] if BUILT else []
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
+def test_where_nvcc_is_the_cuda_kernels_are_built() -> None:
+    info: Any = importlib.import_module("deeprelax._build_info")
+    assert BUILT or "DEEPRELAX_CUDA=0" in info.CUDA_PROBLEM, info.CUDA_PROBLEM
+
+
+@needs_module
+def test_every_kernel_is_there_for_every_architecture() -> None:
+    found = binaries.usage()
+    if binaries.module().architectures == ";".join(a.removeprefix("sm_") for a in default_architectures()):
+        assert set(default_architectures()) <= set(found)
+    for architecture in built_architectures():
+        kernels = {binaries.kernel(symbol) for symbol in found[architecture]} - {None}
+        # EntropySGD: 4 dtypes with and without noise, bfloat16 also rounded; HJ and Heat: 4; with and without options.
+        assert len(kernels) == 2 * (4 * 2 + 2 + 4 + 4)
+        assert len(found[architecture]) == len(kernels) + 1  # the clock
+
+
+@needs_module
+def test_nothing_spills_and_nothing_is_in_local_memory() -> None:
+    for architecture, symbols in binaries.usage().items():
+        for symbol, used in symbols.items():
+            assert (used.stack, used.local) == (0, 0), (architecture, symbol, used)
+            assert used.registers <= 128, (architecture, symbol, used)  # two blocks of 256 on a multiprocessor
+
+
+@needs_module
+def test_the_record_of_registers_is_of_this_code() -> None:
+    """Written by bench/cuda_binaries.py; another compiler may well allocate others."""
+    recorded, found = json.loads(binaries.RECORD.read_text()), binaries.record()
+    assert recorded["registers"].keys() == found["registers"].keys()
+    if recorded["nvcc"] == found["nvcc"] and set(default_architectures()) == set(built_architectures()):
+        assert recorded == found
+
+
+@needs_module
+def test_the_ptx_fuses_and_approximates_nothing() -> None:
+    code = binaries.dump("-ptx")
+    assert code.count(".visible .entry") > 30
+    assert re.search(r"\bmul\.rn\.f32|\bmul\.f32", code)
+    assert not re.findall(r"\b(?:fma|mad)\.r[nzmp]\S*|\b(?:div|sqrt|rcp)\.(?:approx|full)\S*|\.ftz\b", code)
+    for operation in re.findall(r"\b(?:div|sqrt|rcp)\.\S*f(?:32|64)", code):
+        assert re.fullmatch(r"(?:div|sqrt|rcp)\.rn\.f(?:32|64)", operation)
+
+
+def lines(kernel: binaries.Kernel, stream: str) -> int:
+    """Accesses of 16 bytes that a thread makes for its pack of one stream."""
+    dtype = getattr(torch, kernel.dtype)
+    pack = 8 if dtype.itemsize == 2 else 4
+    itemsize = dtype.itemsize if stream in "wg" else max(4, dtype.itemsize)
+    return pack * itemsize // 16
+
+
+def expected(kernel: binaries.Kernel) -> tuple[int, int]:
+    """Wide loads and stores: without options those of the three kinds of call; with them one body serves all."""
+    kinds = [
+        streams(kernel.rule, getattr(torch, kernel.dtype), kind, stochastic_rounding=kernel.rounding)
+        for kind in ("first", "inner", "last")
+    ]
+    if not kernel.plain:
+        kinds = [(set().union(*(k[0] for k in kinds)), set().union(*(k[1] for k in kinds)))]
+    return tuple(sum(lines(kernel, s) for kind in kinds for s in kind[way]) for way in (0, 1))
+
+
+@needs_module
+@pytest.mark.parametrize("architecture", built_architectures())
+def test_packs_move_in_accesses_of_128_bits_to_global_memory(architecture: str) -> None:
+    seen = 0
+    for symbol, count in binaries.accesses(architecture):
+        kernel = binaries.kernel(symbol)
+        if kernel is None:
+            continue
+        seen += 1
+        wide = [sum(n for op, n in count.items() if op.startswith(way) and ".128" in op) for way in ("LDG", "STG")]
+        loads, stores = expected(kernel)
+        assert wide[0] >= loads, (str(kernel), wide, loads)
+        assert wide[1] >= stores, (str(kernel), wide, stores)
+        assert not [op for op in count if re.match(r"(LD|ST)(L|\.|$)", op)], (str(kernel), count)  # local or generic
+    assert seen == 36
+
+
+def test_no_native_source_includes_torch() -> None:
+    csrc = ROOT / "csrc"
+    for path in [*csrc.glob("*.h"), *csrc.glob("*.cpp"), *csrc.glob("*.cu")]:
+        assert not re.search(r"#include\s*[<\"](torch|ATen|c10)", path.read_text()), path.name

@@ -1,0 +1,297 @@
+"""``bench/gpu.py`` measures what it says: its parts on the CPU, small, with emulated kernels and a made-up clock."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from deeprelax import kernels
+from deeprelax.bytes_moved import bytes_moved, peer_bytes_moved
+from deeprelax.kernels import Backend, Eager
+from deeprelax.workloads import Workload
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "bench"))
+
+import gpu  # noqa: E402
+import sanitize  # noqa: E402
+from gpu_bench import host_part, kernels_part, machine, steps_part, sweep_part  # noqa: E402
+from gpu_bench.calls import CONFIGURATIONS, KINDS, RULES, Configuration, Memory, Rule  # noqa: E402
+from gpu_bench.context import Context, Scale  # noqa: E402
+from gpu_bench.record import Budget, Record  # noqa: E402
+from gpu_bench.timing import Contestant, Sample, Timer  # noqa: E402
+
+CPU = torch.device("cpu")
+TINY = Scale(
+    elements=2**10,
+    sizes=(2**7, 2**10),
+    rounds=3,
+    workloads=(Workload("resnet50, tiny", ((5, 3), (70,))), Workload("decoder-1.3b, tiny", ((129,),))),
+    tensors=3,
+    of=16,
+)
+
+
+class MadeUpTimer:
+    """Runs the work; says that a copy takes 1 ms, fused AdamW 4 ms and everything else 2 ms."""
+
+    def __call__(self, name: str, contestant: Contestant) -> Sample:
+        contestant.enqueue()
+        return Sample({"copy": 1e-3, steps_part.ADAMW: 4e-3}.get(name, 2e-3), 1e-5, False)
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """The CUDA kernels' code on CPU tensors, for optimizers that ask for "cuda" too."""
+    module = pytest.importorskip("deeprelax._cuda")
+    from deeprelax.kernels.cuda_backend import Cuda
+
+    backend, real = Cuda(module, emulated=True), kernels.get
+    for place in ("deeprelax.param_set.get", "deeprelax.clocked.get"):
+        monkeypatch.setattr(place, lambda name, device: backend if name == "cuda" else real(name, device))
+    return backend
+
+
+@pytest.fixture
+def context(emulated: Backend, tmp_path: Path) -> Context:
+    return make_context({"cuda": emulated}, tmp_path, MadeUpTimer())
+
+
+def make_context(backends: dict[str, Backend], folder: Path, timer: Timer, seconds: float = 1e6) -> Context:
+    record = Record(folder / "out", {"gpu": "none"})
+    return Context(CPU, backends, timer, lambda: None, record, Budget(seconds), TINY)
+
+
+def rows(context: Context, part: str, key: str = "rows", **wanted: Any) -> list[dict[str, Any]]:
+    found = context.record.results(part)[key]
+    return [r for r in found if all(r[name] == value for name, value in wanted.items())]
+
+
+def test_every_kernel_is_measured_in_every_configuration_and_kind_of_call(context: Context) -> None:
+    kernels_part.run(context)
+    assert not context.record.data["parts"]["kernels"].get("errors")
+    for rule in RULES:
+        for configuration in CONFIGURATIONS:
+            for kind in KINDS:
+                found = rows(context, "kernels", rule=rule.name, configuration=configuration.name, kind=kind)
+                assert len(found) == 1
+                moved = bytes_moved(rule.optimizer, configuration.dtype, kind, weight_decay=configuration.weight_decay)
+                assert found[0]["bytes_per_element"] == moved
+                # In twice the time of a copy, which moves 8 bytes an element.
+                assert found[0]["of_copy"]["median"] == pytest.approx(moved / 8 / 2)
+                assert found[0]["gb_per_s"] == pytest.approx(moved * TINY.elements / 2e-3 / 1e9)
+    assert {r["name"] for r in rows(context, "kernels", "sizes", elements=128)} == {
+        "copy",
+        *(f"{rule.name} [cuda]" for rule in RULES),
+    }
+
+
+def test_a_cycles_bandwidth_weighs_its_calls_by_how_often_they_come(context: Context) -> None:
+    kernels_part.run(context)
+    (hj,) = rows(context, "kernels", "cycles", rule="HJ", configuration="fp32")
+    assert hj["bytes_per_element"] == pytest.approx((20 + 3 * 20 + 16) / 5)
+    assert hj["of_copy"] == pytest.approx((20 + 3 * 20 + 16) / 5 / 8 / 2)
+    times = {"first": 1.0, "inner": 2.0, "last": 4.0}
+    assert Rule("", "HJ", False, 5).per_cycle(times) == pytest.approx((1 + 2 + 2 + 2 + 4) / 5)
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: c.name)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_what_is_timed_is_the_reference_call(rule: Rule, configuration: Configuration, emulated: Backend) -> None:
+    """First, inner and last differ, and each changes the memory as the reference does, on its own slice alone."""
+    seen = []
+    for kind in KINDS:
+        call = rule.call(kind, configuration.weight_decay)
+        assert (call.first, call.last) == (kind == "first", kind == "last")
+        memories = []
+        for backend in (emulated, Eager()):
+            torch.manual_seed(0)
+            memories.append(Memory(2**9, CPU))
+            memories[-1].launch(backend, rule, call, configuration.dtype, 2**8, 1)()
+        found, expected = ([m.wide["w"], m.narrow["w"], m.x, m.y, m.average] for m in memories)
+        assert all(map(torch.equal, found, expected))
+        torch.manual_seed(0)
+        untouched = Memory(2**9, CPU)
+        assert torch.equal(found[2][: 2**8], untouched.x[: 2**8])
+        seen.append(torch.cat([t.float() for t in found]))
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_noise_is_drawn_where_the_name_says_so() -> None:
+    scales = {rule.name: getattr(rule.call("inner"), "noise_scale", 0.0) for rule in RULES}
+    assert {name for name, scale in scales.items() if scale} == {"EntropySGD, noise", "Heat"}
+
+
+def test_small_sizes_rotate_over_more_memory_than_a_cache_holds() -> None:
+    full = Scale()
+    for size in full.sizes:
+        calls = max(kernels_part.CALLS, min(kernels_part.MOST_CALLS, kernels_part.ROTATE // size))
+        memory = Memory.__new__(Memory)
+        memory.elements = full.elements
+        assert memory.slices(size, calls) * size * kernels_part.COPY_BYTES >= 2**26
+
+
+def test_whole_steps_are_compared_with_adamw_in_proportion_to_bytes(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager_only = {name: build for name, build in steps_part.PLAIN.items() if "compile" not in name}
+    monkeypatch.setattr(steps_part, "PLAIN", eager_only)  # compiling takes most of a minute
+    steps_part.run(context)
+    assert not context.record.data["parts"]["steps"].get("errors")
+    adamw = peer_bytes_moved(steps_part.ADAMW, torch.float32)
+    for workload in TINY.workloads:
+        for captured in (False, True):
+            group = rows(context, "steps", workload=workload.name, captured=captured, backend="cuda")
+            assert {r["name"] for r in group} == {rule.name for rule in RULES} | set(steps_part.PEERS)
+            (hj,) = (r for r in group if r["name"] == "HJ")
+            assert hj["by_adamw"] == pytest.approx(0.5)
+            assert hj["by_adamw_per_byte"] == pytest.approx(0.5 / (19.2 / adamw))
+    assert {r["name"] for r in rows(context, "steps", backend="plain torch")} == {steps_part.ADAMW, *eager_only}
+
+
+def test_a_whole_cycle_of_steps_is_timed(emulated: Backend) -> None:
+    params = steps_part.parameters(TINY.workloads[0], CPU)
+    for rule in RULES:
+        opt = steps_part.make(rule, params, "cuda", False)
+        for p in params:
+            p.grad = torch.ones_like(p)
+        contestant = steps_part.steps(opt.step, rule.length)
+        contestant.enqueue()
+        assert contestant.calls == rule.length
+        assert opt.outer_step_happened
+        assert opt.phase == 0
+
+
+def test_host_time_is_measured_by_that_of_fused_sgd(context: Context) -> None:
+    host_part.run(context)
+    results = context.record.results("host")
+    names = {r["name"] for r in results["rows"]}
+    assert names == {host_part.SGD} | {
+        f"{name} [cuda{capturable}]" for name in host_part.OPTIMIZERS for capturable in ("", ", capturable")
+    }
+    assert all(r["by_sgd"] > 0 for r in results["rows"])
+    assert (next(r for r in results["rows"] if r["name"] == host_part.SGD))["by_sgd"] == 1
+    assert any("relaxation.py" in line for line in results["profiles"]["HJ [cuda]"])
+
+
+def test_variants_are_measured_beside_the_kernels_as_built(context: Context, emulated: Backend, tmp_path: Path) -> None:
+    def variants() -> Any:
+        yield "other", emulated
+        raise RuntimeError("nvcc failed: made up")
+
+    sweep_part.run(context, variants(), tuner=tmp_path / "none.py")
+    found = rows(context, "sweep")
+    assert {(r["variant"], r["rule"], r["configuration"]) for r in found} == {
+        (v, rule.name, c) for v in (sweep_part.BUILT, "other") for rule in RULES for c in ("fp32", "bf16")
+    }
+    (error,) = context.record.data["parts"]["sweep"]["errors"]
+    assert "made up" in error["traceback"]
+    assert "none.py" in context.record.results("sweep")["left_out"]
+
+
+def test_the_triton_tuner_is_run_and_what_it_prints_is_kept(context: Context, tmp_path: Path) -> None:
+    tuner = tmp_path / "tune.py"
+    tuner.write_text("print('the best of all blocks')")
+    sweep_part.run(context, (), tuner)
+    assert "the best of all blocks" in context.record.results("sweep")["triton"]
+    assert "exit status 0" in context.record.results("sweep")["triton"]
+
+
+class Noting(Eager):
+    """Notes which kernels it is asked for."""
+
+    name = "noting"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[Any] = set()
+
+    def run(self, call: Any, table: Any, *arguments: Any) -> None:
+        noise = getattr(call, "noise_scale", 0.0) != 0
+        self.seen.add((call.rule, noise, call.first, call.last, call.weight_decay, table.dtype))
+
+
+def test_all_that_will_be_measured_is_compiled_ahead_by_one_of_the_shards(tmp_path: Path) -> None:
+    ahead, measured = Noting(), Noting()
+    for shard in range(4):
+        kernels_part.compile_ahead(make_context({"x": ahead}, tmp_path, MadeUpTimer()), shard, 4)
+    kernels_part.run(make_context({"x": measured}, tmp_path, MadeUpTimer()))
+    assert ahead.seen == measured.seen
+    assert len(ahead.seen) == len(RULES) * len(CONFIGURATIONS) * len(KINDS)
+
+
+class BrokenBackend(Eager):
+    """Fails in one rule."""
+
+    name = "broken"
+
+    def run(self, call: Any, *arguments: Any) -> None:
+        if call.rule == "heat":
+            raise RuntimeError("no heat here")
+        super().run(call, *arguments)
+
+
+def test_a_kernel_that_fails_does_not_take_the_others_with_it(tmp_path: Path) -> None:
+    context = make_context({"broken": BrokenBackend()}, tmp_path, MadeUpTimer())
+    kernels_part.run(context)
+    assert {r["rule"] for r in rows(context, "kernels")} == {rule.name for rule in RULES} - {"Heat"}
+    assert "no heat here" in context.record.data["parts"]["kernels"]["errors"][0]["traceback"]
+
+
+def test_what_the_budget_does_not_allow_is_left_out_and_named(emulated: Backend, tmp_path: Path) -> None:
+    context = make_context({"cuda": emulated}, tmp_path, MadeUpTimer(), seconds=15)
+    kernels_part.run(context)
+    assert context.record.results("kernels")["left_out"] == "sizes from 128 on"
+    assert len(rows(context, "kernels")) == len(RULES) * len(CONFIGURATIONS) * len(KINDS)
+    steps_part.run(context)
+    assert "resnet50, tiny [cuda]" in context.record.results("steps")["left_out"]
+
+
+def test_a_whole_run_leaves_its_files_and_no_more_than_come_back(
+    emulated: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = SimpleNamespace(is_available=lambda: True, current_device=lambda: 0)
+    monkeypatch.setattr(gpu, "torch", SimpleNamespace(cuda=cuda, device=torch.device))
+    monkeypatch.setattr(gpu, "about", lambda commit, device: machine.about(commit, CPU))
+    monkeypatch.setattr(gpu, "backends", lambda: {"cuda": emulated})
+
+    def small(backends: dict[str, Backend], record: Record, budget: Budget) -> Context:
+        return Context(CPU, backends, MadeUpTimer(), lambda: None, record, budget, TINY)
+
+    monkeypatch.setattr(gpu, "on_gpu", small)
+    assert gpu.main(["--out", str(tmp_path), "--parts", "kernels,host", "--commit", "abc"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"gpu.json", "gpu.md", "bandwidth.png"}
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert {name: part["status"] for name, part in found["parts"].items()} == {"kernels": "done", "host": "done"}
+    assert found["about"]["commit"] == "abc"
+    assert found["about"]["versions"]["torch"] == torch.__version__
+    assert "| HJ [cuda] | fp32, inner |" in (tmp_path / "gpu.md").read_text()
+
+
+def test_the_commit_is_that_of_the_repository() -> None:
+    head = machine.output(["git", "rev-parse", "HEAD"])
+    assert machine.commit().removesuffix(" with changes") == (head or "unknown")
+    assert machine.output(["no-such-program"]) is None
+
+
+def test_the_sanitizers_run_takes_every_rule_dtype_and_kind_of_call(emulated: Backend) -> None:
+    seen = set()
+
+    class Noting(Eager):
+        def run(self, call: Any, table: Any, grads: Any, addresses: Any, buffers: Any) -> None:
+            aligned = {w.data_ptr() % 16 == 0 for w in table.weights if w.numel()}
+            seen.add((call.rule, table.dtype, call.first, call.last, aligned == {True}))
+            emulated.run(call, table, grads, addresses, buffers)
+            ends = (w.storage_offset() + w.numel() == w.untyped_storage().nbytes() // w.itemsize for w in table.weights)
+            assert all(ends)
+
+    count = sanitize.everything(Noting(), 64, CPU)
+    assert count > 100
+    assert len(seen) == 3 * len(sanitize.DTYPES) * len(KINDS) * 2

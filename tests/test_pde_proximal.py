@@ -1,0 +1,131 @@
+"""The proximal operator from samples, and the rule that adapts γ."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from deeprelax.pde import Grid, sampled_proximal, viscous
+from deeprelax.pde.closed_forms import absolute_value
+from deeprelax.schedules import adaptive_gamma
+
+
+def absolute(y: Tensor) -> Tensor:
+    return y.abs().sum(-1)
+
+
+def draw(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("viscosity", [0.3, 1.0])
+def test_samples_give_the_viscous_solution_and_its_gradient(viscosity: float) -> None:
+    gamma, samples = 0.5, 20_000
+    x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)[:, None]
+    found = [sampled_proximal(absolute, x, gamma, viscosity, samples, draw(seed)) for seed in range(25)]
+    grid = Grid.uniform((-1.5, 1.5, 601))
+    exact = viscous(np.abs, grid, gamma, viscosity)
+    for got, wanted in (("gradient", exact.gradient[0][::100]), ("u", exact.u[::100])):
+        values = torch.stack([getattr(f, got).reshape(7) for f in found]).numpy()
+        error = values.std(0, ddof=1) / 5
+        # 25 repetitions: Student's t with 24 degrees of freedom, 7 points: 5.5 has probability 1e-4.
+        # The grid has |x|'s kink at a node: its own error is h²/12 there.
+        assert np.all(np.abs(values.mean(0) - wanted) < 5.5 * error + 1e-5), got
+    torch.testing.assert_close(found[0].gradient, (x - found[0].point) / gamma)
+
+
+def test_a_small_viscosity_approaches_the_proximal_point() -> None:
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+    exact = torch.from_numpy(absolute_value(x.numpy(), 0.3)[1])
+    far = [
+        float((sampled_proximal(absolute, x, 0.3, d, 200_000, draw()).point - exact).abs().max()) for d in (0.4, 0.04)
+    ]
+    assert far[1] < 0.5 * far[0]
+    assert far[1] < 2 * math.sqrt(0.3 * 0.04)  # it is off by the width of the density at most
+
+
+def test_huge_losses_do_not_overflow_in_float32() -> None:
+    found = sampled_proximal(lambda y: 1e30 + absolute(y), torch.ones(2, 3), 0.5, 1.0, 500, draw())
+    assert torch.isfinite(found.point).all()
+    assert torch.isfinite(found.u).all()
+
+
+def test_batches_dimensions_and_dtypes_are_kept() -> None:
+    found = sampled_proximal(absolute, torch.zeros(4, 3, dtype=torch.float32), 0.5, 1.0, 100, draw())
+    assert found.point.shape == found.gradient.shape == (4, 3)
+    assert found.u.shape == found.effective_samples.shape == (4,)
+    assert found.point.dtype == torch.float32
+    single = sampled_proximal(absolute, torch.zeros(3, dtype=torch.float64), 0.5, 1.0, 100, draw())
+    assert (single.point.shape, single.u.shape, single.point.dtype) == ((3,), (), torch.float64)
+
+
+def test_the_effective_number_of_samples_is_that_of_gaussian_weights() -> None:
+    dimension, gamma, samples = 8, 0.5, 50_000
+    found = sampled_proximal(
+        lambda y: (y**2).sum(-1) / 2, torch.zeros(4, dimension, dtype=torch.float64), gamma, 0.2, samples, draw()
+    )
+    share = (math.sqrt(1 + 2 * gamma) / (1 + gamma)) ** dimension  # (E w)²/E w²
+    assert found.effective_samples.numpy() / samples == pytest.approx(share, rel=0.02)
+
+
+def test_equal_weights_are_all_effective_and_warn_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = sampled_proximal(lambda y: 0 * absolute(y), torch.zeros(2, 3), 0.5, 1.0, 500, draw())
+    assert found.effective_samples.tolist() == pytest.approx([500, 500], rel=1e-4)
+
+
+def test_collapsed_weights_are_warned_of_with_their_number() -> None:
+    with pytest.warns(UserWarning, match=r"the weights have collapsed: 1\.[0-9] of 100 samples are effective"):
+        found = sampled_proximal(lambda y: 1e4 * absolute(y), torch.zeros(1, 20), 0.5, 1.0, 100, draw())
+    assert float(found.effective_samples) < 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "named"),
+    [
+        ({"gamma": 0.0}, ValueError, "gamma is 0.0"),
+        ({"viscosity": -1.0}, ValueError, "viscosity is -1.0"),
+        ({"samples": 0}, ValueError, "0 samples"),
+        ({"x": torch.zeros(2, 2, 2)}, ValueError, "(2, 2, 2)"),
+        ({"x": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, "torch.int64"),
+        ({"f": lambda y: y}, ValueError, "returned shape (2, 10, 3)"),
+        ({"f": lambda y: absolute(y) * math.nan}, ValueError, "not finite at 20 of 20"),
+    ],
+)
+def test_bad_input_is_refused_by_name(changes: dict, error: type[Exception], named: str) -> None:
+    options = {"f": absolute, "x": torch.zeros(2, 3), "gamma": 0.5, "viscosity": 1.0, "samples": 10, **changes}
+    with pytest.raises(error) as caught:
+        sampled_proximal(**options)
+    assert named in str(caught.value)
+
+
+def test_gamma_grows_while_the_update_shrinks_fast_and_shrinks_otherwise() -> None:
+    assert adaptive_gamma(0.5, 0.9, 1.0) == 0.5 * 1.1  # the bound itself counts as fast
+    assert adaptive_gamma(0.5, 0.9001, 1.0) == 0.5 * 0.9
+    assert adaptive_gamma(0.5, 2.0, 1.0, shrink=0.5) == 0.25
+    assert adaptive_gamma(0.5, 0.5, 1.0, theta=0.4, shrink=0.8) == 0.4
+    assert adaptive_gamma(9.9, 0.1, 1.0) == 10
+    assert adaptive_gamma(0.00105, 2.0, 1.0) == 1e-3
+    assert adaptive_gamma(1.0, 0.0, 0.0) == 1.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"gamma": 0.0}, "gamma is 0.0"),
+        ({"norm": math.inf}, "norm is inf"),
+        ({"previous_norm": -1.0}, "previous_norm is -1.0"),
+        ({"theta": 1.0}, "theta is 1.0"),
+        ({"shrink": 1.0}, "shrink is 1.0"),
+        ({"grow": 1.0}, "grow is 1.0"),
+        ({"smallest": 20.0}, "smallest is 20.0; a finite number > 0 and at most largest, 10.0"),
+        ({"largest": math.nan}, "is needed"),
+    ],
+)
+def test_a_rule_out_of_range_is_refused_by_name(changes: dict[str, float], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        adaptive_gamma(**{"gamma": 1.0, "norm": 1.0, "previous_norm": 1.0, **changes})

@@ -1,0 +1,259 @@
+"""The paper's statements: what each section of docs/theory.md measures is what the theory says.
+
+Every check is made twice: on freshly measured numbers, and on the stored ones that the page shows.
+"""
+
+import functools
+import importlib.util
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from deeprelax.pde.theory import STATEMENTS
+from deeprelax.pde.theory.statement import Numbers
+
+ROOT = Path(__file__).parent.parent
+SIGMAS = 4.5  # two-sided probability 7e-6
+MEASURE = {statement.key: statement.measure for statement in STATEMENTS}
+
+
+@functools.cache
+def page() -> ModuleType:
+    """bench/theory.py."""
+    specification = importlib.util.spec_from_file_location("theory", ROOT / "bench" / "theory.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def stored() -> Numbers:
+    return json.loads((ROOT / "docs" / "theory" / "numbers.json").read_text())
+
+
+@functools.cache
+def fresh(key: str) -> Numbers:
+    return MEASURE[key]()
+
+
+@pytest.fixture(params=["fresh", "stored"])
+def of(request: pytest.FixtureRequest):
+    """The numbers of a statement."""
+    return fresh if request.param == "fresh" else stored().__getitem__
+
+
+def within(mean: float, error: float, exact: float, bias: float = 0.0) -> bool:
+    return abs(mean - exact) < SIGMAS * error + bias
+
+
+def test_section_2_fokker_planck_ends_in_exp_of_minus_2f_over_t(of) -> None:
+    one, two = of("section_2")["limits"]
+    assert (one["temperature"], two["temperature"]) == (1, 2)
+    assert max(one["to_exp_2"], two["to_exp_1"]) < 1e-9
+    assert min(one["to_exp_1"], two["to_exp_2"]) > 0.05  # (9) as printed is another density
+    for limit, right, wrong in ((one, "2", "1"), (two, "1", "2")):
+        moment, error = limit["second_moment"], limit["second_moment_error"]
+        assert within(moment, error, limit[f"second_moment_{right}"])
+        assert not within(moment, error, limit[f"second_moment_{wrong}"])
+        assert limit["mass"] == pytest.approx(1, abs=1e-11)
+
+
+def test_remark_1_exit_times_approach_kramers_law(of) -> None:
+    n = of("section_2")
+    ratios = [e["exact"] / e["kramers"] for e in n["exits"]]
+    assert ratios == sorted(ratios, reverse=True)
+    assert 1 < ratios[-1] < 1.05  # the next term is of order T/ΔF
+    gaps = [abs(e["gap"] / e["exact"] - 1) for e in n["exits"]]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[-1] < 2e-3
+    assert n["slope"] == pytest.approx(1, abs=0.02)
+    assert within(n["simulated"], n["simulated_error"], n["simulated_exact"])
+
+
+def test_lemma_2_finite_differences_converge_to_hopf_cole_with_first_order(of) -> None:
+    n = of("lemma_2")
+    assert n["u_order"] == pytest.approx(1, abs=0.05)
+    assert n["u_error"][-1] < 0.01
+
+
+def test_lemma_3_the_average_is_the_gradient_in_both_forms(of) -> None:
+    n = of("lemma_2")
+    assert n["slope_order"] == pytest.approx(2, abs=0.05)
+    assert n["eq_13_minus_eq_11"] < 1e-12
+
+
+def test_lemma_3_the_optimizers_average_is_the_gradient_of_viscosity_half_the_temperature(of) -> None:
+    for o in of("lemma_2")["optimizer"]:
+        # Extrapolation leaves the second order in the step 0.04, of forces that vary by 1/γ = 2: 0.005.
+        assert all(within(m, s, e, 0.005) for m, s, e in zip(o["mean"], o["error"], o["exact"]))
+    half, full = of("lemma_2")["optimizer"][1:]
+    wrong = [abs(m - e) / s for m, s, e in zip(half["mean"], half["error"], full["exact"])]
+    assert max(wrong) > 2 * SIGMAS  # δ = T would be seen
+
+
+def test_lemma_5_the_gradient_is_the_force_at_the_proximal_point(of) -> None:
+    for case in of("lemma_5")["lemma"]:
+        # Places of minima are known to the root of rounding, 1e-8; multiplied by the curvature or 1/γ.
+        assert case["force_minus_gradient"] < 2e-7
+        assert case["slope_of_u_minus_gradient"] < 2e-7
+
+
+def test_remark_6_the_iteration_converges_where_gamma_times_the_curvature_is_below_1_and_not_beyond(of) -> None:
+    for i in of("lemma_5")["iterations"]:
+        if i["gamma_curvature"] < 0.95:
+            assert i["error"] < 1e-9
+        elif i["gamma_curvature"] > 1.05:
+            assert i["error"] > 0.1
+        assert i["first_ratio"] == pytest.approx(i["gamma_curvature"], abs=0.02)
+        assert i["damped_error"] < 1e-9  # γ∇²f < 7 throughout
+
+
+def test_remarks_7_and_8_the_proximal_point_solves_backward_euler_which_may_have_other_solutions(of) -> None:
+    few, many = of("lemma_5")["lemma"]
+    assert max(few["prox_minus_backward_euler"], many["prox_minus_backward_euler"]) < 1e-7
+    assert (few["solutions_of_backward_euler"], many["solutions_of_backward_euler"]) == (1, 3)
+    assert len(few["minimisers_at_0"]) == 1
+    assert many["minimisers_at_0"] == pytest.approx([-math.sqrt(2 / 3), math.sqrt(2 / 3)], abs=1e-6)
+
+
+def test_non_viscous_smoothing_keeps_the_minimum_and_viscous_smoothing_does_not(of) -> None:
+    n = of("lemma_5")
+    for m in n["minima"]:
+        assert (m["value"], m["place"]) == (n["value"], n["place"])
+        assert m["viscous_value"] > n["value"] + 0.1
+        assert abs(m["viscous_place"] - n["place"]) > 0.01
+
+
+def test_theorem_9_the_two_scale_system_approaches_its_limit_like_the_root_of_epsilon(of) -> None:
+    n = of("theorem_9")
+    assert n["rms"] == sorted(n["rms"], reverse=True)
+    # Ratios of successive errors are √2 up to the next order, √ε relative.
+    for epsilon, (larger, smaller) in zip(n["epsilon"], zip(n["rms"], n["rms"][1:])):
+        assert larger / smaller == pytest.approx(math.sqrt(2), rel=math.sqrt(epsilon) / 2)
+    assert n["rate"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_theorem_9_noise_of_temperature_t_gives_viscosity_t_half(of) -> None:
+    for force in of("theorem_9")["forces"]:
+        assert all(within(m, s, e) for m, s, e in zip(force["mean"], force["error"], force["half"]))
+        assert not all(within(m, s, e) for m, s, e in zip(force["mean"], force["error"], force["full"]))
+
+
+def test_section_4_1_workers_average_and_time_average_agree_with_the_density(of) -> None:
+    n = of("averages")
+    assert all(within(m, s, e) for m, s, e in zip(n["workers"], n["workers_error"], n["exact"]))
+    assert all(within(m, s, e) for m, s, e in zip(n["time"], n["time_error"], n["exact"]))
+    assert max(n["workers_error"] + n["time_error"]) < 0.01
+
+
+def test_remark_10_the_time_averages_error_falls_like_one_over_the_root_of_its_length(of) -> None:
+    n = of("averages")
+    assert n["rate"] == pytest.approx(-0.5, abs=0.05)
+    assert n["errors"][-2] / n["errors"][-1] == pytest.approx(math.sqrt(2), rel=0.08)
+
+
+def test_section_4_1s_printed_sign_lets_the_workers_run_away(of) -> None:
+    n = of("averages")
+    relative = SIGMAS * math.sqrt(2 / n["count"])
+    # Steps of 0.004: Euler is off by 0.004 · 3, the rate, of a variance, and by 0.004 · 4 of a growing one.
+    assert n["variance"] == pytest.approx(n["variance_exact"], rel=relative + 0.012)
+    assert n["printed_variance"] == pytest.approx(n["printed_variance_exact"], rel=relative + 0.016)
+    assert n["printed_variance"] > 100 * n["variance"]
+
+
+def test_remark_11_eq_20_without_its_1_over_gamma_is_eq_19_and_as_printed_is_not(of) -> None:
+    n = of("remark_11")
+    for i in range(len(n["times"])):
+        a, b, printed = n["eq_19"], n["eq_20_without"], n["eq_20_printed"]
+        # The means differ from the limit by O(ε) = 0.02 at most, with opposite starts of y.
+        assert abs(a["mean"][i] - b["mean"][i]) < SIGMAS * math.hypot(a["error"][i], b["error"][i]) + 0.02
+        assert within(b["mean"][i], b["error"][i], n["limit"][i], 0.02)
+        assert within(printed["mean"][i], printed["error"][i], n["printed_limit"][i], 0.02)
+        assert abs(printed["mean"][i] - n["limit"][i]) > 0.08
+
+
+def test_eq_22_as_printed_has_half_the_variance_of_eq_26(of) -> None:
+    n = of("remark_11")
+    assert within(n["variance"], n["variance_error"], 0.25)  # γ/2; and far from γ
+    assert n["variance"] < 0.3
+    assert within(n["force"], n["force_error"], n["heat_half"])
+    assert not within(n["force"], n["force_error"], n["heat_full"])
+
+
+def test_section_4_2_heat_leaves_a_quadratics_gradient_and_local_entropy_lowers_it(of) -> None:
+    n = of("section_4_2")
+    for s in n["slopes"]:
+        assert s["heat"] == pytest.approx(4, abs=1e-5)
+        assert s["entropy"] == pytest.approx(s["exact"], rel=1e-5)
+    assert all(m["difference"] > 0.2 for m in n["minima"])
+    assert n["rate"] == pytest.approx(-1, abs=0.02)
+
+
+def test_theorem_12_by_pde_converges_to_the_exact_values(of) -> None:
+    n = of("theorem_12")
+    assert n["u_order"] == pytest.approx(1, abs=0.1)
+    assert n["v_order"] == pytest.approx(1, abs=0.1)
+    assert n["exact_u"] < n["exact_v"]
+
+
+def test_theorem_12_by_paths_the_control_improves_by_at_least_what_it_costs(of) -> None:
+    n = of("theorem_12")
+    assert n["margin"] > SIGMAS * n["margin_error"]
+    # Steps of 0.005 change expectations by about as much of them.
+    assert within(n["cost"], n["cost_error"], n["exact_u"], 0.005)
+    assert within(n["sgd"], n["sgd_error"], n["exact_v"], 0.005)
+    assert n["spent"] > SIGMAS * n["spent_error"]
+
+
+def test_remark_13_the_controlled_density_is_that_of_f_plus_f_gamma(of) -> None:
+    n = of("remark_13")
+    assert n["stop"] == pytest.approx(n["minimum"]["sum"], abs=0.0051)  # the grid's spacing
+    assert min(abs(n["stop"] - n["minimum"][name]) for name in ("f", "f_gamma")) > 0.1
+    assert n["chi_squared"]["sum"] < n["cells"] + SIGMAS * math.sqrt(2 * n["cells"])
+    assert min(n["chi_squared"]["f"], n["chi_squared"]["f_gamma"]) > 10 * n["cells"]
+
+
+def test_remark_14_both_forms_have_the_same_inner_iterates_and_differ_outside_until_the_fixed_point(of) -> None:
+    n = of("remark_14")
+    assert n["iterates_differ"] < 1e-14
+    assert n["gap"][0] > 0.1
+    assert max(n["gap"][-5:]) < 1e-14
+    assert n["measured_ratio"] == pytest.approx(n["ratio"], rel=0.02)
+
+
+def test_samples_of_the_proximal_operator_have_the_error_and_the_effective_number_expected(of) -> None:
+    n = of("sampled")
+    assert n["rate"] == pytest.approx(-0.5, abs=0.05)
+    assert n["bias"] == sorted(n["bias"], reverse=True)
+    assert n["shares"] == pytest.approx(n["expected"], rel=0.05)
+
+
+def test_adapting_gamma_from_a_wide_start_comes_closer_to_the_minimum(of) -> None:
+    n = of("sampled")
+    ends = {name: abs(d["x"][-1] - n["minimum"]) for name, d in n["descents"].items()}
+    assert ends["γ = 2, adapted"] < 0.02
+    assert ends["γ = 2, fixed"] > 0.1
+    assert ends["γ = 0.2, adapted"] > 1  # what it cannot do is on the page too
+
+
+def test_the_page_is_what_the_stored_numbers_say() -> None:
+    assert (ROOT / "docs" / "theory.md").read_text() == page().rendered(stored())
+    assert list(stored()) == [statement.key for statement in STATEMENTS]
+
+
+def test_every_statement_has_a_small_picture() -> None:
+    for statement in STATEMENTS:
+        assert 3_000 < (ROOT / "docs" / "theory" / f"{statement.key}.png").stat().st_size < 60_000
+
+
+@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda s: s.key)
+def test_fresh_numbers_can_be_drawn_and_told(statement) -> None:
+    numbers = json.loads(json.dumps(fresh(statement.key)))  # plain numbers, as stored
+    assert statement.figure(numbers).axes
+    assert len(statement.tell(numbers)) > 200
+    assert "nan" not in statement.tell(numbers)
