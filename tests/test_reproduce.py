@@ -16,7 +16,7 @@ from conftest import plain
 from deeprelax.experiments import models, protocol, store
 from deeprelax.experiments.data import Data
 from deeprelax.experiments.protocol import OPTIMIZERS, PRESETS, Run
-from deeprelax.experiments.runner import Runner, can_be_captured, numerics
+from deeprelax.experiments.runner import Runner, numerics
 
 WIDTH = 4  # of All-CNN here; 96 in the paper
 
@@ -167,27 +167,6 @@ def test_every_gradient_of_a_captured_run_is_a_replay_of_one_graph(monkeypatch: 
         runner.advance(45)
         assert plain(runner.state()) == expected
     assert calls == {"replays": 45, "captures": 1}
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("changes", [{}, {"autocast": "bf16"}], ids=["float32", "bf16"])
-@pytest.mark.parametrize("model", protocol.MODELS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_captured_run_learns_and_resumes_with_the_same_bits(
-    tmp_path: Path, optimizer: str, model: str, changes: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    captures = []
-    captured = Runner._captured
-    monkeypatch.setattr(Runner, "_captured", lambda self: captures.append(1) or captured(self))
-    data = data_for(model).to(torch.device("cuda"))
-    run = small(optimizer, model, epochs=10, evaluate_every=5, **changes)
-    run = dataclasses.replace(run, options={**run.options, **GENTLER.get(("authors", model, optimizer), {})})
-    store.execute(run, data, "digest", tmp_path / "whole")
-    assert store.execute(run, data, "digest", tmp_path / "parts", deadline=0.0) == store.PAUSED
-    assert store.execute(run, data, "digest", tmp_path / "parts") == store.FINISHED
-    assert final_state(run, tmp_path / "whole") == final_state(run, tmp_path / "parts")
-    assert errors(run, tmp_path / "whole")[-1][2] < 0.5
-    assert len(captures) == (3 if can_be_captured(run, torch.device("cuda")) else 0)
 
 
 @pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "sgd"])

@@ -27,7 +27,7 @@ WARM_UP = 3  # calls before a capture, as torch's notes on CUDA graphs advise
 
 def can_be_captured(run: Run, device: torch.device) -> bool:
     """Whether the optimizer's step can be part of a CUDA graph: torch's SGD can, ours if its backend can."""
-    return run.optimizer == "sgd" or getattr(kernels.get("auto", device), "capturable", False)
+    return run.optimizer == "sgd" or kernels.get("auto", device).capturable
 
 
 def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
