@@ -19,6 +19,7 @@ from deeprelax import kernels
 from deeprelax.experiments import machine
 from deeprelax.experiments.models import MODELS
 from deeprelax.experiments.recipes import PLANS, settings, takes
+from deeprelax.experiments.reproduce_cli import reproduce
 from deeprelax.experiments.training import OPTIMIZERS, DivergedError, check
 
 EXTRAS = {"numpy", "scipy", "sklearn", "matplotlib", "rich", "torchvision"}
@@ -61,6 +62,7 @@ def main() -> None:
     deeprelax doctor     what works on this machine, and what to do about the rest
     deeprelax bench      how fast a step() is, beside torch's own optimizers
     deeprelax profile    where a step's time goes, for a model and an optimizer of yours
+    deeprelax reproduce  the paper's Table 1 and Figure 2
     """
 
 
@@ -335,3 +337,6 @@ def figure1(out: Path, name: str, time: float, beta: float, temperature: float, 
         laboratory.write(out, name, time, beta, temperature, animate, click.echo)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
+
+
+main.add_command(reproduce)

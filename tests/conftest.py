@@ -57,7 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 OPTIMIZERS = list(SETTINGS)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 
 def make(name: str, params: Any, **changes: Any) -> Any:

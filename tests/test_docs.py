@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from deeprelax.experiments.reproduction import rendered
+
 ROOT = Path(__file__).parent.parent
 COLUMN_FILES = {2: "kernels/eager.py", 4: "kernels/triton_rules.py"}
 
@@ -32,6 +34,12 @@ def test_the_map_has_every_rule_in_every_language():
 @pytest.mark.parametrize(("file", "name"), sorted(set(places())))
 def test_a_name_on_the_map_is_in_its_file(file: str, name: str):
     assert re.search(rf"\b{re.escape(name)}\b", (ROOT / file).read_text()), f"{name} is not in {file}"
+
+
+def test_the_page_on_reproduction_is_that_of_the_stored_results():
+    results = ROOT / "bench" / "results"
+    assert list(results.glob("*/reproduction/runs/*.jsonl"))
+    assert (ROOT / "docs" / "reproduction.md").read_text() == rendered(results)
 
 
 def test_the_readmes_figures_are_those_of_the_stored_results():

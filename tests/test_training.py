@@ -7,7 +7,7 @@ import torch
 
 from deeprelax.experiments import recipes
 from deeprelax.experiments.data import Data, load
-from deeprelax.experiments.models import build
+from deeprelax.experiments.models import MODELS, build
 from deeprelax.experiments.training import OPTIMIZERS, DivergedError, Settings, recalibrate, train
 
 EPOCHS = 14
@@ -83,10 +83,17 @@ def test_recalibration_gives_the_training_sets_statistics(digits: Data) -> None:
     assert norm.momentum == 0.1
 
 
-def test_lenet_has_the_size_of_the_authors_program() -> None:
-    model = build("lenet", torch.Size((1, 28, 28)))
-    assert sum(p.numel() for p in model.parameters()) == 131_220
-    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("lenet", 431_220), ("lenet-authors", 131_220), ("allcnn", 1_372_254), ("allcnn-authors", 1_667_166)],
+)
+def test_the_papers_networks_have_their_size(name: str, parameters: int) -> None:
+    """LeNet: 1·20·5² + 20 + 20·50·5² + 50 + (800 or 200)·500 + 500 + 5,010, and 2·(20 + 50) of batch norm."""
+    shape = torch.Size(MODELS[name][1])
+    with torch.device("meta"):
+        model = build(name, shape)
+        assert model(torch.zeros(2, *shape)).shape == (2, 10)
+    assert sum(p.numel() for p in model.parameters()) == parameters
 
 
 def test_digits_are_split_in_equal_proportion_and_always_alike(digits: Data) -> None:

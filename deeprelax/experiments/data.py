@@ -21,7 +21,7 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class Data:
-    """Inputs are float32 (images, channels, height, width), standardised; targets are int64 class numbers."""
+    """Inputs are float32 (images, channels, height, width); targets are int64 class numbers."""
 
     name: str
     train_inputs: Tensor
@@ -73,8 +73,15 @@ def _digits() -> Data:
     return _standardised("digits", (train_x, train_y), (val_x, val_y))
 
 
-def _mnist(folder: Path | None) -> Data:
-    """60,000 training images of 28x28; the 10,000 test images serve for validation, as in the paper."""
+def mnist_arrays(folder: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training images and labels, test images and labels: uint8, (60000, 28, 28) and (60000,), and 10,000 for the test.
+
+    Args:
+        folder: the one that has MNIST/raw; downloaded to if it has nothing. None is ``.data``, made if need be.
+
+    Raises:
+        DataError, ImportError: as ``load``.
+    """
     if folder is not None and not folder.is_dir():
         raise DataError(f"no folder {folder}: give the one that has MNIST/raw in it, or an empty one to download to")
     folder = folder or DEFAULT_FOLDER
@@ -87,6 +94,12 @@ def _mnist(folder: Path | None) -> Data:
             raise DataError(f"{raw / name} has {len(labels)} labels for {len(images)} images")
         if labels.max() > 9:
             raise DataError(f"{raw / name} is damaged: it has a label {labels.max()}; 0 to 9 were expected")
+    return train_x, train_y, val_x, val_y
+
+
+def _mnist(folder: Path | None) -> Data:
+    """60,000 training images of 28x28; the 10,000 test images serve for validation, as in the paper."""
+    train_x, train_y, val_x, val_y = mnist_arrays(folder)
     return _standardised("mnist", (train_x, train_y), (val_x, val_y))
 
 

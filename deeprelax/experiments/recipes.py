@@ -53,7 +53,7 @@ DIGITS = Plan(
 )
 
 MNIST = Plan(
-    model="lenet",
+    model="lenet-authors",  # a third of the parameters of the paper's "lenet", and twice as fast on a CPU
     epochs=5,  # an epoch takes one or two CPU cores the better part of a minute; the paper trains for 70 to 100
     seeds=1,  # the paper: 6
     batch_size=128,  # section 7.1

@@ -128,7 +128,7 @@ def train(
     check(settings, data, backend)
     device = data.train_inputs.device
     start = time.perf_counter()
-    with _deterministic(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with deterministic(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = build(settings.model, data.train_inputs.shape[1:]).to(device)
         optimizer = make_optimizer(settings, model, seed, backend)
@@ -144,7 +144,7 @@ def train(
                     optimizer.step()
                 optimizer.zero_grad()
             scheduler.step()
-            with _at_x(optimizer, stay=epoch + 1 == settings.epochs):
+            with at_x(optimizer, stay=epoch + 1 == settings.epochs):
                 recalibrate(model, data.train_inputs, settings.batch_size)
                 _, loss = evaluate(model, data.train_inputs, data.train_targets)
                 error, _ = evaluate(model, data.validation_inputs, data.validation_targets)
@@ -169,7 +169,7 @@ def _batches(data: Data, size: int, generator: torch.Generator) -> Iterator[tupl
 
 
 @contextlib.contextmanager
-def _at_x(optimizer: torch.optim.Optimizer, stay: bool) -> Iterator[None]:
+def at_x(optimizer: torch.optim.Optimizer, stay: bool = False) -> Iterator[None]:
     """The parameters hold x inside, and with ``stay`` also after it; else the inner point again."""
     relaxation = not isinstance(optimizer, torch.optim.SGD)
     if relaxation:
@@ -214,7 +214,8 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[float, 
 
 
 @contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
+def deterministic() -> Iterator[None]:
+    """cuDNN takes the same algorithm every time."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:

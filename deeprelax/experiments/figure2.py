@@ -1,0 +1,95 @@
+"""Figure 2 from stored runs: validation error on MNIST, training loss and validation error on CIFAR-10."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from deeprelax.experiments.protocol import OPTIMIZERS
+from deeprelax.experiments.report import LINES, TITLES
+from deeprelax.experiments.store import Stored
+from deeprelax.experiments.table1_report import device_of, groups
+
+PANELS = (
+    ("lenet", "validation_error", "LeNet on MNIST", "validation error (%)", 100.0),
+    ("allcnn", "training_loss", "All-CNN on CIFAR-10", "training loss (nats)", 1.0),
+    ("allcnn", "validation_error", "All-CNN on CIFAR-10", "validation error (%)", 100.0),
+)
+
+
+def curve(runs: Sequence[Stored], quantity: str) -> list[tuple[float, float, float, int]]:
+    """(effective epochs, mean, deviation, seeds) wherever a run was evaluated; the deviation of one seed is 0."""
+    found: dict[float, list[float]] = {}
+    for stored in runs:
+        for record in stored.records:
+            if record[quantity] is not None:
+                found.setdefault(record["effective_epoch"], []).append(record[quantity])
+    return [
+        (at, statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+        for at, values in sorted(found.items())
+    ]
+
+
+def draw(runs: Sequence[Stored], preset: str, out: Path) -> list[Path]:
+    """Write figure2-PRESET.png and .svg into ``out``; their paths. A panel without runs says so."""
+    chosen = groups(runs)
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    for ax, (model, quantity, title, label, scale) in zip(figure.subplots(1, 3), PANELS):
+        drawn = 0
+        for optimizer in OPTIMIZERS:
+            points = curve(chosen.get((preset, model, optimizer, ""), []), quantity)
+            if points:
+                _line(ax, points, scale, optimizer, drawn)
+                drawn += 1
+        ax.set_title(title)
+        ax.set_xlabel("effective epochs")
+        ax.set_ylabel(label)
+        if drawn:
+            _decorate(ax)
+        else:
+            ax.set(xticks=[], yticks=[])
+            ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes)
+    devices = sorted({device_of(stored) for key, found in chosen.items() if key[0] == preset for stored in found})
+    figure.suptitle(f"{preset} preset; bands: one standard deviation over the seeds; {', '.join(devices) or 'no runs'}")
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"figure2-{preset}.{kind}" for kind in ("png", "svg")]
+    # The same runs give the same file: no date, and names within the SVG that are not random.
+    with matplotlib.rc_context({"svg.hashsalt": "deeprelax"}):
+        figure.savefig(paths[0], dpi=150)
+        figure.savefig(paths[1], metadata={"Date": None})
+    return paths
+
+
+def _line(ax: Axes, points: Sequence[tuple[float, float, float, int]], scale: float, optimizer: str, nth: int) -> None:
+    style: dict[str, Any] = LINES[optimizer]
+    epochs = [at for at, *_ in points]
+    means = [scale * mean for _, mean, _, _ in points]
+    every = max(1, len(points) // 8)
+    seeds = sorted({count for *_, count in points})
+    of_seeds = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    name = f"{TITLES[optimizer]} ({of_seeds} seed{'s' if seeds[-1] > 1 else ''})"
+    ax.plot(
+        epochs, means, label=name, linewidth=1.6, markersize=4.5,
+        markevery=(min(nth * every // 4, len(points) - 1), every), **style,
+    )  # fmt: skip
+    low = [max(scale * (mean - deviation), scale * mean / 10) for _, mean, deviation, _ in points]
+    high = [scale * (mean + deviation) for _, mean, deviation, _ in points]
+    ax.fill_between(epochs, low, high, color=style["color"], alpha=0.25, linewidth=0)
+
+
+def _decorate(ax: Axes) -> None:
+    ax.set_yscale("log")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.grid(visible=True, which="major", linewidth=0.4, alpha=0.5)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize="small")

@@ -1,0 +1,290 @@
+"""``deeprelax reproduce``: table1, figure2 and search. Imports only click and torch until a command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import torch
+
+from deeprelax.experiments import protocol
+
+if TYPE_CHECKING:  # a console is rich's, which only the extra brings
+    from rich.console import Console
+
+    from deeprelax.experiments.protocol import Run
+
+OUT = Path("out/reproduction")
+
+
+class Names(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
+    """Names separated by commas."""
+
+    name = "names"
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self.known = known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """In the order of ``known``."""
+        if isinstance(value, tuple):
+            return value
+        given = [name.strip() for name in str(value).split(",") if name.strip()]
+        for name in given:
+            if name not in self.known:
+                self.fail(f"{name!r} is not one of {', '.join(self.known)}", param, ctx)
+        if not given:
+            self.fail(f"no name; there are {', '.join(self.known)}", param, ctx)
+        return tuple(name for name in self.known if name in given)
+
+
+def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that table1 and search have in common."""
+    for option in reversed(
+        [
+            click.option(
+                "--data", "folder", type=click.Path(path_type=Path), metavar="DIR",
+                help="Has MNIST/raw, and cifar10.npz or cifar-10-batches-py; what is missing is downloaded with "
+                "torchvision.  [default: .data]",
+            ),
+            click.option(
+                "--out", type=click.Path(path_type=Path, file_okay=False), default=OUT, show_default=True,
+                metavar="DIR", help="Runs, checkpoints and tables; what is there is not run again.",
+            ),
+            click.option(
+                "--models", type=Names(protocol.MODELS), default=",".join(protocol.MODELS), show_default=True
+            ),
+            click.option(
+                "--optimizers", type=Names(protocol.OPTIMIZERS), default=",".join(protocol.OPTIMIZERS),
+                show_default=True,
+            ),
+            click.option(
+                "--preset", type=click.Choice(protocol.PRESETS), default="authors", show_default=True,
+                help="authors: their program's networks, momenta, whitening, and batches with replacement. paper: "
+                "its sections 6 and 7 to the letter, without replacement, pylearn2's whitening.",
+            ),
+            click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1."),
+            click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's choice]"),
+            click.option(
+                "--budget-minutes", type=click.FloatRange(0),
+                help="Stop after this time; the next call goes on where this one stopped.  [default: none]",
+            ),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@contextlib.contextmanager
+def _prepared(device: str, threads: int | None) -> Iterator[torch.device]:
+    """The device, checked; missing packages and what a user can mend become messages."""
+    from deeprelax.cli import _extras_needed, _threads
+
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise click.BadParameter(f"{device!r} is no device: cpu, cuda or cuda:1", param_hint="--device") from error
+    if where.type == "cuda":
+        if (where.index or 0) >= torch.cuda.device_count():
+            raise click.ClickException(f"--device {device}: torch finds no such GPU here; deeprelax doctor says more")
+        # Without it, cuBLAS may sum in another order from run to run. Read when its first handle is made.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with _extras_needed(), _threads(threads):
+        yield where
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    from deeprelax.experiments.data import DataError
+    from deeprelax.experiments.store import StoreError
+
+    try:
+        yield
+    except (DataError, StoreError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _tensorboard(out: Path) -> Callable[[Run, Sequence[dict[str, Any]]], None]:
+    """Writes every evaluation of a run, at its number of gradients."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise click.ClickException("--tensorboard needs the package 'tensorboard': pip install tensorboard") from error
+
+    def write(run: Run, records: Sequence[dict[str, Any]]) -> None:
+        with SummaryWriter(str(out / "tensorboard" / run.name)) as writer:
+            for record in records:
+                for quantity in ("validation_error", "training_loss", "lr", "gamma"):
+                    if record[quantity] is not None:
+                        writer.add_scalar(quantity, record[quantity], record["gradients"])
+
+    return write
+
+
+@click.group()
+def reproduce() -> None:
+    """The paper's experiments: Table 1, Figure 2, and the search for what it leaves open.
+
+    \b
+    deeprelax reproduce table1 --data DIR --device cuda      what is missing of the table, most informative runs first
+    deeprelax reproduce figure2                              the figure from the runs that are there
+    deeprelax reproduce search --data DIR                    η and γ₀, with equal budgets for all optimizers
+    """
+
+
+@reproduce.command()
+@_shared
+@click.option("--seeds", type=click.IntRange(1), default=protocol.SEEDS, show_default=True, help="Runs of each row.")
+@click.option(
+    "--epochs", type=click.IntRange(1),
+    help="Effective epochs of every run: gradients over batches per epoch.  [default: the paper's, row by row]",
+)  # fmt: skip
+@click.option(
+    "--evaluate-every", type=click.IntRange(1), help="Effective epochs.  [default: at about 40 points of a run]"
+)
+@click.option("--autocast", type=click.Choice(["bf16"]), help="Mixed precision with channels_last.  [default: float32]")
+@click.option("--tf32/--no-tf32", default=False, show_default=True, help="Let the GPU round factors to TF32.")
+@click.option("--ablation", is_flag=True, help="Also Entropy-SGD without scoping, without noise, and without both.")
+@click.option(
+    "--found", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+    help="Take η, γ₀ and the schedule from this file of `reproduce search`.  [default: protocol.py's]",
+)  # fmt: skip
+@click.option(
+    "--checkpoint-seconds", type=click.FloatRange(0), default=60.0, show_default=True,
+    help="Between checkpoints; what a killed run did after its last one is done again.",
+)  # fmt: skip
+@click.option("--tensorboard", is_flag=True, help="Write curves to OUT/tensorboard; needs the package tensorboard.")
+def table1(
+    folder: Path | None,
+    out: Path,
+    models: tuple[str, ...],
+    optimizers: tuple[str, ...],
+    preset: str,
+    device: str,
+    threads: int | None,
+    budget_minutes: float | None,
+    seeds: int,
+    epochs: int | None,
+    evaluate_every: int | None,
+    autocast: str | None,
+    tf32: bool,
+    ablation: bool,
+    found: Path | None,
+    checkpoint_seconds: float,
+    tensorboard: bool,
+) -> None:
+    """Train what is missing of Table 1, and print it beside the paper's.
+
+    Each run leaves a JSON-lines file and a checkpoint in OUT. A run that was killed goes on from its checkpoint and
+    ends with the same bits on the same machine. One seed of every row comes first, then more seeds.
+
+    \b
+    Examples:
+      deeprelax reproduce table1 --data DIR --device cuda                        the whole table, six seeds
+      deeprelax reproduce table1 --data DIR --device cuda --budget-minutes 30    as much of it as half an hour allows
+      deeprelax reproduce table1 --data DIR --models lenet --seeds 1 --epochs 3  a first look, on a CPU
+    """
+    with _prepared(device, threads) as where:
+        from rich.console import Console
+
+        from deeprelax.experiments import search as searching
+        from deeprelax.experiments import table1 as experiment
+
+        console = Console()
+        write = _tensorboard(out) if tensorboard else (lambda run, records: None)
+        with _errors():
+            chosen = searching.best_of(found, preset) if found else None
+            runs = experiment.plan(
+                preset, models, optimizers, seeds, ablation=ablation, found=chosen, epochs=epochs,
+                evaluate_every=evaluate_every, autocast=autocast or "", tf32=tf32,
+            )  # fmt: skip
+            left = experiment.execute(
+                runs, experiment.Loader(folder, out / "cache", where), out, console, budget_minutes=budget_minutes,
+                checkpoint_seconds=checkpoint_seconds, report=write,
+            )  # fmt: skip
+            _report(out, preset, models, console)
+    if left:
+        again = ", ".join(run.name for run in left[:3]) + (", …" if len(left) > 3 else "")
+        click.echo(f"{len(left)} of {len(runs)} runs are left ({again}); the same command goes on with them")
+
+
+def _report(out: Path, preset: str, models: Sequence[str], console: Console) -> None:
+    """The table from what is stored, on the console and in OUT."""
+    from deeprelax.experiments import store, table1_report
+
+    rows = table1_report.rows(store.read_all(out), preset)
+    if not console.is_terminal:
+        console.width = 140
+    console.print(table1_report.table(rows, models))
+    text = "\n".join(part for part in (table1_report.markdown(rows), table1_report.ablation_markdown(rows)) if part)
+    store.write_text(out / f"table1-{preset}.md", text)
+    store.write_text(out / f"table1-{preset}.json", json.dumps(table1_report.as_json(rows), indent=1) + "\n")
+    click.echo(f"written: {out / f'table1-{preset}.md'}, {out / f'table1-{preset}.json'}")
+
+
+@reproduce.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=OUT, show_default=True, metavar="DIR",
+    help="Where the runs of `reproduce table1` are, and the figure goes.",
+)  # fmt: skip
+@click.option("--preset", type=click.Choice(protocol.PRESETS), default="authors", show_default=True)
+def figure2(out: Path, preset: str) -> None:
+    """Draw Figure 2 from the runs of Table 1 that are there, as PNG and SVG.
+
+    Three panels over effective epochs: validation error on MNIST, training loss and validation error on CIFAR-10;
+    means, with a band of one standard deviation over the seeds.
+    """
+    with _prepared("cpu", None), _errors():
+        from deeprelax.experiments import figure2 as figure
+        from deeprelax.experiments import store
+
+        paths = figure.draw(store.read_all(out), preset, out)
+    click.echo("written: " + ", ".join(str(path) for path in paths))
+
+
+@reproduce.command()
+@_shared
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Effective epochs of a trial.")
+@click.option(
+    "--images", type=click.IntRange(1), metavar="N",
+    help="Train on N images, of the training set; a sixth as many others decide.  [default: five sixths of them all]",
+)  # fmt: skip
+def search(
+    folder: Path | None,
+    out: Path,
+    models: tuple[str, ...],
+    optimizers: tuple[str, ...],
+    preset: str,
+    device: str,
+    threads: int | None,
+    budget_minutes: float | None,
+    epochs: int,
+    images: int | None,
+) -> None:
+    """Look for what the paper leaves open: η, γ₀ and the schedule.
+
+    Every optimizer, SGD included, gets as many trials of as many gradients. Images held out of the training set
+    decide; the test set is not looked at. Every trial's result is stored; `table1 --found OUT/search-PRESET.json`
+    takes the best.
+    """
+    with _prepared(device, threads) as where, _errors():
+        from rich.console import Console
+
+        from deeprelax.experiments import search as searching
+        from deeprelax.experiments import table1 as experiment
+
+        console = Console()
+        load = searching.held_out(experiment.Loader(folder, out / "cache", where), images)
+        trials = searching.plan(preset, models, optimizers, epochs)
+        left = experiment.execute(trials, load, out / "search", console, budget_minutes=budget_minutes)
+        path = searching.write(out, preset, models, optimizers)
+        for line in searching.summary(path):
+            click.echo(line)
+    click.echo(
+        f"written: {path}" + (f"; {len(left)} trials are left: the same command goes on with them" if left else "")
+    )

@@ -1,0 +1,169 @@
+"""docs/reproduction.md, written from the stored results: bench/reproduction.py calls it, and a test compares."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deeprelax.experiments import store, table1_report
+from deeprelax.experiments.protocol import ABLATED, MODELS, PAPER, PRESETS, SEEDS
+from deeprelax.experiments.report import TITLES
+from deeprelax.experiments.store import Stored
+from deeprelax.experiments.table1_report import NAMES, Row
+
+HEAD = """# The paper's experiments, run again
+
+Written by `python bench/reproduction.py` from `bench/results/*/reproduction`; do not edit. Every figure of ours is the
+validation error at x after the last gradient of a run, with batch norm's statistics gathered at x; "@" gives effective
+epochs (Remark 15). What each row does, and which value comes from where, stands in `deeprelax/experiments/protocol.py`.
+
+```
+deeprelax reproduce table1 --data DIR --out DIR --device cuda     # all of it; goes on where it was stopped
+deeprelax reproduce figure2 --out DIR
+deeprelax reproduce search --data DIR --out DIR                   # η, γ₀ and the schedule, which the paper leaves open
+```
+"""
+
+NOTES = """## What is known not to be the paper's
+
+- Heat is section 6.3's Gaussian average. The program that the authors published for HEAT averages along a Langevin path
+  instead, so their figures are not to be expected of it.
+- The authors put their noise inside the inner momentum and take two more gradients in each outer step; here it stands
+  outside, and L gradients are L.
+- A batch that is not full is left out: 468 gradients are an effective epoch of MNIST, 390 of CIFAR-10.
+- Seconds per run are those of a machine that others worked on, and no measure of speed.
+- The paper reads its table at the effective epoch it names; runs here end there, and their schedules with them.
+"""
+
+
+def verdict(row: Row) -> str:
+    """What a row says about the paper's figure, in words."""
+    paper = PAPER[row.model, row.optimizer]
+    if row.error is None:
+        return "no finished run"
+    if row.caveats:
+        return f"no statement: {', '.join(row.caveats)}"
+    difference = row.error - paper.error
+    spread = 2 * ((row.deviation or 0.0) ** 2 + paper.deviation**2) ** 0.5
+    if abs(difference) <= spread:
+        return f"matches: {difference:+.2f} points, within two deviations ({spread:.2f})"
+    return f"does not match: {difference:+.2f} points, two deviations are {spread:.2f}"
+
+
+def rendered(results: Path) -> str:
+    """The page, from ``results``, the folder with one folder for each machine."""
+    folders = sorted(path.parent for path in results.glob("*/reproduction/runs"))
+    parts = [HEAD]
+    every: list[Row] = []
+    for folder in folders:
+        machine = folder.parent.name
+        runs = store.read_all(folder)
+        for preset in PRESETS:
+            rows = table1_report.rows(runs, preset)
+            if rows:
+                every += rows
+                parts.append(_table(rows, runs, preset, machine, folder))
+        parts += _found(folder / "found", machine)
+        parts += [_search(path, machine) for path in sorted(folder.glob("search-*.json"))]
+    return "\n".join([*parts, NOTES, _not_run(every)])
+
+
+def _table(rows: Sequence[Row], runs: Sequence[Stored], preset: str, machine: str, folder: Path) -> str:
+    lines = [f"## Table 1, {preset} preset, {machine}\n", table1_report.markdown(rows)]
+    lines += [f"- {NAMES[r.model]}, {TITLES[r.optimizer]}: {verdict(r)}." for r in rows if not r.variant]
+    ablation = table1_report.ablation_markdown(rows)
+    if ablation:
+        lines += ["\nEntropy-SGD with scoping and thermal noise switched off (section 8):\n", ablation]
+        lines += [_scoped(stored) for stored in runs if _is_scoped(stored, preset)]
+    figure = folder / f"figure2-{preset}.png"
+    if figure.exists():
+        path = f"../bench/results/{machine}/reproduction/{figure.name}"
+        lines.append(f"\n![Figure 2: validation error and training loss over effective epochs]({path})")
+    return "\n".join(lines) + "\n"
+
+
+def _is_scoped(stored: Stored, preset: str) -> bool:
+    settings = stored.settings
+    whole = stored.ended is not None and settings["variant"] == "" and settings["seed"] == 0
+    return whole and settings["optimizer"] == ABLATED and settings["preset"] == preset
+
+
+def _scoped(stored: Stored) -> str:
+    """How much scoping there was to switch off."""
+    settings, last = stored.settings, stored.records[-1]
+    updates = last["gradients"] // settings["options"]["inner_steps"]
+    left = last["gamma"] / settings["options"]["gamma"]
+    name, epochs = NAMES[settings["model"]], settings["epochs"]
+    return f"{name}: in {epochs} effective epochs scoping makes {updates} steps and leaves γ at {left:.2f} γ₀."
+
+
+def _found(folder: Path, machine: str) -> list[str]:
+    """Runs with what the search found."""
+    if not (folder / "runs").is_dir():
+        return []
+    rows = [row for preset in PRESETS for row in table1_report.rows(store.read_all(folder), preset)]
+    models = [model for model in MODELS if any(row.model == model for row in rows)]
+    return [f"## The same with what the search below chose, {machine}\n\n{table1_report.markdown(rows, models)}"]
+
+
+def _search(path: Path, machine: str) -> str:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        f"## Search, {content['preset']} preset, {machine}\n",
+        "Every optimizer has as many trials of as many gradients; images held out of the training set decide. What is",
+        "best in short trials on few images need not be best in a long run.\n",
+        "| model | optimizer | η | γ₀ | rate falls at | gradients | error on held-out images (%) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for model, of_model in content["rows"].items():
+        for optimizer, row in of_model.items():
+            for trial in row["trials"]:
+                lines.append(_trial(model, optimizer, trial, row["best"]))
+        data = next(iter(of_model.values()))["data"].partition(" ")[2]
+        lines.append(f"\n{NAMES[model]}: {data}; bold: taken by `table1 --found`.")
+    return "\n".join(lines) + "\n"
+
+
+def _trial(model: str, optimizer: str, trial: dict[str, Any], best: dict[str, Any]) -> str:
+    options = trial["options"]
+    gamma = f"{options['gamma']:g}" if "gamma" in options else ""
+    drops = ", ".join(f"{at:.2f}" for at, _ in trial["drops"])
+    error = f"{100 * trial['held_out_error']:.1f}" if trial["ended"] == store.FINISHED else "diverged"
+    if trial["options"] == best["options"] and trial["drops"] == best["drops"]:
+        error = f"**{error}**"
+    cells = [NAMES[model], TITLES[optimizer], f"{options['lr']:g}", gamma, drops, str(trial["gradients"]), error]
+    return f"| {' | '.join(cells)} |"
+
+
+def _not_run(rows: Sequence[Row]) -> str:
+    """What is owed of the paper's table, and how to have it."""
+    lines = ["## What was not run\n"]
+    for preset in PRESETS:
+        lacking = {}
+        for model in MODELS:
+            of_model = [optimizer for name, optimizer in PAPER if name == model]
+            whole = {
+                row.optimizer for row in rows
+                if (row.preset, row.model, row.variant) == (preset, model, "") and not row.caveats
+            }  # fmt: skip
+            missing = [optimizer for optimizer in of_model if optimizer not in whole]
+            if missing:
+                lacking[model] = missing
+        for model, missing in lacking.items():
+            names = ", ".join(TITLES[optimizer] for optimizer in missing)
+            command = ["deeprelax", "reproduce", "table1", "--data", "DIR", "--device", "cuda", "--preset", preset]
+            command += ["--models", model, "--optimizers", ",".join(missing)]
+            lines.append(
+                f"- {NAMES[model]}, {preset} preset, {SEEDS} seeds at the paper's effective epochs: {names}.\n"
+                f"  `{shlex.join(command)}`"
+            )
+    ablated = {row.model for row in rows if row.variant and row.epochs >= PAPER[row.model, row.optimizer].epochs}
+    if missing_models := [model for model in MODELS if model not in ablated]:
+        lines.append(
+            f"- The ablation at full length: {', '.join(NAMES[model] for model in missing_models)}.\n"
+            "  `deeprelax reproduce table1 --data DIR --device cuda --optimizers entropy-sgd --ablation`"
+        )
+    return "\n".join(lines if len(lines) > 1 else [*lines, "Nothing is left."]) + "\n"

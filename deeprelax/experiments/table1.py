@@ -1,0 +1,168 @@
+"""Table 1: which runs it takes, in which order, and running those that are missing."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from deeprelax.experiments import inputs, protocol, store
+from deeprelax.experiments.data import Data
+from deeprelax.experiments.protocol import ABLATED, ABLATION, DATASETS, Run
+
+Report = Callable[[Run, Sequence[dict[str, Any]]], None]
+Options = dict[str, dict[str, dict[str, Any]]]
+
+
+def plan(
+    preset: str,
+    models: Sequence[str],
+    optimizers: Sequence[str],
+    seeds: int,
+    *,
+    ablation: bool = False,
+    found: Options | None = None,
+    **common: Any,
+) -> list[Run]:
+    """The runs, most informative first: one seed of every row, then of every ablation, then the next seed.
+
+    Args:
+        preset, models, optimizers: as ``protocol`` names them; SGD comes early, for it is what the others stand beside.
+        ablation: also the variants of Entropy-SGD without scoping and without noise.
+        found: for a model and an optimizer, what a search chose: "options" and "drops" for ``protocol.run``.
+        common: passed to ``protocol.run``: epochs, autocast, tf32, evaluate_every.
+    """
+    runs = []
+    rows = [o for o in ("sgd", "entropy-sgd", "hj", "heat") if o in optimizers]
+    for seed in range(seeds):
+        for variant in ("", *(ABLATION if ablation else ())):
+            for model in models:
+                for optimizer in rows if not variant else [ABLATED]:
+                    chosen = (found or {}).get(model, {}).get(optimizer, {})
+                    runs.append(protocol.run(preset, model, optimizer, seed, variant=variant, **chosen, **common))
+    return runs
+
+
+class Loader:
+    """Data sets on the device, one at a time: whitened CIFAR-10 takes 0.7 GB."""
+
+    def __init__(self, folder: Path | None, cache: Path, device: torch.device) -> None:
+        self._folder, self._cache, self._device = folder, cache, device
+        self._held: tuple[tuple[str, str], Data, str] | None = None
+
+    def __call__(self, run: Run) -> tuple[Data, str]:
+        """The run's data and their checksum."""
+        wanted = (DATASETS[run.model], run.preset)
+        if self._held is None or self._held[0] != wanted:
+            self._held = None
+            data, digest = inputs.load(*wanted, self._folder, self._cache)
+            self._held = (wanted, data.to(self._device), digest)
+        return self._held[1], self._held[2]
+
+
+def execute(
+    runs: Sequence[Run],
+    load: Callable[[Run], tuple[Data, str]],
+    out: Path,
+    console: Console,
+    *,
+    budget_minutes: float | None = None,
+    checkpoint_seconds: float = 60.0,
+    report: Report = lambda run, records: None,
+) -> list[Run]:
+    """Run what is missing.
+
+    Args:
+        load: gives a run's data.
+        budget_minutes: no run is begun after it, and one that is under way is saved and left for the next call.
+        report: called after every evaluation.
+
+    Returns:
+        The runs that are not at their end.
+
+    Raises:
+        StoreError, DataError, ValueError: as ``store.execute`` and ``inputs.load``.
+    """
+    deadline = float("inf") if budget_minutes is None else time.monotonic() + 60 * budget_minutes
+    left: list[Run] = []
+    with _progress(console) as progress:
+        overall = progress.add_task("all runs", total=sum(run.epochs for run in runs), state="")
+        before = 0
+        for run in runs:
+            if not _has_ended(run, out):
+                if left or time.monotonic() >= deadline:
+                    left.append(run)
+                    continue
+                data, digest = load(run)
+                watch = _Watch(progress, overall, before, run, out, report)
+                how = store.execute(
+                    run, data, digest, out, deadline=deadline, checkpoint_seconds=checkpoint_seconds, on_progress=watch
+                )
+                watch.close()
+                console.print(f"{run.name}: {how}{_error(run, out)}", highlight=False, soft_wrap=True)
+                if how == store.PAUSED:
+                    left.append(run)
+            before += run.epochs
+            progress.update(overall, completed=before)
+    return left
+
+
+class _Watch:
+    """Moves the two bars while a run is under way, and reports evaluations that were not there before."""
+
+    def __init__(self, progress: Progress, overall: TaskID, before: int, run: Run, out: Path, report: Report) -> None:
+        self._progress, self._overall, self._before, self._run, self._report = progress, overall, before, run, report
+        self._task = progress.add_task(run.name, total=run.epochs, state="")
+        path = store.path_of(run, out)
+        self._seen = len(store.read(path).records) if path.exists() else 0
+
+    def __call__(self, done: int, total: int, records: Sequence[dict[str, Any]]) -> None:
+        at = self._run.epochs * done / total
+        state = f"{records[-1]['validation_error']:.2%}" if records else ""
+        self._progress.update(self._task, completed=at, state=state)
+        self._progress.update(self._overall, completed=self._before + at)
+        if len(records) > self._seen:
+            self._report(self._run, records[self._seen :])
+            self._seen = len(records)
+
+    def close(self) -> None:
+        self._progress.remove_task(self._task)
+
+
+def _has_ended(run: Run, out: Path) -> bool:
+    """By the run's file alone: loading its data only to compare their checksum would take long."""
+    path = store.path_of(run, out)
+    if not path.exists():
+        return False
+    stored = store.read(path)
+    return stored.ended is not None and store.ended(run, stored.header["data"], out)
+
+
+def _error(run: Run, out: Path) -> str:
+    records = store.read(store.path_of(run, out)).records
+    if not records:
+        return ""
+    last = records[-1]
+    return (
+        f", {last['validation_error']:.2%} validation error at {last['effective_epoch']:g} effective epochs, "
+        f"{last['seconds']:.0f} s"
+    )
+
+
+@contextlib.contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description:40}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.1f}/{task.total:.0f} effective epochs"),
+        TextColumn("{task.fields[state]:>7}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield progress

@@ -1,0 +1,297 @@
+"""A run of Table 1 learns, can be interrupted anywhere and ends with the same bits, and takes each batch once."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import plain
+
+from deeprelax.experiments import models, protocol, store
+from deeprelax.experiments.data import Data
+from deeprelax.experiments.protocol import OPTIMIZERS, PRESETS, Run
+from deeprelax.experiments.runner import Runner, numerics
+
+WIDTH = 4  # of All-CNN here; 96 in the paper
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, make in (("allcnn", models.allcnn), ("allcnn-authors", models.allcnn_authors)):
+        monkeypatch.setitem(models.MODELS, name, (functools.partial(make, width=WIDTH), (3, 32, 32)))
+
+
+def data_for(model: str, train: int = 320, validation: int = 100) -> Data:
+    """A pattern for each class and noise, in the shapes and ranges of the real images."""
+    shape = models.MODELS[model][1]
+    generator = torch.Generator().manual_seed(5)
+    patterns = torch.nn.functional.interpolate(torch.randn(10, shape[0], 4, 4, generator=generator), shape[1:])
+    targets = torch.arange(train + validation) % 10
+    inputs = patterns[targets] + 0.7 * torch.randn(train + validation, *shape, generator=generator)
+    if model == "lenet":
+        inputs = (64 * inputs + 128).clamp(0, 255).round()
+    return Data(model, inputs[:train], targets[:train], inputs[train:], targets[train:])
+
+
+LENET = data_for("lenet")
+
+
+def small(optimizer: str, model: str = "lenet", preset: str = "authors", epochs: int = 3, **changes: Any) -> Run:
+    """Twenty gradients an epoch."""
+    return dataclasses.replace(protocol.run(preset, model, optimizer, 0, epochs=epochs), batch_size=16, **changes)
+
+
+def final_state(run: Run, out: Path) -> dict[str, Any]:
+    return plain(torch.load(store.checkpoint_of(run, out), weights_only=True)["state"])
+
+
+def errors(run: Run, out: Path) -> list[tuple[Any, ...]]:
+    records = store.read(store.path_of(run, out)).records
+    return [tuple(value for name, value in record.items() if name != "seconds") for record in records]
+
+
+# Where the program of the authors has more momentum than these few easy images bear.
+GENTLER = {("authors", "lenet", "entropy-sgd"): {"lr": 0.3}}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", protocol.MODELS)
+def test_every_row_runs_end_to_end_and_learns(tmp_path: Path, preset: str, model: str, optimizer: str) -> None:
+    """Batches of 16 images; a tenth of them are right by chance."""
+    epochs = {"authors": 10, "paper": 6}[preset]
+    run = small(optimizer, model, preset, epochs=epochs, evaluate_every=epochs // 2)
+    run = dataclasses.replace(run, options={**run.options, **GENTLER.get((preset, model, optimizer), {})})
+    assert store.execute(run, data_for(model), "digest", tmp_path) == store.FINISHED
+    stored = store.read(store.path_of(run, tmp_path))
+    assert [record["gradients"] for record in stored.records] == [10 * epochs, 20 * epochs]
+    assert stored.records[-1]["validation_error"] < 0.5
+
+
+class Killed(BaseException):
+    """Nothing in the program catches it."""
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("at", [20, 33])
+def test_a_run_killed_in_its_middle_ends_with_the_same_bits(
+    tmp_path: Path, optimizer: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of an epoch and within one, in the middle of a cycle, with dropout and batches drawn."""
+    monkeypatch.setattr(store, "CHUNK", 7)
+    run = small(optimizer, epochs=2)
+    store.execute(run, LENET, "digest", tmp_path / "whole")
+    gradient = Runner._gradient
+
+    def dies(self: Runner) -> None:
+        if self.done == at:
+            raise Killed
+        gradient(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "_gradient", dies)
+        with pytest.raises(Killed):
+            store.execute(run, LENET, "digest", tmp_path / "parts", checkpoint_seconds=0)
+    saved = torch.load(store.checkpoint_of(run, tmp_path / "parts"), weights_only=True)
+    assert 0 < saved["state"]["done"] <= at
+    assert store.read(store.path_of(run, tmp_path / "parts")).ended is None
+    torch.manual_seed(999)
+    assert store.execute(run, LENET, "digest", tmp_path / "parts") == store.FINISHED
+    assert final_state(run, tmp_path / "whole") == final_state(run, tmp_path / "parts")
+    assert errors(run, tmp_path / "whole") == errors(run, tmp_path / "parts")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_rehearsal_before_a_capture_leaves_no_trace(optimizer: str) -> None:
+    run = small(optimizer)
+    states = []
+    for rehearse in (False, True):
+        with numerics(run, torch.device("cpu")):
+            runner = Runner(run, LENET)
+            if rehearse:
+                runner.rehearse()
+            runner.advance(25)
+            if rehearse:
+                runner.rehearse()
+            runner.advance(10)
+            states.append(plain(runner.state()))
+    assert states[0] == states[1]
+
+
+def test_every_gradient_of_a_captured_run_is_a_replay_of_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the graph, which runs nothing while it is captured and a gradient whenever it is replayed."""
+    run = small("entropy-sgd")
+    with numerics(run, torch.device("cpu")):
+        plain_runner = Runner(run, LENET)
+        plain_runner.advance(45)
+        expected = plain(plain_runner.state())
+        runner = Runner(run, LENET)
+        calls = {"replays": 0, "captures": 0}
+        gradient = runner._gradient
+
+        class Graph:
+            def replay(self) -> None:
+                calls["replays"] += 1
+                gradient()
+
+        @contextlib.contextmanager
+        def graph(_: Graph) -> Iterator[None]:
+            calls["captures"] += 1
+            monkeypatch.setattr(runner, "_gradient", lambda: None)
+            yield
+
+        class Stream:
+            def wait_stream(self, _: object) -> None:
+                pass
+
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph", graph)
+        runner._step = runner._captured()
+        runner.advance(45)
+        assert plain(runner.state()) == expected
+    assert calls == {"replays": 45, "captures": 1}
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "sgd"])
+def test_a_backend_that_cannot_be_captured_gives_the_same_bits(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small(optimizer)
+    states = []
+    for name in ("auto", "eager"):
+        if name == "eager":
+            monkeypatch.setenv("DEEPRELAX_BACKEND", name)
+        with numerics(run, torch.device("cpu")):
+            runner = Runner(run, LENET)
+            runner.advance(50)
+            states.append(plain(runner.state()))
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("with_replacement", [False, True])
+def test_batches_are_drawn_as_the_preset_says(with_replacement: bool) -> None:
+    """320 images without replacement come once each in 20 batches of 16, and in another order in the next epoch."""
+    run = small("sgd", with_replacement=with_replacement)
+    with numerics(run, torch.device("cpu")):
+        runner = Runner(run, LENET)
+        orders = []
+        for _ in range(2):
+            runner.advance(20)
+            orders.append(runner._order.flatten().tolist())
+    distinct = [len(set(order)) for order in orders]
+    assert orders[0] != orders[1]
+    if with_replacement:
+        assert all(160 < count < 240 for count in distinct)  # 320 (1 - 1/e) = 202 are expected
+    else:
+        assert distinct == [320, 320]
+
+
+def test_the_learning_rate_falls_where_the_schedule_says() -> None:
+    run = small("hj", drops=((0.5, 0.1), (0.75, 0.02)))
+    with numerics(run, torch.device("cpu")):
+        runner = Runner(run, LENET)
+        rates = []
+        for _ in range(60):
+            runner.advance(1)
+            rates.append(float(runner.optimizer.param_groups[0]["lr"]))
+    lr = run.options["lr"]
+    assert rates == [lr] * 30 + [lr * 0.1] * 15 + [lr * 0.02] * 15
+
+
+def test_the_schedule_of_a_shorter_run_falls_at_the_same_fractions() -> None:
+    """Entropy-SGD's authors divide by 10 after two of the four outer epochs of 20 passes that Table 1 reads."""
+    for epochs in (80, 8):
+        run = protocol.run("authors", "lenet", "entropy-sgd", 0, epochs=epochs)
+        assert [run.rate_factor(k / 8) for k in range(8)] == [1.0] * 4 + [0.1] * 4
+
+
+def test_a_seed_is_of_the_weights_the_batches_dropout_and_the_noise() -> None:
+    runs = [small("heat"), small("heat"), small("heat", seed=1)]
+    states = []
+    for run in runs:
+        with numerics(run, torch.device("cpu")):
+            runner = Runner(run, LENET)
+            runner.advance(9)
+            states.append(runner.state())
+    first, again, other = (plain(state) for state in states)
+    assert first == again
+    assert first["draws"] != other["draws"]
+    assert first["dropout"] != other["dropout"]
+    assert states[0]["optimizer"]["param_groups"][0]["seed"] != states[2]["optimizer"]["param_groups"][0]["seed"]
+
+
+def test_a_run_leaves_the_callers_generator_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    store.execute(small("sgd", epochs=1), LENET, "digest", tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_mixed_precision_trains_in_bf16_and_keeps_float32_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def spy(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -> torch.Tensor:
+        if logits.requires_grad:
+            seen.add(logits.dtype)
+        return cross_entropy(logits, targets, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", spy)
+    run = small("hj", "allcnn", autocast="bf16", epochs=1)
+    assert store.execute(run, data_for("allcnn"), "digest", tmp_path) == store.FINISHED
+    assert seen == {torch.bfloat16}
+    weights = torch.load(store.checkpoint_of(run, tmp_path), weights_only=True)["state"]["model"]
+    assert weights["1.weight"].dtype == torch.float32
+
+
+def test_a_run_that_diverges_is_stored_as_such(tmp_path: Path) -> None:
+    run = small("sgd")
+    run = dataclasses.replace(run, options={**run.options, "lr": 1e30})
+    assert store.execute(run, LENET, "digest", tmp_path) == store.DIVERGED
+    stored = store.read(store.path_of(run, tmp_path))
+    assert stored.ended == store.DIVERGED
+    assert stored.records[-1]["training_loss"] is None
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 32}, {"options": {"lr": 0.2}}, "data"])
+def test_a_stored_run_of_other_settings_or_data_is_refused(tmp_path: Path, change: Any) -> None:
+    run = small("sgd", epochs=1)
+    store.execute(run, LENET, "digest", tmp_path)
+    other, digest = (run, "other") if change == "data" else (dataclasses.replace(run, **change), "digest")
+    with pytest.raises(store.StoreError, match=run.name):
+        store.ended(other, digest, tmp_path)
+    with pytest.raises(store.StoreError, match=run.name):
+        store.execute(other, LENET, digest, tmp_path)
+
+
+def test_damaged_files_of_a_run_are_refused_by_name(tmp_path: Path) -> None:
+    run = small("sgd", epochs=1)
+    store.execute(run, LENET, "digest", tmp_path)
+    lines, checkpoint = store.path_of(run, tmp_path), store.checkpoint_of(run, tmp_path)
+    content = lines.read_text()
+    lines.write_text(content.replace("{", "", 1))
+    with pytest.raises(store.StoreError, match=lines.name):
+        store.read(lines)
+    lines.write_text(content[:-5])  # the machine went down while it was written
+    assert store.read(lines).ended is None
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    with pytest.raises(store.StoreError, match=checkpoint.name):
+        store.execute(run, LENET, "digest", tmp_path)

@@ -1,0 +1,312 @@
+"""``deeprelax reproduce`` runs what is missing, within a budget, says what it lacks, and refuses bad input by name."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from conftest import plain
+from rich.console import Console
+from test_cli import write_mnist
+from test_whitening import write_cifar
+
+from deeprelax.cli import main
+from deeprelax.experiments import protocol, search, store, table1
+from deeprelax.experiments.protocol import OPTIMIZERS, PAPER
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MNIST's files with three batches of images."""
+    folder = tmp_path_factory.mktemp("data")
+    write_mnist(folder, train=400, test=40)
+    return folder
+
+
+def run(command: str, *arguments: object, code: int = 0) -> Result:
+    threads = [] if command == "figure2" else ["--threads", "1"]
+    result = CliRunner().invoke(main, ["reproduce", command, *threads, *(str(a) for a in arguments)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def lines(out: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted((out / "runs").glob("*"))}
+
+
+def test_table1_runs_what_is_missing_and_nothing_twice(data: Path, tmp_path: Path) -> None:
+    base = ["--data", data, "--out", tmp_path, "--models", "lenet", "--seeds", 1, "--epochs", 1]
+    run("table1", *base, "--optimizers", "hj,sgd")
+    first = lines(tmp_path)
+    assert set(first) == {f"authors-lenet-{name}-1ep-seed0.jsonl" for name in ("hj", "sgd")}
+    output = run("table1", *base, "--optimizers", "hj,heat").output
+    second = lines(tmp_path)
+    assert {name: second[name] for name in first} == first
+    assert set(second) - set(first) == {"authors-lenet-heat-1ep-seed0.jsonl"}
+    assert "hj-1ep" not in output
+    table = (tmp_path / "table1-authors.md").read_text()
+    assert "| LeNet | Heat | 0.59 ± 0.02 @ 75 |" in table
+    assert "| LeNet | Entropy-SGD | 0.50 ± 0.01 @ 80 | not run |" in table
+    assert "1 of 6 seeds, 1 of 70 effective epochs" in table
+    rows = json.loads((tmp_path / "table1-authors.json").read_text())
+    assert {(row["model"], row["optimizer"], row["seeds"]) for row in rows} == {
+        ("lenet", o, 1) for o in ("hj", "sgd", "heat")
+    }
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_every_line_of_a_run_is_json_with_settings_machine_and_curve(data: Path, tmp_path: Path) -> None:
+    run("table1", "--data", data, "--out", tmp_path, "--models", "lenet", "--optimizers", "entropy-sgd", "--seeds", 1,
+        "--epochs", 2)  # fmt: skip
+    header, first, second, end = map(json.loads, next(iter(lines(tmp_path).values())).splitlines())
+    assert header["run"]["options"]["inner_steps"] == 20
+    assert header["machine"]["threads"] == 1
+    assert len(header["data"]) == 16
+    assert [first["gradients"], second["gradients"]] == [3, 6]
+    assert 0 <= second["validation_error"] <= 1
+    assert second["gamma"] == 1e4  # no cycle of 20 has ended
+    assert end == {"ended": "finished"}
+    assert str(data) not in next(iter(lines(tmp_path).values()))
+
+
+def test_a_budget_stops_between_runs_and_the_next_call_goes_on(data: Path, tmp_path: Path, monkeypatch) -> None:
+    """The clock jumps by a minute at every run's end; two and a half minutes pay for three runs."""
+    now = time.monotonic()
+    clock = {"at": now}
+    execute = store.execute
+
+    def slow(*arguments, **keywords):
+        how = execute(*arguments, **keywords)
+        clock["at"] += 60
+        return how
+
+    monkeypatch.setattr(store, "execute", slow)
+    monkeypatch.setattr(time, "monotonic", lambda: clock["at"])
+    base = [
+        "--data",
+        data,
+        "--out",
+        tmp_path,
+        "--models",
+        "lenet",
+        "--seeds",
+        1,
+        "--epochs",
+        1,
+        "--budget-minutes",
+        2.5,
+    ]
+    assert "1 of 4 runs are left (authors-lenet-heat-1ep-seed0)" in run("table1", *base).output
+    assert len(lines(tmp_path)) == 3
+    assert "are left" not in run("table1", *base).output
+    assert len(lines(tmp_path)) == 4
+
+
+def test_a_run_that_meets_the_deadline_is_saved_and_gone_on_with(data: Path, tmp_path: Path) -> None:
+    base = ["--data", data, "--models", "lenet", "--optimizers", "hj", "--seeds", 1, "--epochs", 2]
+    run("table1", *base, "--out", tmp_path / "whole")
+    loader = table1.Loader(data, tmp_path / "cache", torch.device("cpu"))
+    runs = table1.plan("authors", ["lenet"], ["hj"], 1, epochs=2)
+    images, digest = loader(runs[0])
+    assert store.execute(runs[0], images, digest, tmp_path / "parts", deadline=0.0) == store.PAUSED
+    assert store.read(store.path_of(runs[0], tmp_path / "parts")).ended is None
+    assert table1.execute(runs, loader, tmp_path / "parts", Console(quiet=True)) == []
+    states = [
+        torch.load(store.checkpoint_of(runs[0], tmp_path / part), weights_only=True)["state"]
+        for part in ("whole", "parts")
+    ]
+    assert plain(states[0]) == plain(states[1])
+
+
+def test_a_killed_process_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
+    arguments = ["--data", data, "--models", "lenet", "--optimizers", "entropy-sgd", "--seeds", 1, "--epochs", 8,
+                 "--evaluate-every", 1, "--checkpoint-seconds", 0]  # fmt: skip
+    run("table1", *arguments, "--out", tmp_path / "whole")
+    command = [sys.executable, "-m", "deeprelax", "reproduce", "table1", "--threads", "1", *map(str, arguments)]
+    process = subprocess.Popen([*command, "--out", str(tmp_path / "parts")], stdout=subprocess.DEVNULL)
+    (saved,) = (tmp_path / "whole" / "checkpoints").iterdir()
+    saved = tmp_path / "parts" / "checkpoints" / saved.name
+    until = time.monotonic() + 60
+    while not saved.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    before = torch.load(saved, weights_only=True)["state"]["done"]
+    assert 0 < before < 24
+    run("table1", *arguments, "--out", tmp_path / "parts")
+    states = [
+        torch.load(tmp_path / part / "checkpoints" / saved.name, weights_only=True)["state"]
+        for part in ("whole", "parts")
+    ]
+    assert plain(states[0]) == plain(states[1])
+
+
+def test_the_most_informative_runs_come_first() -> None:
+    runs = table1.plan("authors", protocol.MODELS, OPTIMIZERS, 2, ablation=True)
+    first, then, next_seed = runs[:8], runs[8:14], runs[14:]
+    assert {(r.model, r.optimizer, r.variant) for r in first} == {(m, o, "") for m, o in PAPER}
+    assert {(r.model, r.variant) for r in then} == {(m, v) for m in protocol.MODELS for v in protocol.ABLATION}
+    assert {r.seed for r in first + then} == {0}
+    assert {r.seed for r in next_seed} == {1}
+    assert [r.epochs for r in first] == [PAPER[r.model, r.optimizer].epochs for r in first]
+    assert len({r.name for r in runs}) == len(runs)
+
+
+def test_the_ablation_switches_off_scoping_and_noise_and_nothing_else() -> None:
+    base = protocol.run("authors", "lenet", "entropy-sgd", 0).options
+    assert base["scoping"] == 1e-3
+    assert base["temperature"] > 0
+    off = {v: protocol.run("authors", "lenet", "entropy-sgd", 0, variant=v).options for v in protocol.ABLATION}
+    for variant, options in off.items():
+        changed = {name for name in base if options[name] != base[name]}
+        assert changed == {
+            n for n, word in (("scoping", "scoping"), ("temperature", "noise")) if f"no-{word}" in variant
+        }
+        assert all(options[name] == 0 for name in changed)
+
+
+def test_figure2_says_which_panel_has_no_runs(data: Path, tmp_path: Path) -> None:
+    run(
+        "table1",
+        "--data",
+        data,
+        "--out",
+        tmp_path,
+        "--models",
+        "lenet",
+        "--optimizers",
+        "sgd",
+        "--seeds",
+        1,
+        "--epochs",
+        1,
+    )
+    output = run("figure2", "--out", tmp_path).output
+    assert str(tmp_path / "figure2-authors.svg") in output
+    assert (tmp_path / "figure2-authors.png").exists()
+
+
+def test_search_gives_every_optimizer_the_same_budget_and_never_sees_the_test_set(data: Path, tmp_path: Path) -> None:
+    arguments = ["--data", data, "--out", tmp_path, "--models", "lenet", "--epochs", 1, "--images", 256]
+    run("search", *arguments)
+    path = tmp_path / "search-authors.json"
+    rows = json.loads(path.read_text())["rows"]["lenet"]
+    assert set(rows) == set(OPTIMIZERS)
+    budgets = {name: [trial["gradients"] for trial in row["trials"]] for name, row in rows.items()}
+    assert len({tuple(each) for each in budgets.values()}) == 1
+    assert len(budgets["sgd"]) == len(search.TRIALS) == len(search.SGD_TRIALS)
+    for row in rows.values():
+        settings = {json.dumps([trial["options"], trial["drops"]]) for trial in row["trials"]}
+        assert len(settings) == len(row["trials"])
+        ended = [trial for trial in row["trials"] if trial["ended"] == "finished"]
+        best = min(ended, key=lambda trial: (trial["held_out_error"], trial["training_loss"]))
+        assert row["best"] == {"options": best["options"], "drops": best["drops"]}
+    before = path.read_text()
+    assert "finished" not in run("search", *arguments).output  # nothing is run twice
+    assert path.read_text() == before
+    chosen = search.best_of(path, "authors")["lenet"]["hj"]
+    (planned,) = table1.plan("authors", ["lenet"], ["hj"], 1, found={"lenet": {"hj": chosen}})
+    assert planned.options["gamma"] == chosen["options"]["gamma"]
+    assert planned.drops == chosen["drops"]
+
+
+def test_a_search_decides_by_images_of_the_training_set(data: Path, tmp_path: Path) -> None:
+    loader = table1.Loader(data, tmp_path, torch.device("cpu"))
+    trial = search.plan("authors", ["lenet"], ["sgd"], 1)[0]
+    whole, _ = loader(trial)
+    parts, _ = search.held_out(loader, 256)(trial)
+    assert (len(parts.train_inputs), len(parts.validation_inputs)) == (256, 42)
+
+    def images(inputs: torch.Tensor) -> set[bytes]:
+        return {image.numpy().tobytes() for image in inputs}
+
+    train, held = images(parts.train_inputs), images(parts.validation_inputs)
+    assert not train & held
+    assert train | held <= images(whole.train_inputs)
+    assert not held & images(whole.validation_inputs)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "named"),
+    [
+        ("table1", ["--models", "resnet"], "'resnet' is not one of lenet, allcnn"),
+        ("table1", ["--optimizers", "adam"], "'adam' is not one of entropy-sgd, heat, hj, sgd"),
+        ("table1", ["--data", "no/such/folder"], "no folder no/such/folder"),
+        ("table1", ["--device", "toaster"], "'toaster' is no device"),
+        ("table1", ["--device", "cuda:99"], "--device cuda:99: torch finds no such GPU here"),
+        ("table1", ["--found", __file__], "is not a file of `deeprelax reproduce search`"),
+        ("search", ["--models", "lenet", "--images", "400"], "--images 400: with the 66 held out that is more than"),
+        ("search", ["--models", "lenet", "--images", "30"], "batches of 128: the training set has only 30 images"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_by_name(
+    data: Path, tmp_path: Path, command: str, arguments: list[str], named: str
+) -> None:
+    folder = [] if "--data" in arguments else ["--data", str(data)]
+    result = CliRunner().invoke(main, ["reproduce", command, *folder, "--out", str(tmp_path), *arguments])
+    assert result.exit_code in (1, 2)
+    assert isinstance(result.exception, SystemExit)
+    assert named in " ".join(result.output.split())
+
+
+def test_a_damaged_data_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    (path,) = write_cifar(tmp_path, "npz")
+    path.write_bytes(path.read_bytes()[:5000])
+    output = run("table1", "--data", tmp_path, "--out", tmp_path / "out", "--models", "allcnn", code=1).output
+    assert "cifar10.npz is damaged" in output
+
+
+def test_tensorboard_without_the_package_says_what_to_install(data: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    arguments = ["--data", data, "--out", tmp_path, "--tensorboard"]
+    assert "pip install tensorboard" in run("table1", *arguments, code=1).output
+
+
+def test_tensorboard_gets_every_evaluation_once(data: Path, tmp_path: Path, monkeypatch) -> None:
+    written: list[tuple[str, str, int]] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str) -> None:
+            self.folder = folder
+
+        def __enter__(self) -> SummaryWriter:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def add_scalar(self, quantity: str, value: float, step: int) -> None:
+            written.append((Path(self.folder).name, quantity, step))
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    base = ["--data", data, "--out", tmp_path, "--models", "lenet", "--optimizers", "sgd", "--seeds", 1, "--epochs", 2]
+    run("table1", *base, "--tensorboard")
+    name = "authors-lenet-sgd-2ep-seed0"
+    assert written == [(name, q, step) for step in (3, 6) for q in ("validation_error", "training_loss", "lr")]
+    run("table1", *base, "--tensorboard")
+    assert len(written) == 6
+
+
+def test_a_terminal_shows_how_far_a_run_is(data: Path, tmp_path: Path) -> None:
+    screen = io.StringIO()
+    runs = table1.plan("authors", ["lenet"], ["sgd"], 1, epochs=2)
+    load = table1.Loader(data, tmp_path, torch.device("cpu"))
+    table1.execute(runs, load, tmp_path, Console(file=screen, force_terminal=True, width=140))
+    assert "2.0/2 effective epochs" in screen.getvalue()
+    assert "authors-lenet-sgd-2ep-seed0: finished" in screen.getvalue()
+
+
+@pytest.mark.parametrize("command", [[], ["table1"], ["figure2"], ["search"]])
+def test_help_is_there(command: list[str]) -> None:
+    assert "Usage:" in CliRunner().invoke(main, ["reproduce", *command, "--help"]).output
