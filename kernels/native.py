@@ -35,6 +35,10 @@ PAST_CACHE_FROM = 1 << 22
 # Elements that must be waiting for each thread before one more is woken.
 PER_THREAD = 32768
 
+# Pieces of the work for each thread, which takes the next when it is done with one. Each is a call of the kernel, which
+# converts its scalars anew: a chunk of a few elements is not worth one.
+PIECES = 64
+
 
 def preferred_instruction_set(available: list[str]) -> str:
     """The widest that a test machine has proved; ``DEEPRELAX_ISA`` overrides (AVX-512 is off unless asked for)."""
@@ -211,7 +215,7 @@ class NativeCPU:
             chunks.shape[0],
             buffer_addresses(buffers),
             threads,
-            1,
+            max(1, chunks.shape[0] // (PIECES * threads if threads > 1 else 1)),
             self._parallel,
         )
 
