@@ -155,7 +155,7 @@ def train(
             for name in chosen
         }
         console = Console()
-        with _threads(threads or plan.threads):
+        with machine.threads(threads or plan.threads):
             for name, one in each.items():
                 try:
                     check(one, data, backend)
@@ -168,16 +168,6 @@ def train(
             about = machine.describe(torch.device(device))
             about["backend"] = kernels.get(backend, torch.device(device)).name
         report.write(report.Experiment(dataset, each, results, about), out, console)
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @main.command()
@@ -289,7 +279,7 @@ def profile(
         options["temperature"] = 0.0
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("--device cuda: torch finds no GPU here; deeprelax doctor says more")
-    with _extras_needed(), _threads(threads):
+    with _extras_needed(), machine.threads(threads):
         from rich.console import Console
 
         from deeprelax import profile_report, profiling, workloads

@@ -41,7 +41,7 @@ def data_for(model: str, train: int = 320, validation: int = 100) -> Data:
     generator = torch.Generator().manual_seed(5)
     patterns = torch.nn.functional.interpolate(torch.randn(10, shape[0], 4, 4, generator=generator), shape[1:])
     targets = torch.arange(train + validation) % 10
-    inputs = patterns[targets] + 0.7 * torch.randn(train + validation, *shape, generator=generator)
+    inputs = patterns[targets] + 0.5 * torch.randn(train + validation, *shape, generator=generator)
     if model == "lenet":
         inputs = (64 * inputs + 128).clamp(0, 255).round()
     return Data(model, inputs[:train], targets[:train], inputs[train:], targets[train:])
@@ -65,20 +65,19 @@ def errors(run: Run, out: Path) -> list[tuple[Any, ...]]:
 
 
 # Where the program of the authors has more momentum than these few easy images bear.
-GENTLER = {("authors", "lenet", "entropy-sgd"): {"lr": 0.3}}
+GENTLER = {("authors", "lenet", "entropy-sgd"): {"lr": 0.03}, ("authors", "lenet", "sgd"): {"lr": 0.03}}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", protocol.MODELS)
 def test_every_row_runs_end_to_end_and_learns(tmp_path: Path, preset: str, model: str, optimizer: str) -> None:
-    """Batches of 16 images; a tenth of them are right by chance."""
-    epochs = {"authors": 10, "paper": 6}[preset]
-    run = small(optimizer, model, preset, epochs=epochs, evaluate_every=epochs // 2)
+    """320 batches of 16 images; a tenth of them are right by chance. Of 24 rows and seeds the worst came to 0.26."""
+    run = small(optimizer, model, preset, epochs=16, evaluate_every=8)
     run = dataclasses.replace(run, options={**run.options, **GENTLER.get((preset, model, optimizer), {})})
     assert store.execute(run, data_for(model), "digest", tmp_path) == store.FINISHED
     stored = store.read(store.path_of(run, tmp_path))
-    assert [record["gradients"] for record in stored.records] == [10 * epochs, 20 * epochs]
+    assert [record["gradients"] for record in stored.records] == [160, 320]
     assert stored.records[-1]["validation_error"] < 0.5
 
 
@@ -113,6 +112,28 @@ def test_a_run_killed_in_its_middle_ends_with_the_same_bits(
     assert store.execute(run, LENET, "digest", tmp_path / "parts") == store.FINISHED
     assert final_state(run, tmp_path / "whole") == final_state(run, tmp_path / "parts")
     assert errors(run, tmp_path / "whole") == errors(run, tmp_path / "parts")
+
+
+@pytest.mark.parametrize("optimizer", ["entropy-sgd", "sgd"])
+def test_a_run_is_gone_on_with_by_the_threads_that_it_began_with(
+    tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums over a batch depend on how many threads share them."""
+    run = small(optimizer, epochs=2)
+    seen = []
+    gradient = Runner._gradient
+
+    def counts(self: Runner) -> None:
+        seen.append(torch.get_num_threads())
+        gradient(self)
+
+    monkeypatch.setattr(Runner, "_gradient", counts)
+    assert store.execute(run, LENET, "digest", tmp_path, deadline=0.0) == store.PAUSED
+    torch.set_num_threads(2)
+    assert store.execute(run, LENET, "digest", tmp_path) == store.FINISHED
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert seen == [1] * 40
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

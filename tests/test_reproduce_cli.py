@@ -20,7 +20,7 @@ from test_cli import write_mnist
 from test_whitening import write_cifar
 
 from deeprelax.cli import main
-from deeprelax.experiments import protocol, search, store, table1
+from deeprelax.experiments import machine, protocol, search, store, table1
 from deeprelax.experiments.protocol import OPTIMIZERS, PAPER
 
 
@@ -117,7 +117,8 @@ def test_a_run_that_meets_the_deadline_is_saved_and_gone_on_with(data: Path, tmp
     loader = table1.Loader(data, tmp_path / "cache", torch.device("cpu"))
     runs = table1.plan("authors", ["lenet"], ["hj"], 1, epochs=2)
     images, digest = loader(runs[0])
-    assert store.execute(runs[0], images, digest, tmp_path / "parts", deadline=0.0) == store.PAUSED
+    with machine.threads(1):  # as many as the whole run has
+        assert store.execute(runs[0], images, digest, tmp_path / "parts", deadline=0.0) == store.PAUSED
     assert store.read(store.path_of(runs[0], tmp_path / "parts")).ended is None
     assert table1.execute(runs, loader, tmp_path / "parts", Console(quiet=True)) == []
     states = [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from deeprelax.experiments import protocol
+from deeprelax.experiments import machine, protocol
 
 if TYPE_CHECKING:  # a console is rich's, which only the extra brings
     from rich.console import Console
@@ -69,7 +69,10 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
                 "its sections 6 and 7 to the letter, without replacement, pylearn2's whitening.",
             ),
             click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1."),
-            click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's choice]"),
+            click.option(
+                "--threads", type=click.IntRange(1),
+                help="CPU threads; a run that is gone on with keeps those it began with.  [default: torch's choice]",
+            ),
             click.option(
                 "--budget-minutes", type=click.FloatRange(0),
                 help="Stop after this time; the next call goes on where this one stopped.  [default: none]",
@@ -83,7 +86,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
 @contextlib.contextmanager
 def _prepared(device: str, threads: int | None) -> Iterator[torch.device]:
     """The device, checked; missing packages and what a user can mend become messages."""
-    from deeprelax.cli import _extras_needed, _threads
+    from deeprelax.cli import _extras_needed
 
     try:
         where = torch.device(device)
@@ -94,7 +97,7 @@ def _prepared(device: str, threads: int | None) -> Iterator[torch.device]:
             raise click.ClickException(f"--device {device}: torch finds no such GPU here; deeprelax doctor says more")
         # Without it, cuBLAS may sum in another order from run to run. Read when its first handle is made.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    with _extras_needed(), _threads(threads):
+    with _extras_needed(), machine.threads(threads):
         yield where
 
 

@@ -123,6 +123,8 @@ def execute(
 ) -> str:
     """Run it from where it stands to its end, or to the deadline.
 
+    The bits of sums depend on the number of CPU threads: a run that is gone on with keeps the number it began with.
+
     Args:
         data: on the device to train on.
         deadline: on ``time.monotonic``'s clock; a run that meets it is saved and can be gone on with.
@@ -142,13 +144,15 @@ def execute(
     if path.exists():
         check_same(run, digest, read(path), path)
     device = data.train_inputs.device
-    with numerics(run, device):
+    content = None
+    if saved.exists():
+        content = _read_checkpoint(saved)
+        check_same(run, digest, Stored(content["lines"][0], [], None), saved)
+    with machine.threads(content["lines"][0]["machine"]["threads"] if content else None), numerics(run, device):
         runner = Runner(run, data)
         lines: list[dict[str, Any]] = [{"run": run.settings(), "machine": machine.describe(device), "data": digest}]
         before = 0.0
-        if saved.exists():
-            content = _read_checkpoint(saved)
-            check_same(run, digest, Stored(content["lines"][0], [], None), saved)
+        if content:
             runner.load_state(content["state"])
             lines, before = content["lines"], content["seconds"]
         write_lines(path, lines)
