@@ -60,7 +60,10 @@ NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler=-fPIC,-fvisibilit
 def known_to(compiler: str, architectures: str) -> list[str]:
     """Those of the architectures that this nvcc knows; all of them if it does not say."""
     listed = subprocess.run([compiler, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
-    return [a for a in architectures.split(";") if f"compute_{a}" in listed or not listed]
+    known = [a for a in architectures.split(";") if f"compute_{a}" in listed or not listed]
+    if not known:
+        raise RuntimeError(f"{compiler} knows none of sm_{architectures.replace(';', ', sm_')}: it has {listed}")
+    return known
 
 
 def nvcc() -> str | None:
@@ -127,6 +130,7 @@ class BuildKernels(build_ext):
             raise RuntimeError("no nvcc: looked in CUDA_HOME and on the PATH")
         wish = os.environ.get("DEEPRELAX_CUDA_ARCHS")
         architectures = wish.split(";") if wish else known_to(compiler, CUDA_ARCHITECTURES)
+        architectures.sort(key=lambda a: int(a.rstrip("af")))  # the newest last: its PTX is for what comes after
         targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
         targets.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
         includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]

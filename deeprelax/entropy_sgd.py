@@ -60,7 +60,8 @@ class EntropySGD(Relaxation):
         capturable: keep lr, inner_lr, γ and the clock on the device, as tensors of one element, so that a CUDA graph
             of one ``step()`` replays the whole cycle under a scheduler, and ``torch.amp.GradScaler`` is served without
             waiting for the device. Same bits. Write to a group's tensors with ``fill_``; other hyper-parameters are
-            those of the capture. All parameters on one device.
+            those of the capture. All parameters on one device. No warning follows γ there, for reading it would wait:
+            inner_lr/γ and lr/γ reach 2 after log(γ₀/γ)/scoping outer updates.
         flatten: move the parameters of each (group, device, dtype) into one flat buffer, each with its own storage.
         stochastic_rounding: bfloat16 parameters are rounded stochastically and no float32 y is kept.
         seed: of the noise; None takes ``torch.initial_seed()`` (under a process group, rank 0's). Two optimizers with

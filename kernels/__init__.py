@@ -128,11 +128,12 @@ def _why_no_cuda(error: ImportError) -> str:
 
 
 def _why_no_gpu() -> str:
-    """Why the CUDA kernels, which were built, cannot run. Empty if they can."""
+    """Why the CUDA kernels, which were built, cannot run on any GPU here. Empty if they can."""
     module = importlib.import_module("deeprelax._cuda")
     problem = module.problem()
     if torch.cuda.is_available() and not problem:
-        return _why_no_code(module.architectures)
+        each = [_why_no_code(module.architectures, i) for i in range(torch.cuda.device_count())]
+        return "" if "" in each else "; ".join(each)
     torchs = "torch.cuda.is_available() is False"
     if not problem:
         return f"looked for a GPU, and the driver has one, but {torchs}: install a build of torch for CUDA"
@@ -144,17 +145,32 @@ def _why_no_gpu() -> str:
     return f"looked for a GPU for the kernels, which are built: {problem}; {torchs}"
 
 
-def _why_no_code(architectures: str) -> str:
-    """Why a GPU here cannot run code for those architectures, of which the last is there as PTX as well."""
+@cache
+def _why_no_code(architectures: str, index: int) -> str:
+    """Why that GPU cannot run code for those architectures, of which the newest is there as PTX as well. Empty if it
+    can."""
     built = [int(a.rstrip("af")) for a in architectures.split(";")]
-    for i in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(i)
-        ours = 10 * major + minor
-        if ours < built[-1] and not any(a // 10 == major and a <= ours for a in built):
-            return (
-                f"looked for code for {torch.cuda.get_device_name(i)} (sm_{ours}) in the kernels, which are built for "
-                f"sm_{architectures.replace(';', ', sm_')}; build with DEEPRELAX_CUDA_ARCHS={ours}"
-            )
+    major, minor = torch.cuda.get_device_capability(index)
+    ours = 10 * major + minor
+    if ours >= max(built) or any(a // 10 == major and a <= ours for a in built):
+        return ""
+    return (
+        f"looked for code for {torch.cuda.get_device_name(index)} (sm_{ours}) in the kernels, which are built for "
+        f"sm_{architectures.replace(';', ', sm_')}; build with DEEPRELAX_CUDA_ARCHS={ours}"
+    )
+
+
+def _why_not_on(name: str, device: torch.device) -> str:
+    """Why a backend that works here does not serve tensors on that device. Empty if it does."""
+    if name == "cpu" and device.type != "cpu":
+        return f"it serves CPU tensors, and these are on {device}"
+    if name == "cuda" and device.type != "cuda":
+        return f"it serves NVIDIA GPUs, and these tensors are on {device}"
+    if name == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return _why_no_code(importlib.import_module("deeprelax._cuda").architectures, index)
+    if name == "triton" and device.type == "cpu" and not _interpreted():
+        return "it serves GPU tensors, and these are on the CPU; TRITON_INTERPRET=1 runs it there, slowly"
     return ""
 
 
@@ -196,14 +212,8 @@ def get(name: str, device: torch.device) -> Backend:
         name = os.environ.get("DEEPRELAX_BACKEND", "auto")
     if name == "auto":
         order = {"cpu": ["cpu"], "cuda": ["cuda", "triton"]}.get(device.type, [])
-        name = next((n for n in order if not why_not(n)), "eager")
-    reason = why_not(name)
-    if not reason and name == "cpu" and device.type != "cpu":
-        reason = f"it serves CPU tensors, and these are on {device}"
-    if not reason and name == "cuda" and device.type != "cuda":
-        reason = f"it serves NVIDIA GPUs, and these tensors are on {device}"
-    if not reason and name == "triton" and device.type == "cpu" and not _interpreted():
-        reason = "it serves GPU tensors, and these are on the CPU; TRITON_INTERPRET=1 runs it there, slowly"
+        name = next((n for n in order if not why_not(n) and not _why_not_on(n, device)), "eager")
+    reason = why_not(name) or _why_not_on(name, device)
     if reason:
         raise RuntimeError(f"backend {name!r} cannot be used: {reason}")
     backend, _ = _load(name)

@@ -147,12 +147,13 @@ class Table:
     def chunks(self, chunk: int) -> Tensor:
         """Work of at most ``chunk`` elements each: int64 CPU tensor of rows (tensor, start, length)."""
         if chunk not in self._chunks:
-            rows = [
-                (t, start, min(chunk, size - start))
-                for t, size in enumerate(self.sizes)
-                for start in range(0, size, chunk)
-            ]
-            self._chunks[chunk] = torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, 3)
+            sizes = self.meta[:, 0]
+            counts = (sizes + chunk - 1) // chunk
+            tensor = torch.repeat_interleave(counts)
+            before = torch.repeat_interleave(counts.cumsum(0) - counts, counts)  # chunks of the tensors before
+            start = chunk * (torch.arange(len(tensor), device="cpu") - before)
+            length = torch.clamp(sizes[tensor] - start, max=chunk)
+            self._chunks[chunk] = torch.stack((tensor, start, length), dim=1)
         return self._chunks[chunk]
 
     def new_buffer(self, dtype: torch.dtype | None = None) -> Tensor:

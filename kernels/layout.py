@@ -6,6 +6,8 @@ import importlib
 from array import array
 from collections.abc import Sequence
 from functools import cache
+from itertools import repeat
+from operator import attrgetter, eq, is_
 from typing import Any
 
 import torch
@@ -17,10 +19,12 @@ FLOAT, BFLOAT = 2, 4
 # dlpack::Match of csrc/exchange.h.
 SOME_MISSING = 2
 
+LAYOUT, DTYPE, DEVICE, SHAPE = map(attrgetter, ("layout", "dtype", "device", "shape"))
+
 
 @cache
 def _native() -> tuple[Any, Any] | None:
-    """The native module and torch's exchange capsule (torch 2.13 has it), or None where one is missing."""
+    """The native module and torch's exchange capsule (seen in torch 2.11 and 2.13), or None where one is missing."""
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     try:
         return None if capsule is None else (importlib.import_module("deeprelax._cpu"), capsule)
@@ -62,16 +66,34 @@ class Layout:
         """The tensors' addresses, 0 for None, and whether any is None; or None if one is not as it has to be."""
         native = _native()
         if native is None or self.device.type not in ("cpu", "cuda"):
-            if all(t is None or self.fits(k, t) for k, t in enumerate(tensors)):
-                found = array("q", [0 if t is None else t.data_ptr() for t in tensors])
-                return found, any(t is None for t in tensors)
-            return None
+            return self._addresses_in_python(tensors)
         if self._device is None:
             self._device = tuple(map(int, torch.empty(0, device=self.device).__dlpack_device__()))  # type: ignore[assignment]
         module, capsule = native
         found = array("q", bytes(8 * len(tensors)))
         matched = module.match(capsule, tensors, self._dtype, self._device, self._flat, found)
         return (found, matched == SOME_MISSING) if matched else None
+
+    def _addresses_in_python(self, tensors: list[Tensor | None]) -> tuple[array[int], bool] | None:
+        if not any(map(is_, tensors, repeat(None))) and self._are_as_planned(tensors):  # type: ignore[arg-type]
+            found = array("q", map(Tensor.data_ptr, tensors))  # type: ignore[arg-type]
+            if 0 not in found:
+                return found, False
+        if not all(t is None or self.fits(k, t) for k, t in enumerate(tensors)):
+            return None
+        return array("q", [0 if t is None else t.data_ptr() for t in tensors]), any(t is None for t in tensors)
+
+    def _are_as_planned(self, tensors: list[Tensor]) -> bool:
+        """Whether all fit, even in the strides of dimensions of size 1, as nearly always. Lists are compared by C code:
+        two to three times faster than to ask ``fits`` of each."""
+        return (
+            all(map(is_, map(LAYOUT, tensors), repeat(torch.strided)))
+            and all(map(is_, map(DTYPE, tensors), repeat(self.dtype)))
+            and all(map(eq, map(DEVICE, tensors), repeat(self.device)))
+            and list(map(SHAPE, tensors)) == self.shapes
+            and list(map(Tensor.stride, tensors)) == self.strides
+            and not any(map(Tensor.is_neg, tensors))
+        )
 
     def fits(self, k: int, t: Tensor) -> bool:
         """Whether ``t`` could be the k-th."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import deeprelax
+from deeprelax.kernels import layout
 
 
 def define_torchvision_operators() -> None:
@@ -150,6 +151,13 @@ def unchanged() -> Callable[[Any, Sequence[Tensor]], Callable[[], bool]]:
         return lambda: (plain(values(params)), plain(opt.state_dict()), opt.phase) == before
 
     return remember
+
+
+@pytest.fixture(params=["by DLPack", "by torch alone"])
+def addresses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to learn where tensors lie: the second is for older torches, and where nothing was compiled."""
+    if request.param != "by DLPack":
+        monkeypatch.setattr(layout, "_native", lambda: None)
 
 
 @pytest.fixture(autouse=True)

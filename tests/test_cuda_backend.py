@@ -132,9 +132,10 @@ def test_cuda_can_be_left_out_where_nvcc_is(tmp_path: Path) -> None:
         (None, "compute_50 compute_80 compute_90", ["80", "90"]),  # nvcc 12.6
         (None, "", ["80", "90", "100", "120"]),
         ("90", "compute_80 compute_90", ["90"]),
+        ("100;90a;80", "compute_80 compute_90", ["80", "90a", "100"]),
     ],
 )
-def test_machine_code_for_each_architecture_and_ptx_for_the_last(
+def test_machine_code_for_each_architecture_and_ptx_for_the_newest(
     tmp_path: Path, wish: str | None, known: str, expected: list[str]
 ) -> None:
     environment = {"DEEPRELAX_CUDA_ARCHS": wish} if wish else {}
@@ -147,6 +148,46 @@ def test_machine_code_for_each_architecture_and_ptx_for_the_last(
         assert "--fmad=false" in line
         codes = [word.split(",code=")[1] for word in line.split() if word.startswith("-gencode")]
         assert codes == [f"sm_{a}" for a in expected] + [f"compute_{expected[-1]}"]
+
+
+def test_a_compiler_too_old_for_all_of_them_is_named(tmp_path: Path) -> None:
+    home = false_nvcc(tmp_path, "compute_50 compute_70")
+    done, info = build(tmp_path, CUDA_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    assert f"{home}/bin/nvcc knows none of sm_80, sm_90" in info["CUDA_PROBLEM"]
+
+
+# Several GPUs.
+
+
+def test_a_gpu_that_the_kernels_do_not_serve_leaves_the_others_to_them(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An sm_75 that drives the screen beside an sm_90."""
+    monkeypatch.setattr(module, "problem", lambda: "")
+    monkeypatch.setattr(module, "architectures", "80;90;100;120")
+    capabilities = [(9, 0), (7, 5)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    kernels._why_no_code.cache_clear()
+    try:
+        assert kernels.why_not("cuda") == ""
+        assert kernels.get("auto", torch.device("cuda")).name == "cuda"
+        assert kernels.get("auto", torch.device("cuda:0")).name == "cuda"
+        assert kernels.get("auto", torch.device("cuda:1")).name == "triton"
+        with pytest.raises(RuntimeError, match=r"GPU 1 \(sm_75\).*DEEPRELAX_CUDA_ARCHS=75"):
+            kernels.get("cuda", torch.device("cuda:1"))
+        capabilities[0] = (7, 0)
+        kernels._why_no_code.cache_clear()
+        assert "GPU 0 (sm_70)" in kernels.why_not("cuda")
+        capabilities[0] = (13, 0)  # newer than all: by PTX
+        kernels._why_no_code.cache_clear()
+        assert kernels.why_not("cuda") == ""
+    finally:
+        kernels._why_no_code.cache_clear()
 
 
 def test_only_what_changed_is_compiled_again(tmp_path: Path) -> None:

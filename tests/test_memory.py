@@ -13,6 +13,8 @@ from torch.nn import Parameter
 
 import deeprelax
 
+pytestmark = pytest.mark.usefixtures("addresses")
+
 
 def layouts() -> dict[str, Tensor]:
     """Tensors of one shape, (2, 4, 3, 3), in several layouts."""

@@ -11,6 +11,8 @@ from conftest import make, parameters, plain, run, same_bits, values
 from torch import nn
 from torch.nn import Parameter
 
+pytestmark = pytest.mark.usefixtures("addresses")
+
 
 def cloned(p: Parameter) -> None:
     p.data = p.data.clone()
