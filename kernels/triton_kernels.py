@@ -11,7 +11,7 @@ import triton.language as tl
 
 from . import native
 from .triton_clock import FLAGS, KEY0, KEY1, SKIP, STEP
-from .triton_memory import locate, pointers, read_reals
+from .triton_memory import Operands, locate, read_reals
 from .triton_noise import Stream
 from .triton_rules import Options, entropy_sgd, heat, hj
 
@@ -157,7 +157,15 @@ def update(
     run_program(
         RULE,
         at,
-        pointers(at, x, y, a, m, v),
+        Operands(
+            at.w,
+            at.g,
+            x + at.offset,
+            None if y is None else y + at.offset,
+            a + at.offset,
+            None if m is None else m + at.offset,
+            None if v is None else v + at.offset,
+        ),
         Options(
             SCALED,
             MAXIMIZE,

@@ -41,7 +41,8 @@ class Reals(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """Pointers to a chunk's operands, or their values; None: not there. ``a`` is z, p or s."""
+    """Pointers to a chunk's operands, or the values to write; None: not there. Of values that were read, a 0 stands for
+    one that is not there, since no function of Triton 3.6 can return None. ``a`` is z, p or s."""
 
     w: Any
     g: Any
@@ -111,21 +112,6 @@ def locate(chunks, tensors, weights, grads, P: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
-def at_offset(buffer, offset):
-    if buffer is None:
-        return None
-    else:
-        return buffer + offset
-
-
-@triton.jit
-def pointers(at, x, y, a, m, v):
-    """Pointers to the chunk's first elements."""
-    o = at.offset
-    return Operands(at.w, at.g, at_offset(x, o), at_offset(y, o), at_offset(a, o), at_offset(m, o), at_offset(v, o))
-
-
-@triton.jit
 def aligned(pointer):
     # Flat buffers are aligned as torch allocates them. The attribute stands on an operation and would be lost on an
     # argument of a function: hence the cast to and fro.
@@ -135,7 +121,7 @@ def aligned(pointer):
 @triton.jit
 def load(pointer, i, length, FAST: tl.constexpr):
     if pointer is None:
-        return None
+        return 0
     elif FAST:
         return tl.load(aligned(pointer) + i)
     else:
@@ -177,16 +163,16 @@ def store_state(p, new, at, n_v, BLOCK: tl.constexpr, FAST: tl.constexpr):
 
 @triton.jit
 def read(p, at, BLOCK: tl.constexpr):
-    """The chunk's operands, None where the pointer is. A missing gradient reads as 0."""
+    """The chunk's operands, 0 where the pointer is None. A missing gradient reads as 0."""
     # Triton cannot compile a branch without a value.
     if p.w is None and p.g is None:
-        w, g = None, None
+        w, g = 0, 0
     elif at.aligned:
         w, g = load_point(p, at, BLOCK, True)
     else:
         w, g = load_point(p, at, BLOCK, False)
     if p.x is None and p.y is None and p.a is None and p.m is None and p.v is None:
-        x, y, a, m, v = None, None, None, None, None
+        x, y, a, m, v = 0, 0, 0, 0, 0
     elif at.full:
         x, y, a, m, v = load_state(p, at, BLOCK, True)
     else:
