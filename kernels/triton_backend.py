@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -138,8 +139,27 @@ def on_device(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
 
 
-def start(launch: Launch) -> None:
-    launch.kernel[launch.grid](**launch.arguments, **launch.options)
+def start(launch: Launch, device: torch.device) -> None:
+    """Launch it. While a graph is captured a kernel that is new cannot be: CUDA forbids to load it then.
+
+    Raises:
+        RuntimeError: it would have to be compiled in a capture.
+    """
+    if not capturing(device):
+        launch.kernel[launch.grid](**launch.arguments, **launch.options)
+        return
+
+    def refuse(*, fn: Any, **_: Any) -> bool:
+        if fn.jit_function is not launch.kernel:  # another thread's
+            return False
+        raise RuntimeError(
+            f"Triton has no {launch.arguments['RULE']} kernel yet for the options, dtypes and scaler of the step() "
+            "that is being captured, and cannot load one in a capture: run one step() with the same settings before it"
+        )
+
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.jit_cache_hook = refuse  # called before anything is compiled
+        launch.kernel[launch.grid](**launch.arguments, **launch.options)
 
 
 class Triton:
@@ -219,7 +239,7 @@ class Triton:
         """One update of every weight of the table, in place: see ``eager.Eager.run``."""
         if table.length:
             with on_device(table.device):
-                start(self.launch(call, table, addresses, buffers))
+                start(self.launch(call, table, addresses, buffers), table.device)
 
     def prepare(self, table: Table, capturable: bool) -> None:
         """The table on its device, and what a capture cannot make."""
@@ -258,8 +278,9 @@ class Triton:
 
     def tick(self, tick: Tick) -> None:
         """Derive the scalars of the group's next call on the device, and advance its clock there."""
-        with on_device(tick.clock.words.device):
-            start(self.launch_tick(tick))
+        device = tick.clock.words.device
+        with on_device(device):
+            start(self.launch_tick(tick), device)
 
     def launch_ticked(self, tick: Tick, table: Table, addresses: array[int], buffers: dict[str, Tensor]) -> Launch:
         """What ``run_ticked`` launches."""
@@ -290,4 +311,4 @@ class Triton:
         """``run`` with the scalars that ``tick`` has derived."""
         if table.length:
             with on_device(table.device):
-                start(self.launch_ticked(tick, table, addresses, buffers))
+                start(self.launch_ticked(tick, table, addresses, buffers), table.device)

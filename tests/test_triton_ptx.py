@@ -22,9 +22,9 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs Triton's compiler, and TRITON_INTERPRET=1 is set", allow_module_level=True)
 
+from ahead import bind  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource, make_backend  # noqa: E402
-from triton.runtime.jit import create_function_from_signature  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
 
 from deeprelax.kernels.triton_backend import Launch, Triton  # noqa: E402
 
@@ -133,12 +133,10 @@ class Compiled:
 
 
 def compile_ahead(launch: Launch, capability: int) -> Compiled:
-    """Through the steps of ``JITFunction.run`` but with a target of our choice."""
+    """What ``JITFunction.run`` would compile on a GPU of that compute capability."""
     target = GPUTarget("cuda", capability, 32)
-    backend = make_backend(target)
     kernel = launch.kernel
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, _ = bind(**launch.arguments, **launch.options)
+    backend, bound, specialization = bind(launch, target)
     options, signature, constants, attributes = kernel._pack_args(
         backend, dict(launch.options), bound, specialization, None
     )
