@@ -186,7 +186,7 @@ class Triton:
     def _launch(
         self,
         shape: Shape,
-        scalars: Any,
+        scalars: Reals | Tensor,
         stream: Sequence[int],
         table: Table,
         addresses: array[int],
@@ -194,8 +194,8 @@ class Triton:
     ) -> Launch:
         plans = self._plans_of(table)
         plan = plans.plan(shape, table, self._sizes)
-        if isinstance(scalars, list):
-            scalars = Reals(*scalars) if plans.scalars is None else plans.scalars(array("d", scalars))
+        if isinstance(scalars, Reals) and plans.scalars is not None:
+            scalars = plans.scalars(array("d", scalars))
         needs_momentum = shape.momentum and (shape.ticked or shape.flags & native.LAST)
         key0, key1, step = stream
         arguments = plan.arguments | {
@@ -216,7 +216,7 @@ class Triton:
     def launch(self, call: Call, table: Table, addresses: array[int], buffers: dict[str, Tensor]) -> Launch:
         """What ``run`` launches; the tests compile it ahead of time for GPUs that are not there."""
         flags, reals, stream = encode(call)
-        scalars = Reals(*reals)
+        scalars = Reals(*map(float, reals))  # a Python int, of gamma=1 say, would make another kernel
         shape = Shape(
             call.rule,
             flags,
@@ -226,7 +226,7 @@ class Triton:
             call.inv_scale != 1,
             ticked=False,
         )
-        return self._launch(shape, reals, stream, table, addresses, buffers)
+        return self._launch(shape, scalars, stream, table, addresses, buffers)
 
     def run(
         self,

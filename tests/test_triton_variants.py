@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs Triton's compiler, and TRITON_INTERPRET=1 is set", allow_module_level=True)
 
 from ahead import Driver, specialization
-from test_triton_ptx import ENTROPY_SGD_SETTINGS, HEAT_SETTINGS, HJ_SETTINGS, new_tick
+from test_triton_ptx import ENTROPY_SGD_SETTINGS, HEAT_SETTINGS, HJ, HJ_SETTINGS, new_tick
 
 from deeprelax.kernels import Call, Table, Tick, device_table
 from deeprelax.kernels.settings import AnySettings
@@ -113,6 +113,15 @@ def test_a_number_that_changes_from_step_to_step_makes_no_other_kernel(settings:
         for name, each in changes.items():
             kinds = [specialization(replace(launch, arguments={**launch.arguments, name: value})) for value in each]
             assert all(kind == kinds[0] for kind in kinds), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_hyper_parameter_that_is_an_int_makes_no_other_kernel(dtype: torch.dtype) -> None:
+    """``HJ(gamma=1)``: scoping makes a float of it with the second cycle."""
+    on = Set("hj", dtype=dtype)
+    call = replace(HJ, gamma=1.0, outer=replace(HJ.outer, lr=2.0, step=2.0, momentum=1.0))
+    same = replace(HJ, gamma=1, outer=replace(HJ.outer, lr=2, step=2, momentum=1))
+    assert specialization(on.launch(same)) == specialization(on.launch(call))
 
 
 def optimizer(name: str, count: int, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[list[Parameter], Any]:
