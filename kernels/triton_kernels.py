@@ -112,7 +112,9 @@ def kernel_name(launch: Any) -> str:
     return str(constants["RULE"]) + ("_ticked" if constants["TICKED"] else "")
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "step"], repr=kernel_name)
+# What changes from one call to the next must not make another kernel: neither a word that is 1 or a multiple of 16, nor
+# where the gradients' addresses lie, which a captured step reads at a place of its own.
+@triton.jit(do_not_specialize=["key0", "key1", "step"], do_not_specialize_on_alignment=["grads"], repr=kernel_name)
 def update(
     chunks,
     tensors,
