@@ -91,13 +91,14 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def write_json(result: dict[str, Any], folder: Path) -> Path:
-    """``profile.json`` with everything; returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "profile.json"
+def write_json(result: dict[str, Any], path: Path) -> None:
+    """Everything."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return path
 
+
+#: The formats of a picture, by how its file's name ends.
+PICTURES = (".png", ".svg", ".pdf")
 
 KERNELS: dict[str, Any] = {"color": "0.35", "edgecolor": "black"}
 HOST: dict[str, Any] = {"color": "white", "edgecolor": "black", "hatch": "////"}
