@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from deeprelax import kernels
 from deeprelax.bytes_moved import bytes_moved, peer_bytes_moved
@@ -22,7 +23,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 import gpu  # noqa: E402
 import sanitize  # noqa: E402
 from gpu_bench import host_part, kernels_part, machine, steps_part, sweep_part  # noqa: E402
-from gpu_bench.calls import CONFIGURATIONS, KINDS, RULES, Configuration, Memory, Rule  # noqa: E402
+from gpu_bench.calls import CONFIGURATIONS, COPY_BYTES, FP32, KINDS, RULES, Configuration, Memory, Rule  # noqa: E402
 from gpu_bench.context import Context, Scale  # noqa: E402
 from gpu_bench.record import Budget, Record  # noqa: E402
 from gpu_bench.timing import Contestant, Sample, Timer  # noqa: E402
@@ -86,10 +87,27 @@ def test_every_kernel_is_measured_in_every_configuration_and_kind_of_call(contex
                 # In twice the time of a copy, which moves 8 bytes an element.
                 assert found[0]["of_copy"]["median"] == pytest.approx(moved / 8 / 2)
                 assert found[0]["gb_per_s"] == pytest.approx(moved * TINY.elements / 2e-3 / 1e9)
-    assert {r["name"] for r in rows(context, "kernels", "sizes", elements=128)} == {
-        "copy",
-        *(f"{rule.name} [cuda]" for rule in RULES),
-    }
+    names = {"copy", *(f"{rule.name} [cuda]" for rule in RULES)}
+    for configuration in ("fp32", "bf16"):
+        for size in TINY.sizes:
+            found = rows(context, "kernels", "sizes", elements=size, configuration=configuration)
+            assert {r["name"] for r in found} == names
+    (hj,) = rows(context, "kernels", "sizes", elements=128, configuration="bf16", name="HJ [cuda]")
+    moved = bytes_moved("HJ", torch.bfloat16, "inner")
+    assert hj["gb_per_s"] == pytest.approx(moved * 128 / 2e-3 / 1e9)
+
+
+def test_the_copys_bandwidth_is_that_of_the_largest_one_and_not_a_faster_small_ones(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: Any) -> list[dict[str, Any]]:
+        configuration, size = _[2], _[3]
+        named = {"name": "copy", "configuration": configuration.name, "elements": size}
+        return [{**named, "gb_per_s": 9000.0 if size == 128 else 4000.0}]
+
+    monkeypatch.setattr(kernels_part, "over_sizes", measured)
+    kernels_part.run(context)
+    assert context.record.results("kernels")["copy_gb_per_s"] == 4000.0
 
 
 def test_a_cycles_bandwidth_weighs_its_calls_by_how_often_they_come(context: Context) -> None:
@@ -129,13 +147,61 @@ def test_noise_is_drawn_where_the_name_says_so() -> None:
     assert {name for name, scale in scales.items() if scale} == {"EntropySGD, noise", "Heat"}
 
 
-def test_small_sizes_rotate_over_more_memory_than_a_cache_holds() -> None:
+H200_CACHE = 60 * 2**20
+
+
+def test_small_sizes_rotate_over_several_times_what_the_cache_holds() -> None:
+    """Between two calls on the same slice, of whatever contestants, even copies have moved 4 times the cache."""
     full = Scale()
+    memory = Memory.__new__(Memory)
+    memory.elements, memory._cache = full.elements, H200_CACHE
     for size in full.sizes:
-        calls = max(kernels_part.CALLS, min(kernels_part.MOST_CALLS, kernels_part.ROTATE // size))
-        memory = Memory.__new__(Memory)
-        memory.elements = full.elements
-        assert memory.slices(size, calls) * size * kernels_part.COPY_BYTES >= 2**26
+        calls = kernels_part.calls_together(size)
+        slices = memory.slices(size, calls)
+        assert slices * size <= full.elements
+        between = (slices - calls) * size * COPY_BYTES
+        assert between >= 4 * H200_CACHE or (slices - 1) * size == full.elements - size
+
+
+def test_no_call_is_on_memory_that_the_one_before_has_left_in_the_cache(
+    monkeypatch: pytest.MonkeyPatch, emulated: Backend
+) -> None:
+    """Contestants and rounds go on where the one before has ended."""
+    seen: list[int] = []
+
+    class Noting(Eager):
+        def run(self, call: Any, table: Any, *_: Any) -> None:
+            seen.append(table.weights[0].storage_offset() // 128)
+
+    memory = Memory(2**11, CPU, cache=128 * COPY_BYTES)  # of one slice's copy
+    assert memory.slices(128, 3) == 7
+    kernel = memory.contestant(Noting(), RULES[2], RULES[2].call("inner"), torch.float32, 128, 3)
+    copies = memory.copies(128, 3)
+    monkeypatch.setattr(Tensor, "copy_", lambda to, source: seen.append(to.storage_offset() // 128))
+    for contestant in (copies, kernel, copies, kernel):
+        contestant.enqueue()
+    assert seen == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4]
+
+
+def test_every_slice_is_launched_on_before_it_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a table uploads when it is first used must not be in a sample."""
+    events: list[Any] = []
+
+    class Noting(Eager):
+        def run(self, call: Any, table: Any, *_: Any) -> None:
+            events.append((call.rule, table.dtype, table.weights[0].storage_offset()))
+
+    class Timing(MadeUpTimer):
+        def __call__(self, name: str, contestant: Contestant) -> Sample:
+            events.append("timed")
+            return super().__call__(name, contestant)
+
+    context = make_context({"noting": Noting()}, tmp_path, Timing())
+    memory = Memory(2**11, CPU, cache=128 * COPY_BYTES)
+    monkeypatch.setattr(kernels_part, "calls_together", lambda size: 3)
+    kernels_part.over_sizes(context, memory, FP32, 128)
+    before = events[: events.index("timed")]
+    assert len(set(before)) == 3 * 7  # both kinds of Entropy-SGD are one rule
 
 
 def test_whole_steps_are_compared_with_adamw_in_proportion_to_bytes(

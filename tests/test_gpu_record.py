@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
 import gpu  # noqa: E402
+from gpu_bench import picture  # noqa: E402
 from gpu_bench.calls import RULES  # noqa: E402
 from gpu_bench.host_part import OPTIMIZERS  # noqa: E402
 from gpu_bench.record import Budget, Record, run_parts  # noqa: E402
@@ -199,14 +200,30 @@ def test_without_a_stored_run_the_readme_says_which_commands_are_owed() -> None:
     assert text.count("not measured") == 22
 
 
-def test_the_picture_has_a_line_for_every_kernel_and_the_copy(tmp_path: Path) -> None:
+def test_the_picture_has_a_panel_for_fp32_and_one_for_bf16_with_a_line_for_every_kernel_and_the_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = Record(tmp_path, ABOUT)
     names = ["copy", *(f"{rule.name} [{backend}]" for rule in RULES for backend in ("cuda", "triton"))]
     record.results("kernels")["sizes"] = [
-        {"name": name, "elements": 2**n, "gb_per_s": 100.0 * n} for name in names for n in (16, 20, 28)
+        {"name": name, "configuration": c, "elements": 2**n, "gb_per_s": 100.0 * n}
+        for name in names
+        for c in ("fp32", "bf16")
+        for n in (16, 20, 28)
     ]
+    panels, draw_lines = [], picture.draw_lines
+
+    def note(ax: Any, rows: list[dict[str, Any]]) -> None:
+        draw_lines(ax, rows)
+        panels.append(ax)
+
+    monkeypatch.setattr(picture, "draw_lines", note)
     record.save()
     assert (tmp_path / "bandwidth.png").read_bytes().startswith(b"\x89PNG")
+    assert [ax.get_title() for ax in panels] == ["inner call, fp32", "inner call, bf16"]
+    for ax in panels:
+        assert len(ax.get_lines()) == len(names)
+        assert all(list(line.get_xdata()) == [2**16, 2**20, 2**28] for line in ax.get_lines())
 
 
 def test_make_gpu_needs_neither_an_environment_of_its_own_nor_an_index() -> None:
