@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import sys
 from pathlib import Path
@@ -25,7 +27,7 @@ import sanitize  # noqa: E402
 from gpu_bench import host_part, kernels_part, machine, steps_part, sweep_part  # noqa: E402
 from gpu_bench.calls import CONFIGURATIONS, COPY_BYTES, FP32, KINDS, RULES, Configuration, Memory, Rule  # noqa: E402
 from gpu_bench.context import Context, Scale  # noqa: E402
-from gpu_bench.record import Budget, Record  # noqa: E402
+from gpu_bench.record import Budget, Record, run_parts  # noqa: E402
 from gpu_bench.timing import Contestant, Sample, Timer  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -252,22 +254,48 @@ def test_variants_are_measured_beside_the_kernels_as_built(context: Context, emu
         yield "other", emulated
         raise RuntimeError("nvcc failed: made up")
 
-    sweep_part.run(context, variants(), tuner=tmp_path / "none.py")
+    sweep_part.run(context, variants())
     found = rows(context, "sweep")
     assert {(r["variant"], r["rule"], r["configuration"]) for r in found} == {
         (v, rule.name, c) for v in (sweep_part.BUILT, "other") for rule in RULES for c in ("fp32", "bf16")
     }
     (error,) = context.record.data["parts"]["sweep"]["errors"]
     assert "made up" in error["traceback"]
-    assert "none.py" in context.record.results("sweep")["left_out"]
 
 
-def test_the_triton_tuner_is_run_and_what_it_prints_is_kept(context: Context, tmp_path: Path) -> None:
+TUNER = """
+import sys
+assert sys.argv[1] == "--out"
+open(sys.argv[2], "w").write("the figures")
+print("the best of all blocks")
+"""
+
+
+def test_the_triton_tuner_is_run_where_the_cuda_kernels_are_not_and_its_figures_are_among_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tuner = tmp_path / "tune.py"
-    tuner.write_text("print('the best of all blocks')")
-    sweep_part.run(context, (), tuner)
-    assert "the best of all blocks" in context.record.results("sweep")["triton"]
-    assert "exit status 0" in context.record.results("sweep")["triton"]
+    tuner.write_text(TUNER)
+    tune = functools.partial(sweep_part.tune_triton, tuner=tuner)
+    monkeypatch.setattr(sweep_part, "tune_triton", tune)
+    context = make_context({"triton": Eager()}, tmp_path, MadeUpTimer(), seconds=60)
+    with contextlib.ExitStack() as stack:
+        parts = gpu.prepare(gpu.arguments(["--parts", "sweep"]), context, tmp_path, stack)
+        run_parts(parts, context.record, context.budget)
+    said = context.record.results("sweep")["triton"]
+    assert "the best of all blocks" in said
+    assert "exit status 0" in said
+    assert (context.record.folder / "triton_sizes.json").read_text() == "the figures"
+    (error,) = context.record.data["parts"]["sweep"]["errors"]
+    assert "the cuda backend does not work here" in error["traceback"]
+
+
+def test_a_tuner_that_has_no_time_or_no_triton_is_left_out_and_named(context: Context, tmp_path: Path) -> None:
+    sweep_part.tune_triton(context, 0.0)
+    assert "the triton backend does not work here" in context.record.results("sweep")["left_out"]
+    late = make_context({"triton": Eager()}, tmp_path, MadeUpTimer(), seconds=30)
+    sweep_part.tune_triton(late, 25.0)
+    assert "5 s were left" in late.record.results("sweep")["left_out"]
 
 
 class Noting(Eager):
