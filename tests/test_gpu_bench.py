@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import deeprelax
 from deeprelax import kernels
 from deeprelax.bytes_moved import bytes_moved, peer_bytes_moved
 from deeprelax.kernels import Backend, Eager
@@ -241,12 +242,42 @@ def test_host_time_is_measured_by_that_of_fused_sgd(context: Context) -> None:
     host_part.run(context)
     results = context.record.results("host")
     names = {r["name"] for r in results["rows"]}
-    assert names == {host_part.SGD} | {
-        f"{name} [cuda{capturable}]" for name in host_part.OPTIMIZERS for capturable in ("", ", capturable")
+    ours = [f"{name} [cuda]" for name in host_part.OPTIMIZERS]
+    stay = {host_part.SGD, *ours}
+    assert names == stay | {f"{name}, new gradients" for name in stay} | {
+        f"{name} [cuda, capturable]" for name in host_part.OPTIMIZERS
     }
     assert all(r["by_sgd"] > 0 for r in results["rows"])
-    assert (next(r for r in results["rows"] if r["name"] == host_part.SGD))["by_sgd"] == 1
+    for name in (host_part.SGD, host_part.SGD + ", new gradients"):
+        assert next(r for r in results["rows"] if r["name"] == name)["by_sgd"] == 1
+    judged = {r["name"] for r in results["rows"] if r["judged"]}
+    assert judged == {*ours, *(f"{name}, new gradients" for name in ours)}
     assert any("relaxation.py" in line for line in results["profiles"]["HJ [cuda]"])
+
+
+def test_new_gradients_are_uploaded_at_every_step_and_putting_them_in_place_is_not_timed(emulated: Backend) -> None:
+    """Each set is where it was two steps ago, and not where it was one ago."""
+    now, seen = [0.0], list[tuple[int, ...]]()
+    opt = deeprelax.HJ([torch.nn.Parameter(torch.ones(3)) for _ in range(2)], backend="eager")
+    for p in opt.param_groups[0]["params"]:
+        p.grad = torch.ones(3)
+    exchange = host_part.Exchange(opt)
+
+    def before() -> None:
+        now[0] += 100.0
+        exchange()
+
+    def step() -> None:
+        now[0] += 1.0
+        seen.append(tuple(p.grad.data_ptr() for p in opt.param_groups[0]["params"]))
+
+    timer = host_part.QueueTimer(lambda: None, {"new": before}, clock=lambda: now[0])
+    assert timer("new", Contestant(step, 1)) == pytest.approx((1.0, 1.0, False))
+    assert len(seen) == host_part.STEPS
+    assert all(seen[i] != seen[i + 1] for i in range(len(seen) - 1))
+    assert all(seen[i] == seen[i + 2] for i in range(len(seen) - 2))
+    assert timer("as before", Contestant(step, 1)) == pytest.approx((1.0, 1.0, False))
+    assert len(set(seen[host_part.STEPS :])) == 1
 
 
 def test_variants_are_measured_beside_the_kernels_as_built(context: Context, emulated: Backend, tmp_path: Path) -> None:
