@@ -2,8 +2,9 @@
 
     python bench/gpu.py --out folder [--parts correctness,kernels,steps,host,sweep] [--budget-seconds 390]
 
-Writes gpu.json, gpu.md, bandwidth.png, pytest.txt and sanitizer.txt, anew after every part. The parts run in the order
-of their importance, and what the budget does not allow is left out and named. Exit status 1 if correctness failed.
+Writes gpu.json, gpu.md, bandwidth.png, pytest.txt, sanitizer.txt and triton_sizes.json, anew after every part. The
+parts run in the order of their importance, and what the budget does not allow is left out and named. Exit status 1 if
+correctness failed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from deeprelax.kernels import Backend
 
 # By name the seconds that must be left for a part to begin.
 NEEDS = {"correctness": 60.0, "kernels": 30.0, "steps": 30.0, "host": 10.0, "sweep": 30.0}
+VARIANTS_NEED = 25.0  # seconds, of the sweep
 AHEAD = 4  # processes that compile Triton's kernels while the tests run
 
 
@@ -104,6 +106,8 @@ def prepare(
         host_part.run(context)
 
     def run_sweep() -> None:
+        # The tuner first: meanwhile the variants are built, with low priority, where this part runs alone.
+        sweep_part.tune_triton(context, VARIANTS_NEED if builder is not None else 0.0)
         if builder is None:
             raise RuntimeError(f"the cuda backend does not work here: {kernels.why_not('cuda')}")
         builder.wait(60)

@@ -74,7 +74,8 @@ either: the sizes there are reasoned, and what would be fastest is still owed. T
 that file should say:
 
 ```
-python bench/tune_triton.py --out bench/results/<gpu>/triton_sizes.json
+make gpu PARTS=sweep OUT=out         # on a machine with a GPU and nvcc
+cp out/gpu/triton_sizes.json bench/results/<gpu>/
 ```
 """
 

@@ -21,6 +21,7 @@ from deeprelax.experiments.models import MODELS
 from deeprelax.experiments.recipes import PLANS, settings, takes
 from deeprelax.experiments.reproduce_cli import reproduce
 from deeprelax.experiments.training import OPTIMIZERS, DivergedError, check
+from deeprelax.writable import make_writable
 
 EXTRAS = {"numpy", "scipy", "sklearn", "matplotlib", "rich", "torchvision"}
 
@@ -36,6 +37,14 @@ def _extras_needed() -> Iterator[None]:
             f"this command needs the package {error.name.partition('.')[0]!r}, which is not installed; "
             "pip install '.[experiments]' in the source folder"
         ) from error
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """Better to hear of it now than after the run."""
+    try:
+        make_writable(path)
+    except OSError as error:
+        raise click.ClickException(f"{option}: {path} cannot be written ({error.strerror or error})") from error
 
 
 def _per_dataset(attribute: str) -> str:
@@ -241,7 +250,10 @@ def bench(preset: str, out: Path | None, threads: int | None) -> None:
     "--trace", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Write a Chrome trace of torch's profiler, for chrome://tracing or Perfetto.",
 )  # fmt: skip
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Draw a picture (.png).")
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Draw a picture (.png, .svg or .pdf).",
+)  # fmt: skip
 def profile(
     model: str | None,
     shapes: str | None,
@@ -284,6 +296,12 @@ def profile(
 
         from deeprelax import profile_report, profiling, workloads
 
+        if plot is not None and plot.suffix.lower() not in profile_report.PICTURES:
+            raise click.UsageError(f"--plot {plot}: its name must end in {', '.join(profile_report.PICTURES)}")
+        numbers = None if out is None else out / "profile.json"
+        for option, path in (("--out", numbers), ("--plot", plot), ("--trace", trace)):
+            if path is not None:
+                _check_writable(option, path)
         try:
             workload = workloads.typed(shapes) if shapes is not None else workloads.named(model or "resnet50")
             plan = profiling.Plan(
@@ -297,19 +315,22 @@ def profile(
                 rounds=steps or (24 if workload.elements > 10**6 else 200),
             )
             result = profiling.profile(plan, peers, trace)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, OSError) as error:
             raise click.ClickException(str(error)) from error
         console = Console()
         if not console.is_terminal:
             console.width = 120
         profile_report.show(result, console)
-        if out is not None:
-            click.echo(f"written: {profile_report.write_json(result, out)}")
-        if plot is not None:
-            profile_report.draw(result, plot)
-            click.echo(f"written: {plot}")
-        if trace is not None:
-            click.echo(f"written: {trace}")
+        try:
+            if numbers is not None:
+                profile_report.write_json(result, numbers)
+            if plot is not None:
+                profile_report.draw(result, plot)
+        except OSError as error:  # a full disk, say
+            raise click.ClickException(str(error)) from error
+        for path in (numbers, plot, trace):
+            if path is not None:
+                click.echo(f"written: {path}")
 
 
 @main.command()

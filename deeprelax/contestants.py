@@ -48,6 +48,30 @@ class ForeachEntropySGD(EagerEntropySGD):
         torch._foreach_add_(self.z, params, alpha=1 - ALPHA)
 
 
+class CompiledEntropySGD(EagerEntropySGD):
+    """The plain step under ``torch.compile``: one graph for tensors of all shapes, which it sees as vectors.
+
+    Compiled shape by shape, ResNet-50's would pass dynamo's limit of recompilations, and most tensors would run in
+    eager mode under the name of the compiler. Here that is an error.
+
+    Args:
+        params: with their gradients, as they will be at every step.
+        compiler: a backend of torch.compile's.
+    """
+
+    def __init__(self, params: list[Tensor], compiler: str | Callable[..., object] = "inductor") -> None:
+        super().__init__(params, torch.compile(inner_step, dynamic=True, backend=compiler))
+        whole = [(p, p.grad, x, z) for p, x, z in zip(params, self.x, self.z)]
+        # Detached, they do not show dynamo the rank of what they are views of.
+        self._vectors = [[t.view(-1).detach() for t in tensors if t is not None] for tensors in whole]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            for y, g, x, z in self._vectors:
+                self.update(y, g, x, z)
+
+
 def compiled_entropy_sgd(params: list[Tensor]) -> EagerEntropySGD:
     """The plain step under ``torch.compile``."""
-    return EagerEntropySGD(params, torch.compile(inner_step))
+    return CompiledEntropySGD(params)

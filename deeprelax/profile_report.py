@@ -61,7 +61,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(table)
     copy = result["copy"]
     console.print(
-        f"a copy of {copy['bytes'] / 2e6:,.0f} MB: {copy['gb_per_s']:,.1f} GB/s, both directions counted; "
+        f"{result['yardstick']} of {copy['bytes'] / 2e6:,.0f} MB: {copy['gb_per_s']:,.1f} GB/s, both directions "
+        "counted; "
         + (
             "kernels: the device's time between events, which runs beside the host's"
             if on_device
@@ -69,6 +70,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         ),
         highlight=False,
     )
+    if any(r["of_copy"] > ABOVE for r in [*result["calls"], *result["peers"]]):
+        console.print("above 1: caches still held some of it, or it reads more than it writes, which is faster")
     if any(r["waited"] > 0.5 for r in result["calls"]):
         console.print("the device waited for the host: its time is not that of kernels alone")
     if not result["peers"]:
@@ -91,13 +94,17 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def write_json(result: dict[str, Any], folder: Path) -> Path:
-    """``profile.json`` with everything; returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "profile.json"
+def write_json(result: dict[str, Any], path: Path) -> None:
+    """Everything."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return path
 
+
+#: A fraction of the yardstick that noise does not explain.
+ABOVE = 1.1
+
+#: The formats of a picture, by how its file's name ends.
+PICTURES = (".png", ".svg", ".pdf")
 
 KERNELS: dict[str, Any] = {"color": "0.35", "edgecolor": "black"}
 HOST: dict[str, Any] = {"color": "white", "edgecolor": "black", "hatch": "////"}
@@ -119,7 +126,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         number, beside = f"{r['gb_per_s']:,.1f}", {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
         right.annotate(number, (r["gb_per_s"], i), **beside, bbox=BLANK)
     copy = result["copy"]["gb_per_s"]
-    right.axvline(copy, color="black", linestyle="--", linewidth=1.4, label=f"a large copy: {copy:,.1f}")
+    right.axvline(copy, color="black", linestyle="--", linewidth=1.4, label=f"{result['yardstick']}: {copy:,.1f}")
     right.set_xlim(0, 1.15 * max(copy, *(r["gb_per_s"] for _, r in rows + peers)))
     right.set_xlabel("GB/s of the bytes that have to move")
     left.set_yticks(range(len(rows) + len(peers)), [name for name, _ in rows + peers])

@@ -14,18 +14,25 @@ from torch.profiler import ProfilerActivity, record_function
 
 from deeprelax.relaxation import Relaxation
 from deeprelax.step_clocks import watched
+from deeprelax.writable import check_written
 
 
 @contextlib.contextmanager
 def traced(device: torch.device, path: Path) -> Iterator[None]:
-    """What runs meanwhile is written to ``path`` as a Chrome trace (for chrome://tracing or Perfetto)."""
+    """What runs meanwhile is written to ``path`` as a Chrome trace (for chrome://tracing or Perfetto).
+
+    Raises:
+        OSError: it cannot be written there.
+    """
     on_device = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_device else [])
     with torch.profiler.profile(activities=activities) as found:
         yield
         if on_device:
             torch.cuda.synchronize(device)
-    found.export_chrome_trace(str(path))
+    path.write_bytes(b"")  # so that an earlier trace is not taken for this one
+    found.export_chrome_trace(str(path))  # says nothing when it cannot write
+    check_written(path, "torch's profiler")
 
 
 def write_trace(opt: Relaxation, kinds: Sequence[str], device: torch.device, path: Path) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,12 @@ def decoder_shapes(layers: int = 24, width: int = 2048, vocabulary: int = 50257,
 BUILT_IN: dict[str, Callable[[], Shapes]] = {"resnet50": resnet50_shapes, "decoder-1.3b": decoder_shapes}
 
 
+def near(model: str, known: Iterable[str]) -> str:
+    """The names that were perhaps meant, as part of a message."""
+    found = difflib.get_close_matches(model, list(known))
+    return f" (near: {', '.join(found)})" if found else ""
+
+
 def torchvision_shapes(model: str) -> Shapes:
     """The parameters of one of torchvision's classification models, which is built without its memory.
 
@@ -77,15 +83,13 @@ def torchvision_shapes(model: str) -> Shapes:
         from torchvision import models
     except (ImportError, OSError, RuntimeError) as error:  # its compiled part fits no torch but one
         raise RuntimeError(
-            f"{model!r} is not built in, and torchvision, which may have it, cannot be imported here "
-            f"({type(error).__name__}: {error}); {instead}"
+            f"{model!r} is not built in{near(model, BUILT_IN)}, and torchvision, which may have it, cannot be imported "
+            f"here ({type(error).__name__}: {error}): install the torchvision built for torch {torch.__version__}, "
+            f"or {instead}"
         ) from error
     known = models.list_models(module=models)
     if model not in known:
-        near = difflib.get_close_matches(model, [*known, *BUILT_IN])
-        raise ValueError(
-            f"no model is called {model!r}" + (f"; near: {', '.join(near)}" if near else "") + f"; {instead}"
-        )
+        raise ValueError(f"no model is called {model!r}{near(model, [*known, *BUILT_IN])}; {instead}")
     with parameters_without_memory(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the initial values, of which there are none
         return tuple(tuple(p.shape) for p in models.get_model(model, weights=None).parameters())

@@ -33,7 +33,7 @@ Kind = tuple[str, int, bool]
 
 # No GPU has measured these. They give every thread one access of 16 bytes to each operand (two where it has 4 of
 # float64 or 8 of float32), which needs the fewest registers. `make gpu` measures what they reach, and
-# `python bench/tune_triton.py` what others would.
+# `make gpu PARTS=sweep` what others would: it prints the lines that belong here.
 SIZES: dict[Kind, Sizes] = {
     ("entropy_sgd", 8, False): Sizes(1024, 4, 8),
     ("entropy_sgd", 8, True): Sizes(1024, 4, 8),

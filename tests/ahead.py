@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from triton.backends.compiler import GPUTarget
-from triton.compiler import make_backend
-from triton.runtime.jit import create_function_from_signature
 
 from deeprelax.kernels import triton_clock, triton_kernels
 from deeprelax.kernels.triton_backend import Launch
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+
+from triton_binaries import bind
+
 H100 = GPUTarget("cuda", 90, 32)
-
-
-def bind(launch: Launch, target: GPUTarget = H100) -> tuple[Any, Any, Any]:
-    """Through the steps of ``JITFunction.run`` but for a target of our choice: backend, arguments, specialization."""
-    backend, kernel = make_backend(target), launch.kernel
-    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, _ = binder(**launch.arguments, **launch.options)
-    return backend, bound, specialization
 
 
 def specialization(launch: Launch) -> dict[str, Any]:
     """By the arguments' names: what each launch with another value is another kernel for."""
-    return dict(zip((p.name for p in launch.kernel.params), bind(launch)[2], strict=True))
+    return dict(zip((p.name for p in launch.kernel.params), bind(launch, H100)[2], strict=True))
 
 
 class Driver:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import sys
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+import deeprelax
 from deeprelax import kernels
 from deeprelax.bytes_moved import bytes_moved, peer_bytes_moved
 from deeprelax.kernels import Backend, Eager
@@ -22,9 +26,9 @@ sys.path.insert(0, str(ROOT / "bench"))
 import gpu  # noqa: E402
 import sanitize  # noqa: E402
 from gpu_bench import host_part, kernels_part, machine, steps_part, sweep_part  # noqa: E402
-from gpu_bench.calls import CONFIGURATIONS, KINDS, RULES, Configuration, Memory, Rule  # noqa: E402
+from gpu_bench.calls import CONFIGURATIONS, COPY_BYTES, FP32, KINDS, RULES, Configuration, Memory, Rule  # noqa: E402
 from gpu_bench.context import Context, Scale  # noqa: E402
-from gpu_bench.record import Budget, Record  # noqa: E402
+from gpu_bench.record import Budget, Record, run_parts  # noqa: E402
 from gpu_bench.timing import Contestant, Sample, Timer  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -86,10 +90,27 @@ def test_every_kernel_is_measured_in_every_configuration_and_kind_of_call(contex
                 # In twice the time of a copy, which moves 8 bytes an element.
                 assert found[0]["of_copy"]["median"] == pytest.approx(moved / 8 / 2)
                 assert found[0]["gb_per_s"] == pytest.approx(moved * TINY.elements / 2e-3 / 1e9)
-    assert {r["name"] for r in rows(context, "kernels", "sizes", elements=128)} == {
-        "copy",
-        *(f"{rule.name} [cuda]" for rule in RULES),
-    }
+    names = {"copy", *(f"{rule.name} [cuda]" for rule in RULES)}
+    for configuration in ("fp32", "bf16"):
+        for size in TINY.sizes:
+            found = rows(context, "kernels", "sizes", elements=size, configuration=configuration)
+            assert {r["name"] for r in found} == names
+    (hj,) = rows(context, "kernels", "sizes", elements=128, configuration="bf16", name="HJ [cuda]")
+    moved = bytes_moved("HJ", torch.bfloat16, "inner")
+    assert hj["gb_per_s"] == pytest.approx(moved * 128 / 2e-3 / 1e9)
+
+
+def test_the_copys_bandwidth_is_that_of_the_largest_one_and_not_a_faster_small_ones(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: Any) -> list[dict[str, Any]]:
+        configuration, size = _[2], _[3]
+        named = {"name": "copy", "configuration": configuration.name, "elements": size}
+        return [{**named, "gb_per_s": 9000.0 if size == 128 else 4000.0}]
+
+    monkeypatch.setattr(kernels_part, "over_sizes", measured)
+    kernels_part.run(context)
+    assert context.record.results("kernels")["copy_gb_per_s"] == 4000.0
 
 
 def test_a_cycles_bandwidth_weighs_its_calls_by_how_often_they_come(context: Context) -> None:
@@ -129,13 +150,61 @@ def test_noise_is_drawn_where_the_name_says_so() -> None:
     assert {name for name, scale in scales.items() if scale} == {"EntropySGD, noise", "Heat"}
 
 
-def test_small_sizes_rotate_over_more_memory_than_a_cache_holds() -> None:
+H200_CACHE = 60 * 2**20
+
+
+def test_small_sizes_rotate_over_several_times_what_the_cache_holds() -> None:
+    """Between two calls on the same slice, of whatever contestants, even copies have moved 4 times the cache."""
     full = Scale()
+    memory = Memory.__new__(Memory)
+    memory.elements, memory._cache = full.elements, H200_CACHE
     for size in full.sizes:
-        calls = max(kernels_part.CALLS, min(kernels_part.MOST_CALLS, kernels_part.ROTATE // size))
-        memory = Memory.__new__(Memory)
-        memory.elements = full.elements
-        assert memory.slices(size, calls) * size * kernels_part.COPY_BYTES >= 2**26
+        calls = kernels_part.calls_together(size)
+        slices = memory.slices(size, calls)
+        assert slices * size <= full.elements
+        between = (slices - calls) * size * COPY_BYTES
+        assert between >= 4 * H200_CACHE or (slices - 1) * size == full.elements - size
+
+
+def test_no_call_is_on_memory_that_the_one_before_has_left_in_the_cache(
+    monkeypatch: pytest.MonkeyPatch, emulated: Backend
+) -> None:
+    """Contestants and rounds go on where the one before has ended."""
+    seen: list[int] = []
+
+    class Noting(Eager):
+        def run(self, call: Any, table: Any, *_: Any) -> None:
+            seen.append(table.weights[0].storage_offset() // 128)
+
+    memory = Memory(2**11, CPU, cache=128 * COPY_BYTES)  # of one slice's copy
+    assert memory.slices(128, 3) == 7
+    kernel = memory.contestant(Noting(), RULES[2], RULES[2].call("inner"), torch.float32, 128, 3)
+    copies = memory.copies(128, 3)
+    monkeypatch.setattr(Tensor, "copy_", lambda to, source: seen.append(to.storage_offset() // 128))
+    for contestant in (copies, kernel, copies, kernel):
+        contestant.enqueue()
+    assert seen == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4]
+
+
+def test_every_slice_is_launched_on_before_it_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a table uploads when it is first used must not be in a sample."""
+    events: list[Any] = []
+
+    class Noting(Eager):
+        def run(self, call: Any, table: Any, *_: Any) -> None:
+            events.append((call.rule, table.dtype, table.weights[0].storage_offset()))
+
+    class Timing(MadeUpTimer):
+        def __call__(self, name: str, contestant: Contestant) -> Sample:
+            events.append("timed")
+            return super().__call__(name, contestant)
+
+    context = make_context({"noting": Noting()}, tmp_path, Timing())
+    memory = Memory(2**11, CPU, cache=128 * COPY_BYTES)
+    monkeypatch.setattr(kernels_part, "calls_together", lambda size: 3)
+    kernels_part.over_sizes(context, memory, FP32, 128)
+    before = events[: events.index("timed")]
+    assert len(set(before)) == 3 * 7  # both kinds of Entropy-SGD are one rule
 
 
 def test_whole_steps_are_compared_with_adamw_in_proportion_to_bytes(
@@ -173,12 +242,42 @@ def test_host_time_is_measured_by_that_of_fused_sgd(context: Context) -> None:
     host_part.run(context)
     results = context.record.results("host")
     names = {r["name"] for r in results["rows"]}
-    assert names == {host_part.SGD} | {
-        f"{name} [cuda{capturable}]" for name in host_part.OPTIMIZERS for capturable in ("", ", capturable")
+    ours = [f"{name} [cuda]" for name in host_part.OPTIMIZERS]
+    stay = {host_part.SGD, *ours}
+    assert names == stay | {f"{name}, new gradients" for name in stay} | {
+        f"{name} [cuda, capturable]" for name in host_part.OPTIMIZERS
     }
     assert all(r["by_sgd"] > 0 for r in results["rows"])
-    assert (next(r for r in results["rows"] if r["name"] == host_part.SGD))["by_sgd"] == 1
+    for name in (host_part.SGD, host_part.SGD + ", new gradients"):
+        assert next(r for r in results["rows"] if r["name"] == name)["by_sgd"] == 1
+    judged = {r["name"] for r in results["rows"] if r["judged"]}
+    assert judged == {*ours, *(f"{name}, new gradients" for name in ours)}
     assert any("relaxation.py" in line for line in results["profiles"]["HJ [cuda]"])
+
+
+def test_new_gradients_are_uploaded_at_every_step_and_putting_them_in_place_is_not_timed(emulated: Backend) -> None:
+    """Each set is where it was two steps ago, and not where it was one ago."""
+    now, seen = [0.0], list[tuple[int, ...]]()
+    opt = deeprelax.HJ([torch.nn.Parameter(torch.ones(3)) for _ in range(2)], backend="eager")
+    for p in opt.param_groups[0]["params"]:
+        p.grad = torch.ones(3)
+    exchange = host_part.Exchange(opt)
+
+    def before() -> None:
+        now[0] += 100.0
+        exchange()
+
+    def step() -> None:
+        now[0] += 1.0
+        seen.append(tuple(p.grad.data_ptr() for p in opt.param_groups[0]["params"]))
+
+    timer = host_part.QueueTimer(lambda: None, {"new": before}, clock=lambda: now[0])
+    assert timer("new", Contestant(step, 1)) == pytest.approx((1.0, 1.0, False))
+    assert len(seen) == host_part.STEPS
+    assert all(seen[i] != seen[i + 1] for i in range(len(seen) - 1))
+    assert all(seen[i] == seen[i + 2] for i in range(len(seen) - 2))
+    assert timer("as before", Contestant(step, 1)) == pytest.approx((1.0, 1.0, False))
+    assert len(set(seen[host_part.STEPS :])) == 1
 
 
 def test_variants_are_measured_beside_the_kernels_as_built(context: Context, emulated: Backend, tmp_path: Path) -> None:
@@ -186,22 +285,48 @@ def test_variants_are_measured_beside_the_kernels_as_built(context: Context, emu
         yield "other", emulated
         raise RuntimeError("nvcc failed: made up")
 
-    sweep_part.run(context, variants(), tuner=tmp_path / "none.py")
+    sweep_part.run(context, variants())
     found = rows(context, "sweep")
     assert {(r["variant"], r["rule"], r["configuration"]) for r in found} == {
         (v, rule.name, c) for v in (sweep_part.BUILT, "other") for rule in RULES for c in ("fp32", "bf16")
     }
     (error,) = context.record.data["parts"]["sweep"]["errors"]
     assert "made up" in error["traceback"]
-    assert "none.py" in context.record.results("sweep")["left_out"]
 
 
-def test_the_triton_tuner_is_run_and_what_it_prints_is_kept(context: Context, tmp_path: Path) -> None:
+TUNER = """
+import sys
+assert sys.argv[1] == "--out"
+open(sys.argv[2], "w").write("the figures")
+print("the best of all blocks")
+"""
+
+
+def test_the_triton_tuner_is_run_where_the_cuda_kernels_are_not_and_its_figures_are_among_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tuner = tmp_path / "tune.py"
-    tuner.write_text("print('the best of all blocks')")
-    sweep_part.run(context, (), tuner)
-    assert "the best of all blocks" in context.record.results("sweep")["triton"]
-    assert "exit status 0" in context.record.results("sweep")["triton"]
+    tuner.write_text(TUNER)
+    tune = functools.partial(sweep_part.tune_triton, tuner=tuner)
+    monkeypatch.setattr(sweep_part, "tune_triton", tune)
+    context = make_context({"triton": Eager()}, tmp_path, MadeUpTimer(), seconds=60)
+    with contextlib.ExitStack() as stack:
+        parts = gpu.prepare(gpu.arguments(["--parts", "sweep"]), context, tmp_path, stack)
+        run_parts(parts, context.record, context.budget)
+    said = context.record.results("sweep")["triton"]
+    assert "the best of all blocks" in said
+    assert "exit status 0" in said
+    assert (context.record.folder / "triton_sizes.json").read_text() == "the figures"
+    (error,) = context.record.data["parts"]["sweep"]["errors"]
+    assert "the cuda backend does not work here" in error["traceback"]
+
+
+def test_a_tuner_that_has_no_time_or_no_triton_is_left_out_and_named(context: Context, tmp_path: Path) -> None:
+    sweep_part.tune_triton(context, 0.0)
+    assert "the triton backend does not work here" in context.record.results("sweep")["left_out"]
+    late = make_context({"triton": Eager()}, tmp_path, MadeUpTimer(), seconds=30)
+    sweep_part.tune_triton(late, 25.0)
+    assert "5 s were left" in late.record.results("sweep")["left_out"]
 
 
 class Noting(Eager):

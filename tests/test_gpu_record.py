@@ -16,10 +16,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
 import gpu  # noqa: E402
+from gpu_bench import picture  # noqa: E402
 from gpu_bench.calls import RULES  # noqa: E402
 from gpu_bench.host_part import OPTIMIZERS  # noqa: E402
 from gpu_bench.record import Budget, Record, run_parts  # noqa: E402
-from gpu_bench.targets import judge  # noqa: E402
+from gpu_bench.targets import NEW, judge  # noqa: E402
 from gpu_bench.text import markdown  # noqa: E402
 
 ABOUT = {
@@ -132,7 +133,12 @@ def measured(fraction: float = 0.97, per_byte: float = 0.9, by_sgd: float = 0.8)
         for b in backends
         for r in RULES
     ]
-    host = [{"name": f"{name} [{b}]", "us": times, "by_sgd": by_sgd} for b in backends for name in OPTIMIZERS]
+    host = [
+        {"name": f"{name} [{b}]{new}", "us": times, "by_sgd": by_sgd, "judged": True}
+        for b in backends
+        for name in OPTIMIZERS
+        for new in ("", NEW)
+    ]
     return {
         "correctness": {"results": {"tests": {"outcomes": {"passed": 3}, "passed": True}, "sanitizer": {}}},
         "kernels": {"status": "done", "results": {"elements": 2**28, "rows": rows, "cycles": cycles, "sizes": []}},
@@ -144,13 +150,13 @@ def measured(fraction: float = 0.97, per_byte: float = 0.9, by_sgd: float = 0.8)
 def test_the_targets_are_met_only_by_what_was_measured() -> None:
     assert all(t["met"] for t in judge(measured()))
     nothing = judge({})
-    assert len(nothing) == len(judge(measured())) == 22
+    assert len(nothing) == len(judge(measured())) == 24
     assert not any(t["met"] for t in nothing)
     assert all(t["measured"] is None for t in nothing)
 
 
 @pytest.mark.parametrize(
-    ("changes", "missed"), [({"fraction": 0.94}, 4 - 2), ({"per_byte": 1.01}, 4), ({"by_sgd": 1.5}, 1)]
+    ("changes", "missed"), [({"fraction": 0.94}, 4 - 2), ({"per_byte": 1.01}, 4), ({"by_sgd": 1.5}, 2)]
 )
 def test_a_target_that_is_missed_says_so(changes: dict[str, float], missed: int) -> None:
     parts = measured(**changes)
@@ -196,7 +202,7 @@ def test_the_readme_says_which_commit_a_gpus_figures_belong_to() -> None:
 def test_without_a_stored_run_the_readme_says_which_commands_are_owed() -> None:
     text = readme().no_gpu()
     assert "make gpu OUT=" in text
-    assert text.count("not measured") == 22
+    assert text.count("not measured") == 24
 
 
 def test_the_measurement_of_tritons_sizes_is_owed_until_one_is_stored(tmp_path: Path) -> None:
@@ -204,7 +210,7 @@ def test_the_measurement_of_tritons_sizes_is_owed_until_one_is_stored(tmp_path: 
     (tmp_path / "gpu").mkdir()
     (tmp_path / "gpu" / "gpu.json").write_text("{}")
     owed = readme().owed_sizes(tmp_path)
-    assert "python bench/tune_triton.py" in owed
+    assert "make gpu PARTS=sweep" in owed
     assert "kernels/triton_sizes.py" in owed
     (tmp_path / "gpu" / "triton_sizes.json").write_text("{}")
     assert readme().owed_sizes(tmp_path) == ""
@@ -213,17 +219,33 @@ def test_the_measurement_of_tritons_sizes_is_owed_until_one_is_stored(tmp_path: 
 def test_what_is_owed_stands_in_the_readme() -> None:
     rendered = readme().rendered().split("<!-- gpu: ")[1].split("<!-- /gpu -->")[0]
     stored = list((ROOT / "bench" / "results").glob("*/triton_sizes.json"))
-    assert ("bench/tune_triton.py" in rendered) != bool(stored)
+    assert ("PARTS=sweep" in rendered) != bool(stored)
 
 
-def test_the_picture_has_a_line_for_every_kernel_and_the_copy(tmp_path: Path) -> None:
+def test_the_picture_has_a_panel_for_fp32_and_one_for_bf16_with_a_line_for_every_kernel_and_the_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = Record(tmp_path, ABOUT)
     names = ["copy", *(f"{rule.name} [{backend}]" for rule in RULES for backend in ("cuda", "triton"))]
     record.results("kernels")["sizes"] = [
-        {"name": name, "elements": 2**n, "gb_per_s": 100.0 * n} for name in names for n in (16, 20, 28)
+        {"name": name, "configuration": c, "elements": 2**n, "gb_per_s": 100.0 * n}
+        for name in names
+        for c in ("fp32", "bf16")
+        for n in (16, 20, 28)
     ]
+    panels, draw_lines = [], picture.draw_lines
+
+    def note(ax: Any, rows: list[dict[str, Any]]) -> None:
+        draw_lines(ax, rows)
+        panels.append(ax)
+
+    monkeypatch.setattr(picture, "draw_lines", note)
     record.save()
     assert (tmp_path / "bandwidth.png").read_bytes().startswith(b"\x89PNG")
+    assert [ax.get_title() for ax in panels] == ["inner call, fp32", "inner call, bf16"]
+    for ax in panels:
+        assert len(ax.get_lines()) == len(names)
+        assert all(list(line.get_xdata()) == [2**16, 2**20, 2**28] for line in ax.get_lines())
 
 
 def test_make_gpu_needs_neither_an_environment_of_its_own_nor_an_index() -> None:

@@ -21,6 +21,7 @@ from deeprelax.profile_trace import kernels_in, kernels_launched, write_trace
 from deeprelax.profiling import OPTIMIZERS, Plan, figures, profile, sample
 from deeprelax.step_clocks import DeviceClock, HostClock, Sample, Watch, watched
 from deeprelax.workloads import named, typed
+from deeprelax.writable import make_writable
 
 SMALL = typed("64x3,128,64")
 
@@ -288,14 +289,38 @@ def test_the_memory_that_a_profile_asks_for_is_what_it_takes(name: str, dtype: t
     for _ in plan.kinds:
         opt.step()
     ours = [t for p in opt.param_groups[0]["params"] for t in (p, p.grad, *opt.state[p].values())]
-    assert plan.memory(peers=False) - 2 * 2**16 == sum(t.numel() * t.element_size() for t in ours)
+    assert plan.memory(peers=False) - 2**16 == sum(t.numel() * t.element_size() for t in ours)
     shared = plan.parameters()
     for build in profiling.PEERS.values():
         peer = build(shared)
         peer.step()
         ours += [t for p in shared for t in peer.state[p].values() if t is not None and t.numel() > 1]
     ours += [t for p in shared for t in (p, p.grad) if t is not None]
-    assert plan.memory(peers=True) - 2 * 2**16 == sum(t.numel() * t.element_size() for t in ours)
+    assert plan.memory(peers=True) - 2**16 == sum(t.numel() * t.element_size() for t in ours)
+
+
+def test_a_cpus_yardstick_moves_no_bytes_that_are_not_counted() -> None:
+    """A copy between two buffers fetches the lines that it overwrites: kernels came out at 1.64 of it."""
+    said, run = profiling.yardstick(torch.device("cpu"))
+    source = run.__self__  # type: ignore[attr-defined]
+    before = source.clone()
+    assert before.nbytes == 2**16
+    run()
+    assert torch.equal(source, -before)
+    assert "in place" in said
+    assert before.abs().min() > 0
+
+
+@pytest.mark.parametrize("of_copy", [0.9, 1.64])
+def test_a_fraction_above_1_is_explained(of_copy: float) -> None:
+    result = profile(Plan(SMALL, "HJ", rounds=1), peers=False)
+    for row in result["calls"]:
+        row["of_copy"] = of_copy
+    console = Console(width=120)
+    with console.capture() as shown:
+        profile_report.show(result, console)
+    assert ("caches still held some of it" in shown.get()) == (of_copy > 1)
+    assert "a copy in place" in shown.get()
 
 
 # The profiler.
@@ -396,6 +421,60 @@ def test_bad_input_is_refused_by_name(arguments: list[str], named: str) -> None:
     assert result.exit_code in (1, 2)
     assert isinstance(result.exception, SystemExit)
     assert named in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "path", "named"),
+    [
+        ("--plot", "a.xyz", "--plot a.xyz: its name must end in .png, .svg, .pdf"),
+        ("--plot", "/proc/a.png", "--plot: /proc/a.png cannot be written"),
+        ("--out", "/proc/foo", "--out: /proc/foo/profile.json cannot be written"),
+        ("--trace", "/proc/x.json", "--trace: /proc/x.json cannot be written"),
+        ("--trace", "/dev/full", "--trace: /dev/full cannot be written (/dev/full is there and is no file)"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    option: str, path: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Plan] = []
+    monkeypatch.setattr(profiling, "profile", lambda plan, *_: measured.append(plan))
+    result = CliRunner().invoke(main, ["profile", "--shapes", "4", option, path])
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code in (1, 2)
+    assert named in " ".join(result.output.split())
+    assert not measured
+
+
+def test_trying_a_file_makes_its_folder_and_leaves_no_file_and_what_is_in_one(tmp_path: Path) -> None:
+    make_writable(tmp_path / "new" / "a.png")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "kept").write_text("kept")
+    make_writable(tmp_path / "kept")
+    assert (tmp_path / "kept").read_text() == "kept"
+
+
+def test_a_trace_that_the_profiler_did_not_write_is_an_error_and_not_said_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.json"
+    path.write_text("an earlier one")
+    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", lambda self, path: None)
+    output = command("--shapes", 64, "--steps", 1, "--no-peers", "--trace", path, code=1).output
+    assert "torch's profiler has written nothing to" in " ".join(output.split())
+    assert "written: " not in output
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(result: dict[str, Any], path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(profile_report, "draw", full)
+    output = command("--shapes", 64, "--steps", 1, "--no-peers", "--plot", tmp_path / "a.png", code=1).output
+    assert "average" in output  # the table was shown
+    assert "No space left on device" in output
+    assert "written: " not in output
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs Triton's compiler, and TRITON_INTERPRET=1 is set", allow_module_level=True)
 
 from ahead import Driver, specialization
-from test_triton_ptx import ENTROPY_SGD_SETTINGS, HEAT_SETTINGS, HJ, HJ_SETTINGS, new_tick
+from triton_binaries import ENTROPY_SGD_SETTINGS, HEAT_SETTINGS, HJ, HJ_SETTINGS, new_tick
 
 from deeprelax.kernels import Call, Table, Tick, device_table
 from deeprelax.kernels.settings import AnySettings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 
 import pytest
 import torch
@@ -52,15 +53,14 @@ def test_text_that_is_no_list_of_shapes_is_refused(text: str) -> None:
 
 def test_an_unknown_model_is_refused_with_near_names_and_what_to_do() -> None:
     pytest.importorskip("torchvision")
-    with pytest.raises(ValueError, match=r"'resnet5O'; near: .*resnet50.*--shapes"):
+    with pytest.raises(ValueError, match=r"'resnet5O' \(near: .*resnet50.*\); .*--shapes"):
         workloads.named("resnet5O")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("operator torchvision::nms does not exist"), ModuleNotFoundError("no")])
-def test_a_torchvision_that_cannot_be_imported_is_told_with_what_works_without_it(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = builtins.__import__
+@pytest.fixture(params=[RuntimeError("operator torchvision::nms does not exist"), ModuleNotFoundError("no")], ids=type)
+def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Exception:
+    """What importing torchvision raises."""
+    real, error = builtins.__import__, request.param
 
     def refuse(name: str, *arguments: object, **keywords: object) -> object:
         if name.startswith("torchvision"):
@@ -68,6 +68,22 @@ def test_a_torchvision_that_cannot_be_imported_is_told_with_what_works_without_i
         return real(name, *arguments, **keywords)  # type: ignore[arg-type]
 
     monkeypatch.setattr(builtins, "__import__", refuse)
+    return error
+
+
+def test_a_torchvision_that_cannot_be_imported_is_told_with_its_cure_and_what_works_without_it(
+    broken: Exception,
+) -> None:
     assert workloads.named("resnet50").elements == 25_557_032
-    with pytest.raises(RuntimeError, match=rf"'resnet18'.*{error}.*decoder-1.3b.*--shapes 4096x4096"):
-        workloads.named("resnet18")
+    cure = rf"install the torchvision built for torch {re.escape(torch.__version__)}"
+    with pytest.raises(RuntimeError, match=rf"'densenet121' .*{broken}.*{cure}.*decoder-1.3b.*--shapes 4096x4096") as e:
+        workloads.named("densenet121")
+    assert "near" not in str(e.value)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("resnt50", "resnet50"), ("decoder-13b", "decoder-1.3b")])
+def test_a_mistyped_name_of_a_built_in_model_is_recognised_without_torchvision(
+    typed: str, meant: str, broken: Exception
+) -> None:
+    with pytest.raises(RuntimeError, match=rf"'{typed}' is not built in \(near: {meant}\), and torchvision"):
+        workloads.named(typed)

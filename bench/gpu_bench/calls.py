@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from deeprelax.kernels.settings import AnySettings, EntropySGDSettings, HeatSett
 from gpu_bench.timing import Contestant
 
 KINDS = ("first", "inner", "last")
+COPY_BYTES = 8  # per element: fp32, read and written
+PASSES = 4  # of the cache's size are moved before the same memory is used again
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,10 @@ class Memory:
     Args:
         elements: a multiple of 128, so that slices of a power of two are aligned.
         device: where.
+        cache: bytes of the device's cache; default what it says.
     """
 
-    def __init__(self, elements: int, device: torch.device) -> None:
+    def __init__(self, elements: int, device: torch.device, cache: int | None = None) -> None:
         def normal() -> Tensor:
             return torch.randn(elements, device=device)
 
@@ -109,6 +113,8 @@ class Memory:
         self.narrow = {name: t.to(torch.bfloat16) for name, t in self.wide.items()}
         self.x, self.y, self.average, self.target = normal(), normal(), normal(), normal()
         self._tables: dict[tuple[torch.dtype, int, int], Table] = {}
+        self._cache = cache_of(device) if cache is None else cache
+        self._turns: dict[int, Turns] = {}  # by the size of a slice
 
     def _slice(self, size: int, number: int) -> slice:
         return slice(number * size, (number + 1) * size)
@@ -133,25 +139,44 @@ class Memory:
     def contestant(
         self, backend: Backend, rule: Rule, call: Call, dtype: torch.dtype, size: int, calls: int
     ) -> Contestant:
-        """``calls`` calls on so many different slices as there are, one after the other."""
+        """``calls`` calls, each on the slice whose turn it is."""
         launches = [self.launch(backend, rule, call, dtype, size, i) for i in range(self.slices(size, calls))]
-        return repeated(launches, calls)
+        return self._repeated(launches, size, calls)
 
     def copies(self, size: int, calls: int) -> Contestant:
         """Copies of ``size`` fp32 elements on the same slices."""
         at = [self._slice(size, i) for i in range(self.slices(size, calls))]
         pairs = [(self.target[s], self.x[s]) for s in at]
-        return repeated([lambda to=to, source=source: to.copy_(source) for to, source in pairs], calls)
+        return self._repeated([lambda to=to, source=source: to.copy_(source) for to, source in pairs], size, calls)
 
     def slices(self, size: int, calls: int) -> int:
-        return max(1, min(calls, self.elements // size))
+        """How many there are, of so many elements: when a slice's turn comes again, even a contestant that moves no
+        more than a copy has moved PASSES times what the cache holds since then."""
+        between = math.ceil(PASSES * self._cache / (COPY_BYTES * size))
+        return max(1, min(self.elements // size, calls + between))
+
+    def _repeated(self, launches: list[Callable[[], object]], size: int, calls: int) -> Contestant:
+        turns = self._turns.setdefault(size, Turns())
+
+        def enqueue() -> None:
+            for i in turns.take(calls):
+                launches[i % len(launches)]()
+
+        return Contestant(enqueue, calls)
 
 
-def repeated(launches: list[Callable[[], object]], calls: int) -> Contestant:
-    """``calls`` calls, taking the launches in turn."""
+class Turns:
+    """The numbers of the calls on one size of slice. All contestants draw from it: each goes on where the one before it
+    has ended, and finds nothing in the cache that that one has left there."""
 
-    def enqueue() -> None:
-        for i in range(calls):
-            launches[i % len(launches)]()
+    def __init__(self) -> None:
+        self._next = 0
 
-    return Contestant(enqueue, calls)
+    def take(self, calls: int) -> range:
+        self._next += calls
+        return range(self._next - calls, self._next)
+
+
+def cache_of(device: torch.device) -> int:
+    """Bytes of a GPU's second-level cache; 0 elsewhere."""
+    return int(torch.cuda.get_device_properties(device).L2_cache_size) if device.type == "cuda" else 0

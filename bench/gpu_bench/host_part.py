@@ -6,7 +6,7 @@ import cProfile
 import pstats
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor
 import deeprelax
 from deeprelax.kernels import Backend, layout
 from gpu_bench.context import Context
+from gpu_bench.targets import NEW
 from gpu_bench.timing import Contestant, HostTimer, Sample, measure, ratios, spread
 
 SGD = "torch.optim.SGD(fused=True)"
-STEPS = 10  # at a time: a short queue, which the device never fills
+STEPS = 10  # at a time: a short queue, which the device never fills; even, so that gradients end where they began
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "EntropySGD": {"inner_lr": 1e-3, "temperature": 1e-8, "seed": 0},
     "HJ": {},
@@ -39,8 +40,24 @@ def is_capturable(backend: Backend) -> bool:
     return bool(getattr(backend, "capturable", False))
 
 
+class Exchange:
+    """Gives parameters one of two sets of gradients in turn, as ``zero_grad(set_to_none=True)`` and a backward pass
+    may: the addresses that the kernels read have to be uploaded again."""
+
+    def __init__(self, opt: torch.optim.Optimizer) -> None:
+        self._params: list[Tensor] = [p for group in opt.param_groups for p in group["params"]]
+        self._here = [p.grad for p in self._params]
+        self._there: list[Tensor | None] = [torch.randn_like(p) for p in self._params]
+
+    def __call__(self) -> None:
+        self._here, self._there = self._there, self._here
+        for p, grad in zip(self._params, self._here):
+            p.grad = grad
+
+
 def run(context: Context) -> None:
-    """All backends and optimizers, capturable and not, alternating with SGD."""
+    """All backends and optimizers, capturable and not, alternating with SGD; each with gradients that stay where they
+    are, and those that are not capturable also with gradients in two places in turn."""
     results = context.record.results("host")
     # Without torch's exchange capsule the addresses of tensors are asked for one by one, which takes longer.
     results.update(tensors=context.scale.tensors, exchange_capsule=layout._native() is not None, rows=[])
@@ -55,39 +72,46 @@ def run(context: Context) -> None:
                     opt.step()
                     optimizers[what] = opt
     optimizers[SGD] = torch.optim.SGD(parameters(context), lr=1e-6, fused=True)
-    samples = measure(
-        {what: burst(opt.step) for what, opt in optimizers.items()},
-        QueueTimer(context.synchronize),
-        2 * context.scale.rounds,
-    )
-    for what in optimizers:
+    steps = {what: Contestant(opt.step, 1) for what, opt in optimizers.items()}
+    exchanges = {what + NEW: Exchange(opt) for what, opt in optimizers.items() if "capturable" not in what}
+    steps |= {what: steps[what.removesuffix(NEW)] for what in exchanges}
+    samples = measure(steps, QueueTimer(context.synchronize, exchanges), 2 * context.scale.rounds)
+    for what in steps:
         us = spread([1e6 * s.seconds for s in samples[what]])
-        results["rows"].append({"name": what, "us": us, "by_sgd": statistics.median(ratios(samples, what, SGD))})
+        by_sgd = statistics.median(ratios(samples, what, SGD + NEW if what.endswith(NEW) else SGD))
+        results["rows"].append(
+            {"name": what, "us": us, "by_sgd": by_sgd, "judged": "capturable" not in what and SGD not in what}
+        )
     results["profiles"] = {what: hottest(opt.step, context) for what, opt in optimizers.items()}
 
 
-def burst(step: Callable[[], object]) -> Contestant:
-    def enqueue() -> None:
-        for _ in range(STEPS):
-            step()
-
-    return Contestant(enqueue, STEPS)
-
-
 class QueueTimer:
-    """The host's clock around a burst that begins with an idle device, which is not waited for.
+    """The host's clock around each of some steps that begin with an idle device, which is not waited for.
 
     Args:
         synchronize: waits for the device.
+        before: by name of a contestant what is done before each of its steps, and not timed.
+        clock: tells the time in seconds.
     """
 
-    def __init__(self, synchronize: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> None:
-        self._synchronize = synchronize
+    def __init__(
+        self,
+        synchronize: Callable[[], None],
+        before: Mapping[str, Callable[[], None]],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._synchronize, self._before = synchronize, before
         self._timer = HostTimer(clock)
 
     def __call__(self, name: str, contestant: Contestant) -> Sample:
+        before = self._before.get(name)
         self._synchronize()
-        return self._timer(name, contestant)
+        seconds = 0.0
+        for _ in range(STEPS):
+            if before is not None:
+                before()
+            seconds += self._timer(name, contestant).seconds / STEPS
+        return Sample(seconds, seconds, False)
 
 
 def hottest(step: Callable[[], object], context: Context, lines: int = 8) -> list[str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from gpu_bench.calls import CONFIGURATIONS, FP32, KINDS, RULES, Configuration, Memory, Rule
+from gpu_bench.calls import BF16, CONFIGURATIONS, COPY_BYTES, FP32, KINDS, RULES, Configuration, Memory, Rule
 from gpu_bench.context import Context
 from gpu_bench.timing import Contestant, figures, measure
 
 CALLS = 3  # between two events: some 5 ms at 2^28 elements
-COPY_BYTES = 8  # per element: fp32, read and written
 
-# Below 2^24 elements one slice would be left in the cache by the call before: so many more, and so many calls.
-ROTATE, MOST_CALLS = 2**24, 128
+# Below 2^24 elements a call is short: so many more of them between two events.
+TOGETHER, MOST_CALLS = 2**24, 128
 
 
 def run(context: Context) -> None:
@@ -31,8 +31,11 @@ def run(context: Context) -> None:
             results["left_out"] = f"sizes from {size} on"
             break
         with context.record.attempt("kernels", f"size {size}"):
-            results["sizes"] += over_sizes(context, memory, size)
-    results["copy_gb_per_s"] = max((r["gb_per_s"] for r in results["sizes"] if r["name"] == "copy"), default=None)
+            for configuration in (FP32, BF16):
+                results["sizes"] += over_sizes(context, memory, configuration, size)
+    # That of the largest size: a small copy's may be the cache's.
+    copies = {r["elements"]: r["gb_per_s"] for r in results["sizes"] if r["name"] == "copy"}
+    results["copy_gb_per_s"] = copies[max(copies)] if copies else None
 
 
 def label(backend: str, rule: Rule) -> str:
@@ -90,23 +93,36 @@ def cycles(rows: list[dict[str, Any]], configuration: Configuration) -> list[dic
     return found
 
 
-def over_sizes(context: Context, memory: Memory, size: int) -> list[dict[str, Any]]:
-    """Inner fp32 calls of ``size`` elements, on so many slices that the cache does not hold them."""
-    calls = max(CALLS, min(MOST_CALLS, ROTATE // size))
+def calls_together(size: int) -> int:
+    """Calls between two events."""
+    return max(CALLS, min(MOST_CALLS, TOGETHER // size))
+
+
+def over_sizes(context: Context, memory: Memory, configuration: Configuration, size: int) -> list[dict[str, Any]]:
+    """Inner calls of ``size`` elements, on so many slices that the cache does not hold them, and copies of as many
+    fp32 elements."""
+    calls = calls_together(size)
     contestants: dict[str, Contestant] = {"copy": memory.copies(size, calls)}
     moved = {"copy": COPY_BYTES * size}
     for backend_name, backend in context.backends.items():
         for rule in RULES:
             name = label(backend_name, rule)
-            with context.record.attempt("kernels", f"{name}, {size} elements"):
-                contestant = memory.contestant(backend, rule, rule.call("inner"), FP32.dtype, size, calls)
-                contestant.enqueue()
+            with context.record.attempt("kernels", f"{name}, {configuration.name}, {size} elements"):
+                call = rule.call("inner", configuration.weight_decay)
+                contestant = memory.contestant(backend, rule, call, configuration.dtype, size, calls)
+                for _ in range(math.ceil(memory.slices(size, calls) / calls)):
+                    contestant.enqueue()  # every slice once: its table is uploaded then
                 contestants[name] = contestant
-                moved[name] = FP32.bytes(rule, "inner") * size
+                moved[name] = configuration.bytes(rule, "inner") * size
     context.synchronize()
     samples = measure(contestants, context.timer, context.scale.rounds)
     rows = [
-        {"name": name, "elements": size, **figures(samples, name, moved[name], COPY_BYTES * size)}
+        {
+            "name": name,
+            "configuration": configuration.name,
+            "elements": size,
+            **figures(samples, name, moved[name], COPY_BYTES * size),
+        }
         for name in contestants
     ]
     return rows

@@ -10,10 +10,10 @@ COLOURS = {"EntropySGD": "tab:blue", "EntropySGD, noise": "tab:cyan", "HJ": "tab
 
 
 def draw(rows: list[dict[str, Any]], about: dict[str, Any], path: Path) -> None:
-    """One line per kernel and backend.
+    """A panel per configuration, in it one line per kernel and backend.
 
     Args:
-        rows: name ("copy" or "rule [backend]"), elements and gb_per_s.
+        rows: name ("copy" or "rule [backend]"), configuration, elements and gb_per_s.
         about: the run's ``about``, for the title.
         path: a PNG file.
     """
@@ -22,7 +22,21 @@ def draw(rows: list[dict[str, Any]], about: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    panels = list(dict.fromkeys(row["configuration"] for row in rows))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(1 + 6.5 * len(panels), 5), sharey=True, squeeze=False)
+    for ax, configuration in zip(axes[0], panels):
+        draw_lines(ax, [row for row in rows if row["configuration"] == configuration])
+        ax.set_title(f"inner call, {configuration}")
+    axes[0][0].set_ylabel("GB/s, reads and writes")
+    axes[0][0].set_ylim(bottom=0)
+    figure.suptitle(f"{about.get('gpu')}, commit {str(about.get('commit'))[:12]}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def draw_lines(ax: Any, rows: list[dict[str, Any]]) -> None:
+    """One panel."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         lines.setdefault(row["name"], []).append((row["elements"], row["gb_per_s"]))
@@ -30,17 +44,11 @@ def draw(rows: list[dict[str, Any]], about: dict[str, Any], path: Path) -> None:
         rule, _, backend = name.rstrip("]").rpartition(" [")
         sizes, rates = zip(*sorted(points))
         if name == "copy":
-            axes.plot(sizes, rates, color="black", linewidth=2.5, label="copy, device to device")
+            ax.plot(sizes, rates, color="black", linewidth=2.5, label="copy of as many fp32, device to device")
         else:
             style = LINES.get(backend, ":")
-            axes.plot(sizes, rates, linestyle=style, marker=".", color=COLOURS.get(rule), label=name)
-    axes.set_xscale("log", base=2)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.set_xlabel("elements of one launch")
-    axes.set_ylabel("GB/s, reads and writes")
-    axes.set_title(f"Inner call, fp32: {about.get('gpu')}, commit {str(about.get('commit'))[:12]}")
-    axes.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+            ax.plot(sizes, rates, linestyle=style, marker=".", color=COLOURS.get(rule), label=name)
+    ax.set_xscale("log", base=2)
+    ax.grid(alpha=0.3)
+    ax.set_xlabel("elements of one launch")
+    ax.legend(fontsize="small")

@@ -1,4 +1,4 @@
-"""Part ``sweep``: the CUDA kernels built with other constants beside those that are installed, and Triton's tuner."""
+"""Part ``sweep``: Triton's tuner, and the CUDA kernels built with other constants beside those that are installed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from deeprelax import kernels
 from deeprelax.kernels import Backend
 from gpu_bench.calls import BF16, FP32, RULES, Memory
 from gpu_bench.context import Context
@@ -19,11 +20,10 @@ from gpu_bench.timing import Contestant, measure, ratios, spread
 
 BUILT = "as built"
 PRINTED = 4000  # characters of the tuner's
+LEAST = 20.0  # seconds in which the tuner gets somewhere
 
 
-def run(
-    context: Context, variants: Iterable[tuple[str, Backend]], tuner: Path = ROOT / "bench" / "tune_triton.py"
-) -> None:
+def run(context: Context, variants: Iterable[tuple[str, Backend]]) -> None:
     """Inner calls of every rule at the full size, all variants in one rotation."""
     results = context.record.results("sweep")
     results["rows"] = []
@@ -47,18 +47,31 @@ def run(
                     row["by_built"] = statistics.median(ratios(samples, name, BUILT))
                     results["rows"].append(row)
     context.record.save()
-    if not tuner.exists():
-        results["left_out"] = f"{tuner.name}: there is none"
-    elif context.budget.left() < 30:
-        results["left_out"] = f"{tuner.name}: {context.budget.left():.0f} s were left"
+
+
+def tune_triton(context: Context, leave: float, tuner: Path = ROOT / "bench" / "tune_triton.py") -> None:
+    """Run the tuner, which writes triton_sizes.json into the folder of the results, kind by kind.
+
+    Args:
+        context: its budget is the tuner's limit.
+        leave: seconds of it that are not the tuner's.
+        tuner: the script.
+    """
+    results = context.record.results("sweep")
+    seconds = context.budget.left() - leave
+    if "triton" not in context.backends:
+        results["left_out"] = f"{tuner.name}: the triton backend does not work here: {kernels.why_not('triton')}"
+    elif seconds < LEAST:
+        results["left_out"] = f"{tuner.name}: {seconds:.0f} s were left, and it needs {LEAST:.0f} s"
     else:
-        results["triton"] = tune(tuner, context.budget.left() - 10)
+        results["triton"] = tune(tuner, seconds, context.record.folder / "triton_sizes.json")
+        context.record.save()
 
 
-def tune(tuner: Path, seconds: float) -> str:
+def tune(tuner: Path, seconds: float, out: Path) -> str:
     """The end of what the tuner prints within so many seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        job = Job([sys.executable, str(tuner)], Path(folder) / "tuner.txt")
+        job = Job([sys.executable, str(tuner), "--out", str(out.resolve())], Path(folder) / "tuner.txt")
         status = job.wait(time.monotonic() + seconds)
         end = "stopped at its limit of time" if status is None else f"exit status {status}"
         return f"{job.printed()[-PRINTED:]}\n({end})"

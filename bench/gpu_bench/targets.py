@@ -16,6 +16,7 @@ BANDWIDTHS: list[tuple[tuple[str, ...], str, dict[str, float]]] = [
 RULES = ("EntropySGD", "EntropySGD, noise", "HJ", "Heat")
 MOST_TIME_PER_BYTE = 1.0  # by fused AdamW's
 HOST = {"cuda": 1.0, "triton": 2.0}  # most time, by fused SGD's
+NEW = ", new gradients"  # of the host part's rows
 WORKLOADS = ("resnet50", "decoder-1.3b")
 
 
@@ -57,7 +58,10 @@ def judge(parts: dict[str, Any]) -> list[dict[str, Any]]:
             promise = f"{workload} [{backend}]: time of step() per byte by fused AdamW's, slowest of {len(RULES)}"
             add(promise, MOST_TIME_PER_BYTE, False, complete)
     for backend, bound in HOST.items():
-        by_sgd = [r["by_sgd"] for r in rows("host") if r["name"].endswith(f"[{backend}]")]
-        complete = by_sgd if len(by_sgd) == 3 else []
-        add(f"host time of step(), 300 tensors [{backend}]: by fused SGD's, slowest of 3", bound, False, complete)
+        # Gradients that stay where they are, and such as lie elsewhere after a step: for both it has to be kept.
+        for new in ("", NEW):
+            by_sgd = [r["by_sgd"] for r in rows("host") if r["name"].endswith(f"[{backend}]{new}")]
+            complete = by_sgd if len(by_sgd) == 3 else []
+            promise = f"host time of step(), 300 tensors{new} [{backend}]: by fused SGD's, slowest of 3"
+            add(promise, bound, False, complete)
     return found

@@ -113,8 +113,13 @@ def steps(results: dict[str, Any]) -> list[str]:
 
 
 def host(results: dict[str, Any]) -> list[str]:
-    rows = [[r["name"], f"{r['us']['median']:.1f}", f"{r['by_sgd']:.2f}"] for r in results.get("rows", [])]
-    return table([f"host time of step(), {results.get('tensors', 0)} tensors", "µs", "× fused SGD"], rows)
+    """The target is judged by the rows that say so; "new gradients": in two places in turn, by SGD with the same."""
+    rows = [
+        [r["name"], f"{r['us']['median']:.1f}", f"{r['by_sgd']:.2f}", "yes" if r["judged"] else ""]
+        for r in results.get("rows", [])
+    ]
+    heading = f"host time of step(), {results.get('tensors', 0)} tensors"
+    return table([heading, "µs", "× fused SGD", "the target is judged by it"], rows)
 
 
 def sweep(results: dict[str, Any]) -> list[str]:

@@ -1,0 +1,101 @@
+"""The work of one program of the Triton kernels that bench/tune_triton.py tries, and what it tries it on."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+
+import torch
+
+from deeprelax.bytes_moved import bytes_moved
+from deeprelax.kernels import Call, EntropySGDCall, HeatCall, HJCall, Outer, Stream, Table
+from deeprelax.kernels.triton_backend import Launch, Triton
+from deeprelax.kernels.triton_sizes import SIZES, Kind, Sizes
+
+DTYPES = {4: torch.float32, 2: torch.bfloat16, 8: torch.float64}  # those with targets first
+WARPS = (2, 4, 8)
+ACCESSES = (1, 2, 4)  # of a thread to one operand
+
+OPTIMIZERS = {"entropy_sgd": "EntropySGD", "hj": "HJ", "heat": "Heat"}
+OUTER = Outer(step=0.1, scale=0.2, lr=0.3, momentum=0.0, nesterov=False)
+
+
+def kinds(rules: tuple[str, ...] = (), dtypes: tuple[str, ...] = ()) -> list[Kind]:
+    """Those of the table ``SIZES``, in the order of ``DTYPES``: of those rules and dtypes, or of all."""
+    return [
+        kind
+        for item, dtype in DTYPES.items()
+        for kind in SIZES
+        if kind[1] == item and (not rules or kind[0] in rules) and (not dtypes or str(dtype).endswith(dtypes))
+    ]
+
+
+def candidates(kind: Kind) -> Iterator[Sizes]:
+    """What is tried for that kind; without noise, ``per_thread`` is of no consequence."""
+    _, bytes_each, noise = kind
+    widest = max(4, 16 // bytes_each)
+    for per_thread in sorted({4, widest}) if noise else (widest,):
+        for warps in WARPS:
+            for accesses in ACCESSES:
+                yield Sizes(32 * warps * widest * accesses, per_thread, warps)
+
+
+def inner_call(kind: Kind) -> Call:
+    """The call that most of a run consists of, without the options that few use."""
+    rule, _, noise = kind
+    if rule == "hj":
+        return HJCall(False, False, False, 0.1, 0.75, 0.25, 0.0, False, False, OUTER)
+    if rule == "heat":
+        return HeatCall(False, False, False, 0.1, 0.0, False, OUTER, Stream(1, 2))
+    return EntropySGDCall(
+        first=False,
+        last=False,
+        inner_lr=0.1,
+        inv_gamma=2.0,
+        pull=0.2,
+        denominator=1.2,
+        alpha=0.75,
+        one_minus_alpha=0.25,
+        noise_scale=0.01 * noise,
+        weight_decay=0.0,
+        maximize=False,
+        implicit=False,
+        inner_momentum=0.0,
+        inner_nesterov=False,
+        fresh_velocity=False,
+        stochastic_rounding=False,
+        outer=OUTER,
+        stream=Stream(1, 2),
+    )
+
+
+class Work:
+    """The inner call of a kind on one weight with ``elements`` elements.
+
+    Attributes:
+        bytes: that one call reads and writes.
+    """
+
+    def __init__(self, kind: Kind, elements: int, device: torch.device) -> None:
+        self._kind, self._call = kind, inner_call(kind)
+        dtype = DTYPES[kind[1]]
+        weight, self._grad = (torch.randn(elements, device=device).to(dtype) for _ in range(2))
+        self._table = Table([weight], [0])
+        self._addresses = array("q", [self._grad.data_ptr()])
+        self._buffers = {name: self._table.new_buffer() for name in self._call.buffers if "momentum" not in name}
+        if dtype == self._table.compute_dtype:
+            self._buffers.pop("y", None)
+        for buffer in self._buffers.values():
+            buffer.normal_()
+        self.bytes = bytes_moved(OPTIMIZERS[kind[0]], dtype, "inner") * elements
+
+    def backend(self, sizes: Sizes) -> Triton:
+        """One whose programs of this kind do that much."""
+        return Triton({**SIZES, self._kind: sizes})
+
+    def run(self, backend: Triton) -> None:
+        backend.run(self._call, self._table, [self._grad], self._addresses, self._buffers)
+
+    def launch(self, backend: Triton) -> Launch:
+        """What ``run`` launches."""
+        return backend.launch(self._call, self._table, self._addresses, self._buffers)
