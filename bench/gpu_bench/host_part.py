@@ -53,6 +53,7 @@ def run(context: Context) -> None:
                     make = getattr(deeprelax, name)
                     opt = make(parameters(context), **options, backend=backend_name, capturable=capturable)
                     opt.step()
+                    context.synchronize()
                     optimizers[what] = opt
     optimizers[SGD] = torch.optim.SGD(parameters(context), lr=1e-6, fused=True)
     samples = measure(
@@ -63,6 +64,7 @@ def run(context: Context) -> None:
     for what in optimizers:
         us = spread([1e6 * s.seconds for s in samples[what]])
         results["rows"].append({"name": what, "us": us, "by_sgd": statistics.median(ratios(samples, what, SGD))})
+    context.record.save()
     results["profiles"] = {what: hottest(opt.step, context) for what, opt in optimizers.items()}
 
 

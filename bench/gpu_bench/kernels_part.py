@@ -24,15 +24,18 @@ def run(context: Context) -> None:
         for kind in ("inner", "first", "last"):
             with context.record.attempt("kernels", f"{configuration.name}, {kind}"):
                 results["rows"] += group(context, memory, configuration, kind)
+            context.record.save()
         results["cycles"] += cycles(results["rows"], configuration)
         context.record.save()
     for size in context.scale.sizes:
         if context.budget.left() < 20:
-            results["left_out"] = f"sizes from {size} on"
+            results["left_out"] = [f"{', '.join(context.backends)}: sizes from {size} on"]
             break
         with context.record.attempt("kernels", f"size {size}"):
             results["sizes"] += over_sizes(context, memory, size)
-    results["copy_gb_per_s"] = max((r["gb_per_s"] for r in results["sizes"] if r["name"] == "copy"), default=None)
+        context.record.save()
+    if copies := [r["gb_per_s"] for r in results["sizes"] if r["name"] == "copy"]:
+        results["copy_gb_per_s"] = max(copies)
 
 
 def label(backend: str, rule: Rule) -> str:
@@ -101,9 +104,9 @@ def over_sizes(context: Context, memory: Memory, size: int) -> list[dict[str, An
             with context.record.attempt("kernels", f"{name}, {size} elements"):
                 contestant = memory.contestant(backend, rule, rule.call("inner"), FP32.dtype, size, calls)
                 contestant.enqueue()
+                context.synchronize()
                 contestants[name] = contestant
                 moved[name] = FP32.bytes(rule, "inner") * size
-    context.synchronize()
     samples = measure(contestants, context.timer, context.scale.rounds)
     rows = [
         {"name": name, "elements": size, **figures(samples, name, moved[name], COPY_BYTES * size)}
