@@ -62,8 +62,9 @@ def on_gpu(result: dict[str, Any], source: str) -> str:
 NO_GPU = """No run on a GPU has been stored yet: the table is still owed. These commands make it:
 
 ```
-make gpu OUT=out                     # on a machine with a GPU and nvcc
-cp out/gpu/* bench/results/<gpu>/
+make gpu OUT=out COMMIT=$(git rev-parse HEAD)    # with an NVIDIA H200, nvcc and torch; no .git there: write the hash
+mkdir -p bench/results/nvidia-h200
+cp out/gpu/* bench/results/nvidia-h200/
 python bench/readme.py
 ```
 
