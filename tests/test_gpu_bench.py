@@ -192,10 +192,11 @@ def a_run(context: Context, folder: Path, seconds: float = 100.0) -> parts.Run:
 
 def test_the_triton_tuner_is_run_and_what_it_prints_is_kept(context: Context, tmp_path: Path) -> None:
     tuner = tmp_path / "tune.py"
-    tuner.write_text("print('the best of all blocks')")
+    tuner.write_text("import sys\nprint('the best of all blocks')\nopen(sys.argv[sys.argv.index('--out') + 1], 'w')")
     a_run(context, tmp_path).tune(tuner)
     assert "the best of all blocks" in context.record.results("sweep")["triton"]
     assert "exit status 0" in context.record.results("sweep")["triton"]
+    assert (context.record.folder / parts.SIZES).exists()
     a_run(context, tmp_path, 25.0).tune(tuner)
     assert context.record.results("sweep")["left_out"] == ["tune.py: 25 s were left"]
 

@@ -41,7 +41,8 @@ def no_signals() -> Iterator[None]:
 
 
 def unwind_on_signals() -> None:
-    """SIGTERM and SIGHUP raise SystemExit, so that ``finally`` and ``with`` stop the children and save the record."""
+    """SIGTERM and SIGHUP raise SystemExit, so that ``finally`` and ``with`` stop the children and save the record. One
+    that is ignored stays so: under nohup."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in STOPS:  # a second one must not interrupt that
@@ -49,5 +50,5 @@ def unwind_on_signals() -> None:
         raise SystemExit(128 + number)
 
     for each in STOPS:
-        with contextlib.suppress(ValueError):  # not in the main thread
+        if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, stop)
