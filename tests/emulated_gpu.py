@@ -2,8 +2,8 @@
 
     python tests/emulated_gpu.py --out folder [as bench/gpu.py]
 
-BREAK="kernels/cuda abort" ends the process that measures that at its first bf16 call; "lost" instead of "abort": from
-then on nothing works in it, as after an illegal address.
+BREAK="kernels/cuda abort" ends the process that measures that in the middle of bf16; with "lost" instead of "abort"
+nothing works in it from then on, as after an illegal address.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class MadeUpTimer:
 
 
 class Breaking(Cuda):
-    """Breaks at its first bf16 call."""
+    """Breaks at its first bf16 call that begins a cycle: that of inner calls comes before."""
 
     def __init__(self, module: Any, how: str) -> None:
         super().__init__(module, emulated=True)
         self.how, self.lost = how, False
 
     def run(self, call: Any, table: Any, *arguments: Any) -> None:
-        if table.dtype == torch.bfloat16:
+        if table.dtype == torch.bfloat16 and call.first:
             if self.how == "abort":
                 os.abort()
             self.lost = True

@@ -54,13 +54,14 @@ def test_a_whole_run_leaves_its_files_and_no_more_than_come_back(tmp_path: Path)
 
 @pytest.mark.parametrize(("how", "ended"), [("abort", "ended with status -6"), ("lost", "ended with status 1")])
 def test_a_process_that_dies_costs_only_what_it_had_still_to_measure(tmp_path: Path, how: str, ended: str) -> None:
-    """It dies at its first bf16 call, by os.abort(), or because its device is lost and nothing works any more."""
+    """It dies in the middle of bf16, by os.abort(), or because its device is lost and nothing works any more."""
     status, found = run(tmp_path, "kernels,host" if how == "abort" else "kernels", BREAK=f"kernels/cuda {how}")
     kernels = found["parts"]["kernels"]
     assert status == 1
     assert kernels["broke_off"] == [f"cuda ({ended})"]
     measured = {(r["rule"], r["configuration"], r["kind"]) for r in kernels["results"]["rows"]}
-    assert measured == {(rule.name, "fp32", kind) for rule in RULES for kind in KINDS}
+    before = [*(("fp32", kind) for kind in KINDS), ("bf16", "inner")]
+    assert measured == {(rule.name, *which) for rule in RULES for which in before}
     assert kernels["status"] == "with errors"
     assert any("run" in error["traceback"] for error in kernels["errors"])  # where Python was
     assert len(kernels["errors"]) < 6  # what is lost is not tried again and again
@@ -98,7 +99,7 @@ def test_a_process_that_hangs_is_stopped_and_what_it_measured_is_there_meanwhile
     saved = []
     monkeypatch.setattr(record, "save", lambda: saved.append(list(record.results("host")["rows"])))
     apart.run(Task("host", "x", 1.0, 2.0), [sys.executable, "-c", WRITES], tmp_path, record, Budget(100))
-    assert saved[0] == ["first", "second"]
+    assert saved == [["first", "second"]] * 2  # when it was measured, and at the end
     assert record.data["parts"]["host"]["broke_off"] == ["x (stopped after 2 s)"]
     apart.run(Task("host", "y", 200.0, 2.0), [], tmp_path, record, Budget(100))
     assert record.results("host")["left_out"] == ["y: 100 s were left"]
