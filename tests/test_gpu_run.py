@@ -39,11 +39,11 @@ def run(folder: Path, parts: str, **more: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_a_whole_run_leaves_its_files_and_no_more_than_come_back(tmp_path: Path) -> None:
-    status, found = run(tmp_path, "kernels,steps,host,sweep")
+    status, found = run(tmp_path, "kernels,steps,sweep")
     assert status == 0
     assert {path.name for path in tmp_path.iterdir()} == {"gpu.json", "gpu.md", "bandwidth.png"}
     assert {name: part["status"] for name, part in found["parts"].items()} == dict.fromkeys(
-        ("kernels", "steps", "host", "sweep"), "done"
+        ("kernels", "steps", "sweep"), "done"
     )
     assert found["about"]["commit"] == "abc"
     assert found["about"]["versions"]["torch"] == torch.__version__
