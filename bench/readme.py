@@ -70,10 +70,24 @@ python bench/readme.py
 
 """
 
+NO_SIZES = """How much one program of the Triton kernels does (`kernels/triton_sizes.py`) has not been measured on a GPU
+either: the sizes there are reasoned, and what would be fastest is still owed. This command measures it, and prints what
+that file should say:
+
+```
+python bench/tune_triton.py --out bench/results/<gpu>/triton_sizes.json
+```
+"""
+
 
 def no_gpu() -> str:
-    """What is owed."""
+    """What is owed where no run has been stored."""
     return NO_GPU + "\n".join(targets(judge({}))).rstrip("\n") + "\n"
+
+
+def owed_sizes(results: Path) -> str:
+    """What is owed until somebody's measurement of Triton's sizes is stored."""
+    return "" if list(results.glob("*/triton_sizes.json")) else "\n" + NO_SIZES
 
 
 def between(text: str, begin: str, end: str, new: str) -> str:
@@ -108,14 +122,17 @@ def training(result: dict[str, Any], source: str) -> str:
 def rendered() -> str:
     """The README as it should be."""
     text = (ROOT / "README.md").read_text()
+    stored = ROOT / "bench" / "results"
     for begin, end, pattern, show in (
         (BEGIN, END, "*/cpu.json", table),
         (GPU_BEGIN, GPU_END, "*/gpu.json", on_gpu),
         (TRAIN_BEGIN, TRAIN_END, "*/digits.json", training),
     ):
-        results = sorted((ROOT / "bench" / "results").glob(pattern))
-        shown = [show(json.loads(path.read_text()), str(path.relative_to(ROOT))) for path in results]
-        text = between(text, begin, end, "\n".join(shown) or (no_gpu() if show is on_gpu else ""))
+        results = sorted(stored.glob(pattern))
+        new = "\n".join(show(json.loads(path.read_text()), str(path.relative_to(ROOT))) for path in results)
+        if show is on_gpu:
+            new = (new or no_gpu()) + owed_sizes(stored)
+        text = between(text, begin, end, new)
     return text
 
 

@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 NAMES = ("cpu", "cuda", "triton", "eager")
+OLDEST_TRITON = (3, 6)
 
 
 class Backend(Protocol):
@@ -100,6 +101,10 @@ def _load(name: str) -> tuple[Backend | None, str]:
         return Cuda(module), ""
     if name == "triton":
         try:
+            version = str(importlib.import_module("triton").__version__)
+            # 3.5 takes roots of denormals to be zero.
+            if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
+                return None, f"looked for triton 3.6 or newer and found {version}; pip install 'triton>=3.6'"
             from .triton_backend import Triton
         except ImportError as error:
             return None, f"looked for the package 'triton' ({error}); pip install triton"

@@ -14,6 +14,10 @@ from .calls import Table
 # Uploads that may be under way at once. Addresses rarely change, and each copy takes microseconds.
 RING = 4
 
+# Of a place in memory, in numbers of 8 bytes: every place begins 128 bytes after the last or more, as torch's own
+# allocations would, for Triton compiles another kernel for an address that is no multiple of 16.
+PLACE = 16
+
 # Captures that may follow each other with no uncaptured step in between: a cycle unrolled into one graph, say.
 SPARES = 32
 
@@ -62,7 +66,8 @@ class Upload:
         return torch.empty((count, self._size), dtype=self._dtype, device="cpu", pin_memory=pinned)
 
     def _places(self, count: int) -> Tensor:
-        return torch.empty((count, self._size), dtype=self._dtype, device=self._device)
+        room = -(-self._size // PLACE) * PLACE
+        return torch.empty((count, room), dtype=self._dtype, device=self._device)[:, : self._size]
 
     def prepare(self) -> None:
         """Keep places for captures in store."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -138,8 +139,27 @@ def on_device(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device.type == "cpu" else torch.accelerator.device_index(device.index)
 
 
-def start(launch: Launch) -> None:
-    launch.kernel[launch.grid](**launch.arguments, **launch.options)
+def start(launch: Launch, device: torch.device) -> None:
+    """Launch it. While a graph is captured a kernel that is new cannot be: CUDA forbids to load it then.
+
+    Raises:
+        RuntimeError: it would have to be compiled in a capture.
+    """
+    if not capturing(device):
+        launch.kernel[launch.grid](**launch.arguments, **launch.options)
+        return
+
+    def refuse(*, fn: Any, **_: Any) -> bool:
+        if fn.jit_function is not launch.kernel:  # another thread's
+            return False
+        raise RuntimeError(
+            f"Triton has no {launch.arguments['RULE']} kernel yet for the options, dtypes and scaler of the step() "
+            "that is being captured, and cannot load one in a capture: run one step() with the same settings before it"
+        )
+
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.jit_cache_hook = refuse  # called before anything is compiled
+        launch.kernel[launch.grid](**launch.arguments, **launch.options)
 
 
 class Triton:
@@ -166,7 +186,7 @@ class Triton:
     def _launch(
         self,
         shape: Shape,
-        scalars: Any,
+        scalars: Reals | Tensor,
         stream: Sequence[int],
         table: Table,
         addresses: array[int],
@@ -174,8 +194,8 @@ class Triton:
     ) -> Launch:
         plans = self._plans_of(table)
         plan = plans.plan(shape, table, self._sizes)
-        if isinstance(scalars, list):
-            scalars = Reals(*scalars) if plans.scalars is None else plans.scalars(array("d", scalars))
+        if isinstance(scalars, Reals) and plans.scalars is not None:
+            scalars = plans.scalars(array("d", scalars))
         needs_momentum = shape.momentum and (shape.ticked or shape.flags & native.LAST)
         key0, key1, step = stream
         arguments = plan.arguments | {
@@ -196,7 +216,7 @@ class Triton:
     def launch(self, call: Call, table: Table, addresses: array[int], buffers: dict[str, Tensor]) -> Launch:
         """What ``run`` launches; the tests compile it ahead of time for GPUs that are not there."""
         flags, reals, stream = encode(call)
-        scalars = Reals(*reals)
+        scalars = Reals(*map(float, reals))  # a Python int, of gamma=1 say, would make another kernel
         shape = Shape(
             call.rule,
             flags,
@@ -206,7 +226,7 @@ class Triton:
             call.inv_scale != 1,
             ticked=False,
         )
-        return self._launch(shape, reals, stream, table, addresses, buffers)
+        return self._launch(shape, scalars, stream, table, addresses, buffers)
 
     def run(
         self,
@@ -219,7 +239,7 @@ class Triton:
         """One update of every weight of the table, in place: see ``eager.Eager.run``."""
         if table.length:
             with on_device(table.device):
-                start(self.launch(call, table, addresses, buffers))
+                start(self.launch(call, table, addresses, buffers), table.device)
 
     def prepare(self, table: Table, capturable: bool) -> None:
         """The table on its device, and what a capture cannot make."""
@@ -258,8 +278,9 @@ class Triton:
 
     def tick(self, tick: Tick) -> None:
         """Derive the scalars of the group's next call on the device, and advance its clock there."""
-        with on_device(tick.clock.words.device):
-            start(self.launch_tick(tick))
+        device = tick.clock.words.device
+        with on_device(device):
+            start(self.launch_tick(tick), device)
 
     def launch_ticked(self, tick: Tick, table: Table, addresses: array[int], buffers: dict[str, Tensor]) -> Launch:
         """What ``run_ticked`` launches."""
@@ -290,4 +311,4 @@ class Triton:
         """``run`` with the scalars that ``tick`` has derived."""
         if table.length:
             with on_device(table.device):
-                start(self.launch_ticked(tick, table, addresses, buffers))
+                start(self.launch_ticked(tick, table, addresses, buffers), table.device)

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from . import native
 from .triton_clock import FLAGS, KEY0, KEY1, SKIP, STEP
-from .triton_memory import locate, pointers, read_reals
+from .triton_memory import Operands, locate, read_reals
 from .triton_noise import Stream
 from .triton_rules import Options, entropy_sgd, heat, hj
 
@@ -112,7 +112,9 @@ def kernel_name(launch: Any) -> str:
     return str(constants["RULE"]) + ("_ticked" if constants["TICKED"] else "")
 
 
-@triton.jit(do_not_specialize=["key0", "key1", "step"], repr=kernel_name)
+# What changes from one call to the next must not make another kernel: neither a word that is 1 or a multiple of 16, nor
+# where the gradients' addresses lie, which a captured step reads at a place of its own.
+@triton.jit(do_not_specialize=["key0", "key1", "step"], do_not_specialize_on_alignment=["grads"], repr=kernel_name)
 def update(
     chunks,
     tensors,
@@ -157,7 +159,15 @@ def update(
     run_program(
         RULE,
         at,
-        pointers(at, x, y, a, m, v),
+        Operands(
+            at.w,
+            at.g,
+            x + at.offset,
+            None if y is None else y + at.offset,
+            a + at.offset,
+            None if m is None else m + at.offset,
+            None if v is None else v + at.offset,
+        ),
         Options(
             SCALED,
             MAXIMIZE,

@@ -1,8 +1,9 @@
 """Where one program of a Triton kernel finds its chunk, and how it reads and writes it.
 
 A chunk that is full and has a gradient moves its state in 16-byte accesses without a mask, and weight and gradient as
-well if they are 16-byte aligned. A mask whose end is not known at compile time would cut every access down to one
-element, so each of the two choices is a branch, once around the loads and once around the stores.
+well, each if its own address is a multiple of 16: gradients often are views into the buckets of a collective, and must
+not slow the weights down. A mask whose end is not known at compile time would cut every access down to one element, so
+each choice is a branch, once around the loads and once around the stores.
 """
 
 from typing import Any, NamedTuple
@@ -41,7 +42,8 @@ class Reals(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """Pointers to a chunk's operands, or their values; None: not there. ``a`` is z, p or s."""
+    """Pointers to a chunk's operands, or the values to write; None: not there. Of values that were read, a 0 stands for
+    one that is not there, since no function of Triton 3.6 can return None. ``a`` is z, p or s."""
 
     w: Any
     g: Any
@@ -63,7 +65,8 @@ class Chunk(NamedTuple):
     start: Any
     has_grad: Any
     full: Any
-    aligned: Any
+    w_aligned: Any
+    g_aligned: Any
 
 
 @triton.jit
@@ -104,25 +107,10 @@ def locate(chunks, tensors, weights, grads, P: tl.constexpr, BLOCK: tl.constexpr
     g = tl.load(grads + t)
     has_grad = g != 0
     full = (length == BLOCK) & has_grad
-    aligned = full & (((w | g) & 15) == 0)
+    w_aligned, g_aligned = full & ((w & 15) == 0), full & ((g & 15) == 0)
     w = w.to(tl.pointer_type(P)) + begin
     g = g.to(tl.pointer_type(P)) + begin
-    return Chunk(w, g, offset, length, index, start, has_grad, full, aligned)
-
-
-@triton.jit
-def at_offset(buffer, offset):
-    if buffer is None:
-        return None
-    else:
-        return buffer + offset
-
-
-@triton.jit
-def pointers(at, x, y, a, m, v):
-    """Pointers to the chunk's first elements."""
-    o = at.offset
-    return Operands(at.w, at.g, at_offset(x, o), at_offset(y, o), at_offset(a, o), at_offset(m, o), at_offset(v, o))
+    return Chunk(w, g, offset, length, index, start, has_grad, full, w_aligned, g_aligned)
 
 
 @triton.jit
@@ -135,7 +123,7 @@ def aligned(pointer):
 @triton.jit
 def load(pointer, i, length, FAST: tl.constexpr):
     if pointer is None:
-        return None
+        return 0
     elif FAST:
         return tl.load(aligned(pointer) + i)
     else:
@@ -152,9 +140,16 @@ def store(pointer, value, i, length, FAST: tl.constexpr):
 
 
 @triton.jit
-def load_point(p, at, BLOCK: tl.constexpr, FAST: tl.constexpr):
+def load_if(fast, pointer, length, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
-    return load(p.w, i, at.length, FAST), load(p.g, i, tl.where(at.has_grad, at.length, 0), FAST)
+    # Triton cannot compile a branch without a value.
+    if pointer is None:
+        value = 0
+    elif fast:
+        value = load(pointer, i, length, True)
+    else:
+        value = load(pointer, i, length, False)
+    return value
 
 
 @triton.jit
@@ -177,16 +172,12 @@ def store_state(p, new, at, n_v, BLOCK: tl.constexpr, FAST: tl.constexpr):
 
 @triton.jit
 def read(p, at, BLOCK: tl.constexpr):
-    """The chunk's operands, None where the pointer is. A missing gradient reads as 0."""
-    # Triton cannot compile a branch without a value.
-    if p.w is None and p.g is None:
-        w, g = None, None
-    elif at.aligned:
-        w, g = load_point(p, at, BLOCK, True)
-    else:
-        w, g = load_point(p, at, BLOCK, False)
+    """The chunk's operands, 0 where the pointer is None. A missing gradient reads as 0."""
+    # The gradient first: that takes the fewest registers.
+    g = load_if(at.g_aligned, p.g, tl.where(at.has_grad, at.length, 0), BLOCK)
+    w = load_if(at.w_aligned, p.w, at.length, BLOCK)
     if p.x is None and p.y is None and p.a is None and p.m is None and p.v is None:
-        x, y, a, m, v = None, None, None, None, None
+        x, y, a, m, v = 0, 0, 0, 0, 0
     elif at.full:
         x, y, a, m, v = load_state(p, at, BLOCK, True)
     else:
@@ -199,7 +190,7 @@ def write(p, new, at, BLOCK: tl.constexpr, MOVES: tl.constexpr, RESETS: tl.const
     """Writes what is not None. Without a gradient the weight is written if MOVES, the inner velocity if RESETS."""
     i = tl.arange(0, BLOCK)
     with_grad = tl.where(at.has_grad, at.length, 0)
-    if at.aligned:
+    if at.w_aligned:
         store(p.w, new.w, i, at.length, True)
     else:
         store(p.w, new.w, i, at.length if MOVES else with_grad, False)

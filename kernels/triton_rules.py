@@ -57,19 +57,20 @@ def momentum_step(m, d, momentum, NESTEROV: tl.constexpr):
 
 
 @triton.jit
-def outer_step(x, f, m, c, o):
+def outer_step(x, f, m, c, o, MOMENTUM: tl.constexpr):
     """x after the outer update with force f, and the new momentum."""
-    if m is None:
-        return x - f * c.step, None
-    else:
+    if MOMENTUM:
         m, d = momentum_step(m, f * c.scale, c.momentum, o.nesterov)
         return x - d * c.lr, m
+    else:
+        return x - f * c.step, m
 
 
 @triton.jit
 def take_x(x, w, P: tl.constexpr):
-    """x at the start of a cycle: what the weight holds, or the state's wider value if it rounds to just that."""
-    if x is None:
+    """x at the start of a cycle: what the weight holds, or the state's wider value if it rounds to just that. A weight
+    of the state's own type has no such value, and ``x`` is not looked at."""
+    if w.dtype == P:
         return w
     else:
         return tl.where(widen(narrow(x, P)) == w, x, w)
@@ -136,7 +137,7 @@ def entropy_sgd(at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, L
             y_ = divide(y_, c.denominator)
         z_ = z_ * c.alpha + y_ * c.one_minus_alpha
     if LAST:
-        x_, m_ = outer_step(x_, x_ - z_, m_, c, o)
+        x_, m_ = outer_step(x_, x_ - z_, m_, c, o, p.m is not None)
         w_ = narrow(x_, P)
     elif o.stochastic_rounding:
         w_ = round_stochastically(y_, words(stream, at.index, at.start, BLOCK))
@@ -148,7 +149,7 @@ def entropy_sgd(at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, L
         x_ if (LAST and P != T) or (FIRST and not LAST) else None,  # x of a weight of its own type is the weight
         y_ if not LAST and p.y is not None else None,
         z_ if not LAST else None,
-        m_,
+        m_ if LAST and p.m is not None else None,
         v_ if p.v is not None else None,
     )
     write(p, new, at, BLOCK, LAST, FIRST and o.fresh_velocity)
@@ -189,7 +190,7 @@ def hj(at, p, c, o, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr
         else:
             p_ = p_ * c.alpha + d * c.one_minus_alpha
     if LAST:
-        x_, m_ = outer_step(x_, p_, m_, c, o)
+        x_, m_ = outer_step(x_, p_, m_, c, o, p.m is not None)
         w_ = narrow(x_, P)
     else:
         w_ = narrow(x_ - p_ * c.gamma, P)
@@ -199,7 +200,7 @@ def hj(at, p, c, o, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr
         x_ if (LAST and P != T) or (FIRST and not LAST) else None,
         None,
         p_ if not LAST else None,
-        m_,
+        m_ if LAST and p.m is not None else None,
         None,
     )
     write(p, new, at, BLOCK, LAST, True)
@@ -224,7 +225,7 @@ def heat(at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl
     stored = Operands(None, None, p.x, None, None, None, None)
     if o.take_param:
         w = widen(old.w) if o.weight_decay else weight(p, at, BLOCK)
-        x_ = take_x(read(stored, at, BLOCK).x if P != T else None, w, P)
+        x_ = take_x(read(stored, at, BLOCK).x if P != T else w, w, P)
     else:
         x_ = read(stored, at, BLOCK).x
         w = widen(old.w) if o.weight_decay else x_
@@ -233,7 +234,7 @@ def heat(at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl
         d = force(widen(old.g), w, c, o)
         s_ = d if FIRST else s_ + d
     if LAST:
-        x_, m_ = outer_step(x_, s_, m_, c, o)
+        x_, m_ = outer_step(x_, s_, m_, c, o, p.m is not None)
     w_ = x_
     if at.has_grad:
         w_ = x_ + normal(stream, at.index, at.start, BLOCK).to(T) * c.noise_scale
@@ -243,7 +244,7 @@ def heat(at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl
         x_ if LAST else None,
         None,
         s_ if not LAST else None,
-        m_,
+        m_ if LAST and p.m is not None else None,
         None,
     )
     write(p, new, at, BLOCK, True, True)

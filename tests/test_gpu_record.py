@@ -238,6 +238,23 @@ def test_without_a_stored_run_the_readme_says_which_commands_are_owed() -> None:
     assert text.count("not measured") == 22
 
 
+def test_the_measurement_of_tritons_sizes_is_owed_until_one_is_stored(tmp_path: Path) -> None:
+    """A stored run of make gpu does not stand in for it."""
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu" / "gpu.json").write_text("{}")
+    owed = readme().owed_sizes(tmp_path)
+    assert "python bench/tune_triton.py" in owed
+    assert "kernels/triton_sizes.py" in owed
+    (tmp_path / "gpu" / "triton_sizes.json").write_text("{}")
+    assert readme().owed_sizes(tmp_path) == ""
+
+
+def test_what_is_owed_stands_in_the_readme() -> None:
+    rendered = readme().rendered().split("<!-- gpu: ")[1].split("<!-- /gpu -->")[0]
+    stored = list((ROOT / "bench" / "results").glob("*/triton_sizes.json"))
+    assert ("bench/tune_triton.py" in rendered) != bool(stored)
+
+
 def test_the_picture_has_a_line_for_every_kernel_and_the_copy(tmp_path: Path) -> None:
     record = Record(tmp_path, ABOUT)
     names = ["copy", *(f"{rule.name} [{backend}]" for rule in RULES for backend in ("cuda", "triton"))]

@@ -210,6 +210,19 @@ def test_a_backend_that_does_not_work_here_is_refused_with_the_reason(name: str)
     assert all(kernels.why_not(n) == "" for n in kernels.available())
 
 
+@pytest.mark.parametrize(("version", "works"), [("3.5.1", False), ("3.6.0", True), ("4.0.0+git", True)])
+def test_a_triton_too_old_to_give_the_same_bits_is_refused(
+    version: str, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", version)
+    kernels._load.cache_clear()
+    try:
+        assert (f"triton 3.6 or newer and found {version}" in kernels.why_not("triton")) != works
+    finally:
+        kernels._load.cache_clear()
+
+
 def test_the_environment_chooses_the_backend_where_the_user_does_not(name: str, monkeypatch: pytest.MonkeyPatch):
     ran = []
     kind = type(kernels.get("eager", torch.device("cpu")))

@@ -22,9 +22,10 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs Triton's compiler, and TRITON_INTERPRET=1 is set", allow_module_level=True)
 
+from ahead import bind  # noqa: E402
+from ptx import conditions  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource, make_backend  # noqa: E402
-from triton.runtime.jit import create_function_from_signature  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
 
 from deeprelax.kernels.triton_backend import Launch, Triton  # noqa: E402
 
@@ -133,12 +134,10 @@ class Compiled:
 
 
 def compile_ahead(launch: Launch, capability: int) -> Compiled:
-    """Through the steps of ``JITFunction.run`` but with a target of our choice."""
+    """What ``JITFunction.run`` would compile on a GPU of that compute capability."""
     target = GPUTarget("cuda", capability, 32)
-    backend = make_backend(target)
     kernel = launch.kernel
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, _ = bind(**launch.arguments, **launch.options)
+    backend, bound, specialization = bind(launch, target)
     options, signature, constants, attributes = kernel._pack_args(
         backend, dict(launch.options), bound, specialization, None
     )
@@ -207,6 +206,16 @@ def test_every_operand_moves_in_16_byte_accesses(name: str, access: str) -> None
     assert fast
     # Stores that two places in the cycle have in common are merged in the fast path only.
     assert fast == masked or (name in TICKED and access == "st" and fast < masked)
+
+
+@pytest.mark.parametrize("name", [*KERNELS, *TICKED])
+def test_only_its_own_alignment_decides_how_an_operand_moves(name: str) -> None:
+    """An unaligned gradient, as in the buckets of a collective, leaves 16-byte accesses to weights and state."""
+    found = conditions(kernel(name).ptx)
+    for access, operands, alignments in found:
+        assert alignments == operands & {"weights", "grads"}, f"{access} of {operands}"
+    named = {(access, *operands) for access, operands, _ in found}
+    assert {("ld", "grads"), ("st", "weights")} <= named
 
 
 def test_nothing_spills(compiled: Compiled, tmp_path: Path) -> None:

@@ -19,9 +19,11 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
-def pair(name: str, backend: str, **changes: Any) -> tuple[list[Parameter], Any, list[Parameter], Any]:
+def pair(
+    name: str, backend: str, mine: list[Parameter] | None = None, **changes: Any
+) -> tuple[list[Parameter], Any, list[Parameter], Any]:
     """The reference's parameters and optimizer, and those on the device."""
-    mine = dense()
+    mine = dense() if mine is None else mine
     theirs = parameters_there(mine)
     reference = make(name, mine, backend="eager", **changes)
     return mine, reference, theirs, make(name, theirs, backend=backend, capturable=True, **changes)
@@ -56,6 +58,41 @@ def test_a_replayed_step_gives_the_bits_of_the_uncaptured_run_under_a_scheduler(
         assert same(mine, theirs), step
         clocks = [(o.phase, o.gamma, o.outer_step_happened) for o in (reference, opt)]
         assert clocks[0] == clocks[1], step
+
+
+@pytest.mark.parametrize("tensors", [1, 3])
+def test_an_odd_number_of_tensors_can_be_captured_more_than_once(
+    name: str, backend: str, tensors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every capture has a place of its own for the gradients' addresses, 8 bytes each: Triton would compile another
+    kernel for a place that is no multiple of 16, and a capture cannot load one."""
+    weights = [Parameter(torch.linspace(-1, 1, 5 + i)) for i in range(tensors)]
+    mine, reference, theirs, opt = pair(name, backend, weights)
+    for step in range(4):
+        set_gradients(mine, step)
+        give_gradients(mine, theirs)
+        reference.step()
+        if step == 0:
+            warm_up(opt.step)
+        else:
+            Graph(opt, monkeypatch).replay()
+        assert same(mine, theirs), step
+
+
+@only_real
+def test_a_triton_kernel_that_is_new_in_a_capture_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, "triton", capturable=True)
+    mine, _, theirs, opt = pair(name, "triton", weight_decay=0.0)
+    set_gradients(mine, 0)
+    give_gradients(mine, theirs)
+    warm_up(opt.step)
+    opt.param_groups[0]["weight_decay"] = 0.1
+    before = values(theirs)
+    with pytest.raises(RuntimeError, match=r"run one step\(\) with the same settings before"):
+        Graph(opt, monkeypatch)
+    assert same_bits(before, values(theirs))
+    warm_up(opt.step)
+    Graph(opt, monkeypatch).replay()
 
 
 @only_real
