@@ -196,7 +196,7 @@ def test_the_triton_tuner_is_run_and_what_it_prints_is_kept(context: Context, tm
     a_run(context, tmp_path).tune(tuner)
     assert "the best of all blocks" in context.record.results("sweep")["triton"]
     assert "exit status 0" in context.record.results("sweep")["triton"]
-    assert (context.record.folder / parts.SIZES).exists()
+    assert (context.record.folder / parts.TUNED).exists()
     a_run(context, tmp_path, 25.0).tune(tuner)
     assert context.record.results("sweep")["left_out"] == ["tune.py: 25 s were left"]
 

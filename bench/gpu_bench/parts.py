@@ -25,7 +25,7 @@ AHEAD = 4  # processes that compile Triton's kernels while the tests run
 PATIENCE = 60.0  # seconds that are waited for the compilers
 VARIANTS = "variants.json"
 TUNER = ROOT / "bench" / "tune_triton.py"
-SIZES = "triton_sizes.json"
+TUNED = "tuner.json"  # not triton_sizes.json, which says that a whole measurement is stored: this one may be cut short
 PRINTED = 4000  # characters of the tuner's
 
 
@@ -127,14 +127,14 @@ class Run:
             self.tune(TUNER)
 
     def tune(self, tuner: Path) -> None:
-        """Triton's tuner, and the end of what it prints in the time that is left; triton_sizes.json has all of it."""
+        """Triton's tuner, and the end of what it prints in the time that is left; tuner.json has all of it."""
         results = self.record.results("sweep")
         seconds = self.budget.left() - 10
         if seconds < 20:
             results.setdefault("left_out", []).append(f"{tuner.name}: {seconds + 10:.0f} s were left")
             return
         job = Job(
-            [sys.executable, str(tuner), "--out", str(self.record.folder.resolve() / SIZES)], self.folder / "tuner.txt"
+            [sys.executable, str(tuner), "--out", str(self.record.folder.resolve() / TUNED)], self.folder / "tuner.txt"
         )
         try:
             status = job.wait(time.monotonic() + seconds)
