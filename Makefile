@@ -31,12 +31,12 @@ bench: $(STAMP)
 	$(BIN)/deeprelax bench --preset full --out $(OUT)/bench
 
 # No environment of its own and nothing from an index: torch's GPU build is there, and often no network. COMMIT names
-# what the files are where they are in no repository.
+# what the files are where they are in no repository. exec: a signal to make reaches the run, which then saves and stops.
 gpu:
-	architecture="$$($(PYTHON) -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')" && \
+	architecture="$$($(PYTHON) bench/can_build.py)" && \
 	export CUDA_HOME="$${CUDA_HOME:-/usr/local/cuda}" DEEPRELAX_CUDA=1 DEEPRELAX_CUDA_ARCHS="$$architecture" && \
 	PIP_BREAK_SYSTEM_PACKAGES=1 $(PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps -e . && \
-	$(PYTHON) bench/gpu.py --out $(OUT)/gpu $(if $(COMMIT),--commit $(COMMIT)) $(if $(PARTS),--parts $(PARTS)) \
+	exec $(PYTHON) bench/gpu.py --out $(OUT)/gpu $(if $(COMMIT),--commit $(COMMIT)) $(if $(PARTS),--parts $(PARTS)) \
 	    $(if $(BUDGET),--budget-seconds $(BUDGET))
 
 format: $(STAMP)

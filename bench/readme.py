@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))  # for whoever loads this file by its path
 
 from gpu_bench.targets import judge  # noqa: E402
-from gpu_bench.text import about, correctness, targets  # noqa: E402
+from gpu_bench.text import about, correctness, targets, verdict  # noqa: E402
 
 BEGIN, END = "<!-- bench: written by bench/readme.py -->\n", "<!-- /bench -->"
 GPU_BEGIN, GPU_END = "<!-- gpu: written by bench/readme.py -->\n", "<!-- /gpu -->"
@@ -50,7 +50,7 @@ def table(result: dict[str, Any], source: str) -> str:
 
 def on_gpu(result: dict[str, Any], source: str) -> str:
     """Markdown for one ``make gpu``: what it was run with, what was to be reached, and the picture if there is one."""
-    lines = [f"{about(result['about'])}; `{source}`:", ""]
+    lines = [f"{about(result['about'])}; `{source}`:", "", *verdict(result)]
     lines += correctness(result["parts"].get("correctness", {}).get("results", {}))
     lines += targets(result["targets"])
     picture = source.replace("gpu.json", "bandwidth.png")
@@ -62,8 +62,9 @@ def on_gpu(result: dict[str, Any], source: str) -> str:
 NO_GPU = """No run on a GPU has been stored yet: the table is still owed. These commands make it:
 
 ```
-make gpu OUT=out                     # on a machine with a GPU and nvcc
-cp out/gpu/* bench/results/<gpu>/
+make gpu OUT=out COMMIT=$(git rev-parse HEAD)    # with an NVIDIA H200, nvcc and torch; no .git there: write the hash
+mkdir -p bench/results/nvidia-h200
+cp out/gpu/* bench/results/nvidia-h200/
 python bench/readme.py
 ```
 
@@ -75,7 +76,7 @@ that file should say:
 
 ```
 make gpu PARTS=sweep OUT=out         # on a machine with a GPU and nvcc
-cp out/gpu/triton_sizes.json bench/results/<gpu>/
+cp out/gpu/tuner.json bench/results/<gpu>/triton_sizes.json
 ```
 """
 

@@ -58,6 +58,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 OPTIMIZERS = list(SETTINGS)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+LARGE = "test_gpu_large.py"
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 
@@ -126,14 +127,19 @@ def plain(state: Any) -> Any:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """tests/gpu needs a GPU; DEEPRELAX_EMULATE_GPU=1 runs there what can be emulated. DEEPRELAX_SHARD="k/n" leaves
-    every n-th of all tests, beginning with the k-th: for several processes at a time."""
+    every n-th of all tests, beginning with the k-th, for several processes at a time; "large" leaves those that no
+    other shard has: each takes a third of a GPU's memory, so they run one after the other in one process."""
     if not torch.cuda.is_available() and os.environ.get("DEEPRELAX_EMULATE_GPU") != "1":
         for item in items:
             if item.path.parent.name == "gpu":
                 item.add_marker(pytest.mark.skip(reason="needs a GPU (torch.cuda.is_available() is False): make gpu"))
     if shard := os.environ.get("DEEPRELAX_SHARD"):
-        k, _, n = shard.partition("/")
-        items[:] = items[int(k) :: int(n)]
+        large = [item for item in items if item.path.name == LARGE]
+        if shard == "large":
+            items[:] = large
+        else:
+            k, _, n = shard.partition("/")
+            items[:] = [item for item in items if item.path.name != LARGE][int(k) :: int(n)]
 
 
 @pytest.fixture(params=OPTIMIZERS)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,36 +16,17 @@ import deeprelax
 from deeprelax import kernels
 from deeprelax.bytes_moved import bytes_moved, peer_bytes_moved
 from deeprelax.kernels import Backend, Eager
-from deeprelax.workloads import Workload
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
-import gpu  # noqa: E402
 import sanitize  # noqa: E402
-from gpu_bench import host_part, kernels_part, machine, steps_part, sweep_part  # noqa: E402
+from emulated_gpu import CPU, TINY, MadeUpTimer  # noqa: E402
+from gpu_bench import host_part, kernels_part, machine, parts, steps_part, sweep_part  # noqa: E402
 from gpu_bench.calls import CONFIGURATIONS, COPY_BYTES, FP32, KINDS, RULES, Configuration, Memory, Rule  # noqa: E402
 from gpu_bench.context import Context, Scale  # noqa: E402
-from gpu_bench.record import Budget, Record, run_parts  # noqa: E402
+from gpu_bench.record import Budget, Record  # noqa: E402
 from gpu_bench.timing import Contestant, Sample, Timer  # noqa: E402
-
-CPU = torch.device("cpu")
-TINY = Scale(
-    elements=2**10,
-    sizes=(2**7, 2**10),
-    rounds=3,
-    workloads=(Workload("resnet50, tiny", ((5, 3), (70,))), Workload("decoder-1.3b, tiny", ((129,),))),
-    tensors=3,
-    of=16,
-)
-
-
-class MadeUpTimer:
-    """Runs the work; says that a copy takes 1 ms, fused AdamW 4 ms and everything else 2 ms."""
-
-    def __call__(self, name: str, contestant: Contestant) -> Sample:
-        contestant.enqueue()
-        return Sample({"copy": 1e-3, steps_part.ADAMW: 4e-3}.get(name, 2e-3), 1e-5, False)
 
 
 @pytest.fixture
@@ -207,11 +186,7 @@ def test_every_slice_is_launched_on_before_it_is_timed(tmp_path: Path, monkeypat
     assert len(set(before)) == 3 * 7  # both kinds of Entropy-SGD are one rule
 
 
-def test_whole_steps_are_compared_with_adamw_in_proportion_to_bytes(
-    context: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    eager_only = {name: build for name, build in steps_part.PLAIN.items() if "compile" not in name}
-    monkeypatch.setattr(steps_part, "PLAIN", eager_only)  # compiling takes most of a minute
+def test_whole_steps_are_compared_with_adamw_in_proportion_to_bytes(context: Context) -> None:
     steps_part.run(context)
     assert not context.record.data["parts"]["steps"].get("errors")
     adamw = peer_bytes_moved(steps_part.ADAMW, torch.float32)
@@ -222,7 +197,17 @@ def test_whole_steps_are_compared_with_adamw_in_proportion_to_bytes(
             (hj,) = (r for r in group if r["name"] == "HJ")
             assert hj["by_adamw"] == pytest.approx(0.5)
             assert hj["by_adamw_per_byte"] == pytest.approx(0.5 / (19.2 / adamw))
-    assert {r["name"] for r in rows(context, "steps", backend="plain torch")} == {steps_part.ADAMW, *eager_only}
+
+
+def test_plain_torch_is_measured_in_two_processes_of_which_one_compiles(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(steps_part.PLAIN, steps_part.COMPILED, steps_part.EagerEntropySGD)
+    seen = []
+    for of in (parts.PLAIN, parts.COMPILED):
+        parts.measure(f"steps/{of}", context, Path())
+        seen.append([r["name"] for r in rows(context, "steps", backend="plain torch")])
+    assert seen == [[steps_part.ADAMW, *list(steps_part.PLAIN)[:2]], [steps_part.ADAMW, steps_part.COMPILED]]
 
 
 def test_a_whole_cycle_of_steps_is_timed(emulated: Backend) -> None:
@@ -280,18 +265,26 @@ def test_new_gradients_are_uploaded_at_every_step_and_putting_them_in_place_is_n
     assert len(set(seen[host_part.STEPS :])) == 1
 
 
-def test_variants_are_measured_beside_the_kernels_as_built(context: Context, emulated: Backend, tmp_path: Path) -> None:
-    def variants() -> Any:
-        yield "other", emulated
+def test_variants_are_measured_beside_the_kernels_as_built(context: Context, emulated: Backend) -> None:
+    """One that could not be built, or fails in one rule, does not take those after it along."""
+
+    def no_variant() -> Backend:
         raise RuntimeError("nvcc failed: made up")
 
-    sweep_part.run(context, variants())
-    found = rows(context, "sweep")
-    assert {(r["variant"], r["rule"], r["configuration"]) for r in found} == {
-        (v, rule.name, c) for v in (sweep_part.BUILT, "other") for rule in RULES for c in ("fp32", "bf16")
-    }
-    (error,) = context.record.data["parts"]["sweep"]["errors"]
-    assert "made up" in error["traceback"]
+    given: list[tuple[str, Callable[[], Backend]]]
+    given = [("bad", no_variant), ("broken", BrokenBackend), ("other", lambda: emulated)]
+    sweep_part.run(context, given)
+    found = {(r["variant"], r["rule"], r["configuration"]) for r in rows(context, "sweep")}
+    whole = {(v, rule.name, c) for v in (sweep_part.BUILT, "other") for rule in RULES for c in ("fp32", "bf16")}
+    assert found - whole == {("broken", rule.name, c) for rule in RULES[:3] for c in ("fp32", "bf16")}
+    assert whole <= found
+    errors = context.record.data["parts"]["sweep"]["errors"]
+    assert [e["what"] for e in errors] == ["bad: building it", "broken: Heat, fp32", "broken: Heat, bf16"]
+    assert "made up" in errors[0]["traceback"]
+
+
+def a_run(context: Context, folder: Path, seconds: float = 100.0) -> parts.Run:
+    return parts.Run([], [], context.record, Budget(seconds), folder, contextlib.ExitStack(), "90")
 
 
 TUNER = """
@@ -303,30 +296,24 @@ print("the best of all blocks")
 
 
 def test_the_triton_tuner_is_run_where_the_cuda_kernels_are_not_and_its_figures_are_among_the_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuner = tmp_path / "tune.py"
     tuner.write_text(TUNER)
-    tune = functools.partial(sweep_part.tune_triton, tuner=tuner)
-    monkeypatch.setattr(sweep_part, "tune_triton", tune)
-    context = make_context({"triton": Eager()}, tmp_path, MadeUpTimer(), seconds=60)
-    with contextlib.ExitStack() as stack:
-        parts = gpu.prepare(gpu.arguments(["--parts", "sweep"]), context, tmp_path, stack)
-        run_parts(parts, context.record, context.budget)
+    monkeypatch.setattr(parts, "TUNER", tuner)
+    run = a_run(context, tmp_path)
+    run.backends = ["triton"]
+    _, sweep = run.prepare(["sweep"])["sweep"]
+    sweep()
     said = context.record.results("sweep")["triton"]
     assert "the best of all blocks" in said
     assert "exit status 0" in said
-    assert (context.record.folder / "triton_sizes.json").read_text() == "the figures"
-    (error,) = context.record.data["parts"]["sweep"]["errors"]
-    assert "the cuda backend does not work here" in error["traceback"]
+    assert (context.record.folder / parts.TUNED).read_text() == "the figures"
 
 
-def test_a_tuner_that_has_no_time_or_no_triton_is_left_out_and_named(context: Context, tmp_path: Path) -> None:
-    sweep_part.tune_triton(context, 0.0)
-    assert "the triton backend does not work here" in context.record.results("sweep")["left_out"]
-    late = make_context({"triton": Eager()}, tmp_path, MadeUpTimer(), seconds=30)
-    sweep_part.tune_triton(late, 25.0)
-    assert "5 s were left" in late.record.results("sweep")["left_out"]
+def test_a_tuner_that_has_no_time_is_left_out_and_named(context: Context, tmp_path: Path) -> None:
+    a_run(context, tmp_path, 30.5).tune(tmp_path / "tune.py", 25.0)
+    assert context.record.results("sweep")["left_out"] == ["tune.py: 5 s were left"]
 
 
 class Noting(Eager):
@@ -373,31 +360,10 @@ def test_a_kernel_that_fails_does_not_take_the_others_with_it(tmp_path: Path) ->
 def test_what_the_budget_does_not_allow_is_left_out_and_named(emulated: Backend, tmp_path: Path) -> None:
     context = make_context({"cuda": emulated}, tmp_path, MadeUpTimer(), seconds=15)
     kernels_part.run(context)
-    assert context.record.results("kernels")["left_out"] == "sizes from 128 on"
+    assert context.record.results("kernels")["left_out"] == ["cuda: sizes from 128 on"]
     assert len(rows(context, "kernels")) == len(RULES) * len(CONFIGURATIONS) * len(KINDS)
     steps_part.run(context)
     assert "resnet50, tiny [cuda]" in context.record.results("steps")["left_out"]
-
-
-def test_a_whole_run_leaves_its_files_and_no_more_than_come_back(
-    emulated: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cuda = SimpleNamespace(is_available=lambda: True, current_device=lambda: 0)
-    monkeypatch.setattr(gpu, "torch", SimpleNamespace(cuda=cuda, device=torch.device))
-    monkeypatch.setattr(gpu, "about", lambda commit, device: machine.about(commit, CPU))
-    monkeypatch.setattr(gpu, "backends", lambda: {"cuda": emulated})
-
-    def small(backends: dict[str, Backend], record: Record, budget: Budget) -> Context:
-        return Context(CPU, backends, MadeUpTimer(), lambda: None, record, budget, TINY)
-
-    monkeypatch.setattr(gpu, "on_gpu", small)
-    assert gpu.main(["--out", str(tmp_path), "--parts", "kernels,host", "--commit", "abc"]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"gpu.json", "gpu.md", "bandwidth.png"}
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert {name: part["status"] for name, part in found["parts"].items()} == {"kernels": "done", "host": "done"}
-    assert found["about"]["commit"] == "abc"
-    assert found["about"]["versions"]["torch"] == torch.__version__
-    assert "| HJ [cuda] | fp32, inner |" in (tmp_path / "gpu.md").read_text()
 
 
 def test_the_commit_is_that_of_the_repository() -> None:

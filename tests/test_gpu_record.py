@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
 import gpu  # noqa: E402
-from gpu_bench import picture  # noqa: E402
+from gpu_bench import picture, verdict  # noqa: E402
 from gpu_bench.calls import RULES  # noqa: E402
 from gpu_bench.host_part import OPTIMIZERS  # noqa: E402
 from gpu_bench.record import Budget, Record, run_parts  # noqa: E402
@@ -55,7 +55,8 @@ def test_the_record_is_written_anew_after_every_part(tmp_path: Path) -> None:
         seen.append({name: entry.get("status") for name, entry in stored(record.folder)["parts"].items()})
 
     run_parts({name: (1.0, part) for name in ("first", "second", "third")}, record, Budget(100))
-    assert seen == [{}, {"first": "done"}, {"first": "done", "second": "done"}]
+    running = [{"first": "interrupted"}, {"first": "done", "second": "interrupted"}]
+    assert seen == [*running, {"first": "done", "second": "done", "third": "interrupted"}]
     assert "| third | done |" in (record.folder / "gpu.md").read_text()
 
 
@@ -92,12 +93,23 @@ def test_an_interrupted_part_is_recorded_as_such(tmp_path: Path) -> None:
     record = Record(tmp_path, ABOUT)
 
     def interrupted() -> None:
-        record.save()
-        raise KeyboardInterrupt
+        record.results("first")["measured"] = 3
+        raise SystemExit
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         run_parts({"first": (1.0, interrupted)}, record, Budget(100))
-    assert stored(tmp_path)["parts"]["first"]["status"] == "interrupted"
+    assert stored(tmp_path)["parts"]["first"] == {"status": "interrupted", "results": {"measured": 3}}
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_picture(*arguments: Any) -> None:
+        raise ImportError("no matplotlib here")
+
+    monkeypatch.setattr("gpu_bench.record.draw", no_picture)
+    record = Record(tmp_path, ABOUT)
+    record.results("kernels")["sizes"] = [{"name": "copy", "elements": 4, "gb_per_s": 1.0}]
+    record.save()
+    assert stored(tmp_path)["parts"]["kernels"]["results"]["sizes"]
 
 
 def test_parts_run_in_the_order_of_their_importance() -> None:
@@ -140,7 +152,10 @@ def measured(fraction: float = 0.97, per_byte: float = 0.9, by_sgd: float = 0.8)
         for new in ("", NEW)
     ]
     return {
-        "correctness": {"results": {"tests": {"outcomes": {"passed": 3}, "passed": True}, "sanitizer": {}}},
+        "correctness": {
+            "status": "done",
+            "results": {"tests": {"outcomes": {"passed": 3}, "passed": True}, "sanitizer": {}},
+        },
         "kernels": {"status": "done", "results": {"elements": 2**28, "rows": rows, "cycles": cycles, "sizes": []}},
         "steps": {"results": {"rows": steps}},
         "host": {"results": {"tensors": 300, "rows": host}},
@@ -199,9 +214,32 @@ def test_the_readme_says_which_commit_a_gpus_figures_belong_to() -> None:
     assert "GPU tests | 3 passed" in text
 
 
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_backend_that_did_not_run_is_named_in_bold_and_fails_the_run(name: str) -> None:
+    data = {"about": {**ABOUT, "why_not": {"cpu": "", name: "looked for\n nvcc"}}, "parts": measured(), "targets": []}
+    assert verdict.exit_status(data) == verdict.WRONG
+    bold = f"**the {name} backend did not run: looked for nvcc**"
+    assert bold in markdown(data)
+    assert bold in readme().on_gpu(data, "bench/results/x/gpu.json")
+
+
+def test_a_run_that_proved_everything_ends_with_success_and_says_nothing_in_bold() -> None:
+    data = {"about": {**ABOUT, "why_not": {"cpu": "no", "cuda": "", "triton": ""}}, "parts": measured(), "targets": []}
+    assert verdict.exit_status(data) == 0
+    assert "- **" not in markdown(data)
+
+
+def test_a_process_that_broke_off_fails_the_run() -> None:
+    parts = measured()
+    parts["steps"]["broke_off"] = ["cuda (ended with status -6)"]
+    assert verdict.exit_status({"about": ABOUT, "parts": parts}) == verdict.WRONG
+
+
 def test_without_a_stored_run_the_readme_says_which_commands_are_owed() -> None:
     text = readme().no_gpu()
-    assert "make gpu OUT=" in text
+    assert "make gpu OUT=out COMMIT=$(git rev-parse HEAD)" in text
+    assert "NVIDIA H200" in text
+    assert "mkdir -p bench/results/nvidia-h200" in text
     assert text.count("not measured") == 24
 
 
@@ -255,3 +293,4 @@ def test_make_gpu_needs_neither_an_environment_of_its_own_nor_an_index() -> None
     assert "--no-index --no-build-isolation --no-deps -e ." in printed
     assert "this-python bench/gpu.py --out folder/gpu --commit abc" in printed
     assert "--budget-seconds 100" in printed
+    assert printed.index("this-python bench/can_build.py") < printed.index("pip install")

@@ -73,5 +73,32 @@ def test_a_variant_is_compiled_with_its_constants_and_a_failure_says_what_nvcc_s
     builder = variants.Builder(tmp_path, "90", given, sources=("clock",))
     builder.wait(120)
     assert (tmp_path / "variant0" / "clock.o").stat().st_size > 1000
-    with pytest.raises(RuntimeError, match="no_number"):
-        list(variants.Builder(tmp_path, "90", {"bad": given["bad"]}, sources=("clock",)).built())
+    built = dict((name, why) for name, _, why in builder.built())
+    assert "no_number" in built["bad"]
+
+
+def test_variants_that_were_given_up_or_failed_leave_those_that_were_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler of one line: "bad" fails, "slow" is still at it when the time is over."""
+    compiler = tmp_path / "nvcc"
+    compiler.write_text(
+        '#!/bin/sh\ncase "$*" in *BAD*) echo no; exit 1;; *SLOW*) sleep 600;; esac\n'
+        'for out; do :; done; exec touch "$out"\n'  # what is last on the command line
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setattr(variants, "nvcc", lambda: str(compiler))
+    given = {"bad": {"BAD": "1"}, "slow": {"SLOW": "1"}, "good": {}}
+    builder = variants.Builder(tmp_path, "90", given, sources=("clock",))
+    builder.wait(2)
+    variants.store(builder.built(), tmp_path / "variants.json")
+    loaded: list[Path] = []
+    monkeypatch.setattr(variants, "load", loaded.append)
+    monkeypatch.setattr(variants, "Cuda", lambda module: "a backend")
+    found = dict(variants.stored(tmp_path / "variants.json"))
+    assert list(found) == list(given)
+    for name in ("bad", "slow"):
+        with pytest.raises(RuntimeError, match=r"nvcc failed|given up"):
+            found[name]()
+    assert found["good"]() == "a backend"
+    assert loaded == [tmp_path / "variant2" / "_cuda.so"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import sys
 import tempfile
 import time
@@ -12,96 +10,95 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from gpu_bench import sanitizer
 from gpu_bench.jobs import ROOT, Job
-from gpu_bench.record import Budget, Record
+from gpu_bench.record import Budget, Record, write
 
 LIMIT, LEAST = 200.0, 20.0  # seconds, of all together
 LEAVE = 30.0  # seconds of the budget, for the parts that follow
-SHARDS = 6
+POLL = 3.0  # seconds between two looks at what was printed: so much is lost where all is killed
+# One process for those tests of which two at a time would not fit into a GPU's memory: tests/conftest.py.
+SHARDS = (*(f"{k}/6" for k in range(6)), "large")
 OUTCOME = re.compile(r"^(\S+\.py::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
-TOOLS = ("memcheck", "racecheck")
-FOUND_ERRORS = 86  # compute-sanitizer's exit status, as it is told
+SKIP = re.compile(r"^SKIPPED \[(\d+)\] .+?: (.*)$", re.MULTILINE)  # of pytest's summary
+# The reasons of tests/gpu/on_gpu.py: what is of no consequence here, and what leaves something unproven.
+ALLOWED, NOT_PROVEN = "one GPU", "GPU memory"
+RUNNING = "running"
+# What `deeprelax reproduce` sets before it resumes with the same bits.
+ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "OMP_NUM_THREADS": "2"}
 
 
-def run(record: Record, budget: Budget, tests: Path = ROOT / "tests" / "gpu", shards: int = SHARDS) -> None:
-    """Write pytest.txt and sanitizer.txt, and the outcomes into the record."""
-    results = record.results("correctness")
+def run(record: Record, budget: Budget, tests: Path = ROOT / "tests" / "gpu", shards: tuple[str, ...] = SHARDS) -> None:
+    """Write pytest.txt and sanitizer.txt, and the outcomes into the record: while all runs, and at its end."""
     until = time.monotonic() + max(LEAST, min(LIMIT, budget.left() - LEAVE))
-    with tempfile.TemporaryDirectory() as folder:
-        jobs = [start_shard(tests, k, shards, Path(folder)) for k in range(shards)]
-        sanitizers = start_sanitizers(Path(folder))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        jobs = {name: start_shard(tests, name, Path(folder) / f"pytest{k}.txt") for k, name in enumerate(shards)}
+        sanitizers = sanitizer.start(Path(folder))
+        every = [*jobs.values(), *filter(None, sanitizers.values())]
         try:
-            statuses = [job.wait(until) for job in jobs]
-            texts = [f"=== shard {k} of {shards} ===\n{job.printed()}" for k, job in enumerate(jobs)]
-            (record.folder / "pytest.txt").write_text("\n".join(texts))
-            results["tests"] = outcomes(texts, statuses)
-            record.save()
-            results["sanitizer"] = {tool: verdict(job, until) for tool, job in sanitizers.items()}
-            texts = [f"=== {tool} ===\n{job.printed() if job else ''}" for tool, job in sanitizers.items()]
-            (record.folder / "sanitizer.txt").write_text("\n".join(texts) + "\n")
+            while any(not job.ended() for job in every) and time.monotonic() < until:
+                publish(record, jobs, sanitizers, stopped=False)
+                wait(every, min(until, time.monotonic() + POLL))
         finally:
-            for job in [*jobs, *filter(None, sanitizers.values())]:
+            stopped = time.monotonic() >= until
+            publish(record, jobs, sanitizers, stopped)
+            for job in every:
                 job.stop()
 
 
-def start_shard(tests: Path, shard: int, of: int, folder: Path) -> Job:
+def wait(jobs: list[Job], until: float) -> None:
+    """Until that time, or until all have ended."""
+    for job in jobs:
+        job.ended(until - time.monotonic())
+
+
+def start_shard(tests: Path, shard: str, log: Path) -> Job:
     options = ["-v", "-ra", "--durations=5", "-p", "no:cacheprovider", "-o", "console_output_style=classic"]
-    command = [sys.executable, "-m", "pytest", *options, str(tests)]
-    return Job(command, folder / f"pytest{shard}.txt", {"DEEPRELAX_SHARD": f"{shard}/{of}", "OMP_NUM_THREADS": "2"})
+    return Job([sys.executable, "-m", "pytest", *options, str(tests)], log, {"DEEPRELAX_SHARD": shard, **ENVIRONMENT})
 
 
-def outcomes(texts: list[str], statuses: list[int | None]) -> dict[str, Any]:
-    """What the shards printed, and whether all is well: they ended by themselves, nothing failed, something passed."""
+def publish(record: Record, jobs: dict[str, Job], sanitizers: dict[str, Job | None], stopped: bool) -> None:
+    """Files and record as of now; ``stopped``: what still runs is at its limit."""
+    results = record.results("correctness")
+    texts = [f"=== shard {name} ===\n{job.printed()}" for name, job in jobs.items()]
+    write(record.folder / "pytest.txt", "\n".join(texts))
+    statuses = [job.wait(0.0) if job.ended() else None if stopped else RUNNING for job in jobs.values()]
+    results["tests"] = outcomes(texts, statuses)
+    found = {}
+    for tool, job in sanitizers.items():
+        if job is None:
+            found[tool] = sanitizer.NOT_INSTALLED
+        elif job.ended():
+            found[tool] = sanitizer.verdict(job.wait(0.0) or 0, job.printed())
+        else:
+            found[tool] = sanitizer.STOPPED if stopped else sanitizer.RUNNING
+    results["sanitizer"] = found
+    texts = [f"=== {tool} ===\n{job.printed() if job else ''}" for tool, job in sanitizers.items()]
+    write(record.folder / "sanitizer.txt", "\n".join(texts) + "\n")
+    record.save()
+
+
+def outcomes(texts: list[str], statuses: list[int | str | None]) -> dict[str, Any]:
+    """What the shards printed, and whether all is well: they ended by themselves, nothing failed, something passed,
+    and each test that was skipped says why, with a reason that is allowed."""
     found = [match for text in texts for match in OUTCOME.findall(text)]
     counts = Counter(outcome.lower() for _, outcome in found)
+    skips: Counter[str] = Counter()
+    for text in texts:
+        for count, reason in SKIP.findall(text):
+            skips[reason] += int(count)
+    ended = RUNNING not in statuses and None not in statuses
+    if ended and (silent := counts["skipped"] - skips.total()) > 0:
+        skips["no reason was found"] += silent
+    lacking = {reason: n for reason, n in skips.items() if reason.startswith(NOT_PROVEN)}
+    not_allowed = {reason: n for reason, n in skips.items() if reason != ALLOWED and reason not in lacking}
     return {
         "outcomes": dict(counts),
         "failures": [test for test, outcome in found if outcome in ("FAILED", "ERROR")],
+        "skips": dict(skips),
+        "not_proven": lacking,
+        "not_allowed": not_allowed,
         "statuses": statuses,
         # 5: a shard without tests.
-        "passed": all(status in (0, 5) for status in statuses) and counts["passed"] > 0,
+        "passed": all(status in (0, 5) for status in statuses) and counts["passed"] > 0 and not not_allowed,
     }
-
-
-def sanitizer() -> str | None:
-    """compute-sanitizer on the PATH or in CUDA's folder."""
-    if found := shutil.which("compute-sanitizer"):
-        return found
-    homes = [Path(home) for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
-    places = [home / sub / "compute-sanitizer" for home in homes for sub in ("bin", "compute-sanitizer")]
-    return next((str(place) for place in places if place.is_file()), None)
-
-
-def start_sanitizers(folder: Path) -> dict[str, Job | None]:
-    program = sanitizer()
-    if program is None:
-        return dict.fromkeys(TOOLS)
-    # Every tensor in memory of its own: torch's pool would hide what reaches past the end of one.
-    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    script = str(ROOT / "bench" / "sanitize.py")
-    found: dict[str, Job | None] = {}
-    for tool in TOOLS:
-        command = [program, "--tool", tool, f"--error-exitcode={FOUND_ERRORS}", sys.executable, script]
-        found[tool] = Job(command, folder / f"{tool}.txt", environment)
-    return found
-
-
-def verdict(job: Job | None, until: float) -> dict[str, Any]:
-    if job is None:
-        return {"said": "looked for compute-sanitizer on the PATH and in CUDA_HOME", "verdict": "not installed"}
-    status = job.wait(until)
-    last = [line for line in job.printed().splitlines() if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line]
-    said = last[-1].strip("= ") if last else f"exit status {status}"
-    if status is None:
-        return {"said": "stopped at its limit of time", "verdict": "not finished"}
-    return {"said": said, "verdict": "passed" if status == 0 else "**failed**"}
-
-
-def failed(record: Record) -> bool:
-    """Whether the part ran and something is wrong, or did not run to its end."""
-    entry = record.data["parts"].get("correctness")
-    if entry is None:
-        return False
-    results = entry.get("results", {})
-    wrong = any(found["verdict"] == "**failed**" for found in results.get("sanitizer", {}).values())
-    return entry["status"] != "done" or wrong or not results["tests"]["passed"]

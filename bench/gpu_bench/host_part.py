@@ -70,6 +70,7 @@ def run(context: Context) -> None:
                     make = getattr(deeprelax, name)
                     opt = make(parameters(context), **options, backend=backend_name, capturable=capturable)
                     opt.step()
+                    context.synchronize()
                     optimizers[what] = opt
     optimizers[SGD] = torch.optim.SGD(parameters(context), lr=1e-6, fused=True)
     steps = {what: Contestant(opt.step, 1) for what, opt in optimizers.items()}
@@ -82,6 +83,7 @@ def run(context: Context) -> None:
         results["rows"].append(
             {"name": what, "us": us, "by_sgd": by_sgd, "judged": "capturable" not in what and SGD not in what}
         )
+    context.record.save()
     results["profiles"] = {what: hottest(opt.step, context) for what, opt in optimizers.items()}
 
 

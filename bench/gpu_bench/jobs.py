@@ -9,11 +9,13 @@ import subprocess
 import time
 from pathlib import Path
 
+from gpu_bench.lifetime import bound_to_parent, no_signals
+
 ROOT = Path(__file__).parents[2]
 
 
 class Job:
-    """A process group of its own, started at once.
+    """A process group of its own, started at once; it does not outlive this process.
 
     Args:
         command: the program and its arguments.
@@ -23,15 +25,16 @@ class Job:
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
         self.log = log
-        self._begin = time.monotonic()
-        with log.open("w") as output:
+        with log.open("w") as output, no_signals():
             self._process = subprocess.Popen(
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+                # Its log is all that is left of a process that dies: what it printed, and where Python was.
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **(environment or {})},
                 start_new_session=True,
+                preexec_fn=bound_to_parent(),
             )
 
     def wait(self, until: float) -> int | None:
@@ -41,6 +44,12 @@ class Job:
         except subprocess.TimeoutExpired:
             self.stop()
             return None
+
+    def ended(self, within: float = 0.0) -> bool:
+        """Whether it has ended, or does so within so many seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, within))
+        return self._process.returncode is not None
 
     def stop(self) -> None:
         """End it, and what it has started."""

@@ -24,18 +24,20 @@ def run(context: Context) -> None:
         for kind in ("inner", "first", "last"):
             with context.record.attempt("kernels", f"{configuration.name}, {kind}"):
                 results["rows"] += group(context, memory, configuration, kind)
+            context.record.save()
         results["cycles"] += cycles(results["rows"], configuration)
         context.record.save()
     for size in context.scale.sizes:
         if context.budget.left() < 20:
-            results["left_out"] = f"sizes from {size} on"
+            results["left_out"] = [f"{', '.join(context.backends)}: sizes from {size} on"]
             break
         with context.record.attempt("kernels", f"size {size}"):
             for configuration in (FP32, BF16):
                 results["sizes"] += over_sizes(context, memory, configuration, size)
+        context.record.save()
     # That of the largest size: a small copy's may be the cache's.
-    copies = {r["elements"]: r["gb_per_s"] for r in results["sizes"] if r["name"] == "copy"}
-    results["copy_gb_per_s"] = copies[max(copies)] if copies else None
+    if copies := {r["elements"]: r["gb_per_s"] for r in results["sizes"] if r["name"] == "copy"}:
+        results["copy_gb_per_s"] = copies[max(copies)]
 
 
 def label(backend: str, rule: Rule) -> str:
@@ -112,9 +114,9 @@ def over_sizes(context: Context, memory: Memory, configuration: Configuration, s
                 contestant = memory.contestant(backend, rule, call, configuration.dtype, size, calls)
                 for _ in range(math.ceil(memory.slices(size, calls) / calls)):
                     contestant.enqueue()  # every slice once: its table is uploaded then
+                context.synchronize()
                 contestants[name] = contestant
                 moved[name] = configuration.bytes(rule, "inner") * size
-    context.synchronize()
     samples = measure(contestants, context.timer, context.scale.rounds)
     rows = [
         {

@@ -42,21 +42,29 @@ class Record:
         about: what is known before the first part: machine, versions, commit, date.
 
     Attributes:
-        data: what gpu.json holds: ``about``, ``parts`` (status, seconds, errors, results) and ``targets``.
+        data: what gpu.json holds: ``about``, ``parts`` (status, seconds, errors, broke_off, results) and ``targets``.
+        still_works: called after an exception; raises where going on makes no sense.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.data: dict[str, Any] = {"about": about, "parts": {}, "targets": []}
+        self.still_works: Callable[[], None] = lambda: None
+        self._drawn: list[Any] = []
 
     def save(self) -> None:
-        """Write everything anew."""
+        """Write everything anew. The measured values come first: what fails after them costs only itself."""
         self.data["targets"] = judge(self.data["parts"])
         write(self.folder / "gpu.json", json.dumps(self.data, indent=1) + "\n")
-        write(self.folder / "gpu.md", markdown(self.data))
-        if sizes := self.data["parts"].get("kernels", {}).get("results", {}).get("sizes"):
-            draw(sizes, self.data["about"], self.folder / "bandwidth.png")
+        sizes = self.data["parts"].get("kernels", {}).get("results", {}).get("sizes", [])
+        try:
+            write(self.folder / "gpu.md", markdown(self.data))
+            if sizes != self._drawn:
+                draw(sizes, self.data["about"], self.folder / "bandwidth.png")
+                self._drawn = list(sizes)
+        except Exception:
+            print(f"gpu.md or bandwidth.png: {traceback.format_exc()[-TRACEBACK:]}", flush=True)
 
     def results(self, part: str) -> dict[str, Any]:
         """What a part has measured."""
@@ -72,6 +80,7 @@ class Record:
             errors = self.data["parts"].setdefault(part, {}).setdefault("errors", [])
             errors.append({"what": what, "traceback": traceback.format_exc()[-TRACEBACK:]})
             print(f"{part}, {what}: {errors[-1]['traceback']}", flush=True)
+            self.still_works()
 
 
 def write(path: Path, text: str) -> None:
@@ -89,7 +98,7 @@ def run_parts(parts: dict[str, tuple[float, Part]], record: Record, budget: Budg
 
     Args:
         parts: by name the seconds that must be left for it to begin, and what runs.
-        record: saved before the first and after each.
+        record: saved before and after each, and when one is interrupted.
         budget: a part for which too little is left is left out, which the record says.
     """
     record.save()
@@ -102,9 +111,14 @@ def run_parts(parts: dict[str, tuple[float, Part]], record: Record, budget: Budg
             continue
         print(f"{name}: {left:.0f} s left", flush=True)
         entry["status"] = "interrupted"
+        record.save()
         begin = budget.clock()
-        with record.attempt(name, "the whole part"):
-            part()
+        try:
+            with record.attempt(name, "the whole part"):
+                part()
+        except BaseException:
+            record.save()
+            raise
         entry["seconds"] = budget.clock() - begin
         entry["status"] = "with errors" if entry.get("errors") else "done"
         record.save()

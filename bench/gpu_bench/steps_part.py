@@ -27,10 +27,11 @@ PEERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
         params, lr=1e-6, momentum=0.9, fused=True
     ),
 }
+COMPILED = "EntropySGD, noise, torch.compile"  # compiling takes most of a minute
 PLAIN: dict[str, Callable[[list[Tensor]], Any]] = {
     "EntropySGD, noise, eager torch": EagerEntropySGD,
     "EntropySGD, noise, torch._foreach": ForeachEntropySGD,
-    "EntropySGD, noise, torch.compile": compiled_entropy_sgd,
+    COMPILED: compiled_entropy_sgd,
 }
 PEER_STEPS = 5  # between two events
 
@@ -68,13 +69,13 @@ def run(context: Context) -> None:
                     results["rows"] += group(context, workload, params, backend_name, captured)
                 context.record.save()
                 gc.collect()
-    # Compiling takes long: at the end, and only if there is time.
+
+
+def run_plain(context: Context, names: list[str]) -> None:
+    """Entropy-SGD's inner step in plain torch on the first of the workloads; ``names`` are keys of PLAIN."""
+    results = context.record.results("steps")
     workload = context.scale.workload(context.scale.workloads[0])
-    with context.record.attempt("steps", f"{workload.name}, plain torch"):
-        if context.budget.left() > 90:
-            results["rows"] += plain(context, workload)
-        else:
-            results.setdefault("left_out", []).append(f"{workload.name}, plain torch")
+    results["rows"] = plain(context, workload, names)
 
 
 def parameters(workload: Workload, device: torch.device) -> list[Tensor]:
@@ -120,6 +121,8 @@ def group(
         with context.record.attempt("steps", f"{rule.name}, {workload.name} [{backend}{', graph' * captured}]"):
             kept.append(make(rule, params, backend, captured))
             step = captured_step(kept[-1], context.device) if captured else kept[-1].step
+            step()
+            context.synchronize()  # what does not run at all must not take the others with it
             contestants[rule.name] = steps(step, rule.length)
             per_element[rule.name] = bytes_per_cycle(rule)
     for name, build in PEERS.items():
@@ -163,15 +166,16 @@ def rows(
     return found
 
 
-def plain(context: Context, workload: Workload) -> list[dict[str, Any]]:
-    """Entropy-SGD's inner step in plain torch, beside AdamW."""
+def plain(context: Context, workload: Workload, names: list[str]) -> list[dict[str, Any]]:
+    """Those of PLAIN, beside AdamW."""
     params = parameters(workload, context.device)
     adamw = PEERS[ADAMW](params)
     contestants = {ADAMW: steps(adamw.step, PEER_STEPS)}
-    for name, build in PLAIN.items():
+    for name in names:
         with context.record.attempt("steps", name):
-            step = build(params).step
+            step = PLAIN[name](params).step
             step()
+            context.synchronize()
             contestants[name] = steps(step, 2)
     moved = bytes_moved("EntropySGD", torch.float32, "inner")
     per_element = {name: float(moved) for name in PLAIN} | {ADAMW: float(peer_bytes_moved(ADAMW, torch.float32))}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpu_bench.verdict import FAILED, not_proven, wrong
+
 Rows = list[list[str]]
 
 
@@ -19,6 +21,7 @@ def markdown(data: dict[str, Any]) -> str:
     """Everything."""
     parts = data["parts"]
     lines = ["# deeprelax on a GPU", "", about(data["about"]), ""]
+    lines += verdict(data)
     lines += status(parts)
     lines += correctness(parts.get("correctness", {}).get("results", {}))
     lines += targets(data["targets"])
@@ -39,10 +42,20 @@ def about(found: dict[str, Any]) -> str:
     return f"**{found.get('gpu')}**: {', '.join(tools)}; commit {found.get('commit')}, {found.get('date')}"
 
 
+def verdict(data: dict[str, Any]) -> list[str]:
+    """What is wrong and what is not proven, in bold; nothing where all is well."""
+    found = [f"- **{one_line(said)}**" for said in wrong(data) + not_proven(data)]
+    return [*found, ""] if found else []
+
+
+def one_line(said: str) -> str:
+    return " ".join(said.split())
+
+
 def status(parts: dict[str, Any]) -> list[str]:
     rows = []
     for name, part in parts.items():
-        left_out = part.get("results", {}).get("left_out")
+        left_out = "; ".join(part.get("results", {}).get("left_out", []))
         said = part.get("status", "not begun") + (f"; left out: {left_out}" if left_out else "")
         rows.append([name, said, f"{part['seconds']:.0f}" if "seconds" in part else ""])
     return table(["part", "status", "s"], rows)
@@ -52,7 +65,8 @@ def correctness(results: dict[str, Any]) -> list[str]:
     rows = []
     if tests := results.get("tests"):
         counts = ", ".join(f"{n} {outcome}" for outcome, n in tests["outcomes"].items()) or "no outcome"
-        rows.append(["GPU tests", counts, "passed" if tests["passed"] else "**failed**"])
+        counts += "".join(f"; {n} skipped: {reason}" for reason, n in tests.get("skips", {}).items())
+        rows.append(["GPU tests", one_line(counts), "passed" if tests["passed"] else FAILED])
     for tool, found in results.get("sanitizer", {}).items():
         rows.append([f"compute-sanitizer, {tool}", found["said"], found["verdict"]])
     return table(["check", "outcome", "verdict"], rows)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pybind11
 from deeprelax.kernels import Backend
 from deeprelax.kernels.cuda_backend import Cuda
 from gpu_bench.jobs import ROOT
+from gpu_bench.lifetime import bound_to_parent
 
 # Macros of csrc/cuda.h and csrc/scalar.h. 16 elements a thread is what the kernels are built with.
 VARIANTS: dict[str, dict[str, str]] = {
@@ -57,6 +59,23 @@ def load(path: Path) -> Any:
     return module
 
 
+def store(built: Iterable[tuple[str, Path | None, str]], file: Path) -> None:
+    """For ``stored``, in another process."""
+    file.write_text(json.dumps([[name, library and str(library), why] for name, library, why in built]))
+
+
+def stored(file: Path) -> Iterator[tuple[str, Callable[[], Backend]]]:
+    """Of each its name and what loads it, or raises."""
+    for name, library, why in json.loads(file.read_text()):
+
+        def get(library: str | None = library, why: str = why) -> Backend:
+            if library is None:
+                raise RuntimeError(why)
+            return Cuda(load(Path(library)))
+
+        yield name, get
+
+
 class Builder:
     """Builds variants in the background, with low priority.
 
@@ -91,6 +110,8 @@ class Builder:
             [] if source == "module" else [f"-gencode=arch=compute_{self._architecture},code=sm_{self._architecture}"]
         )
         defines = [f"-D{name}={value}" for name, value in macros.items()]
+        if self._stopped:
+            raise RuntimeError("given up: the time was over")
         made = folder / f"{source}.o"
         file = str(ROOT / "csrc" / f"cuda_{source}.cu")
         self._call(
@@ -102,11 +123,14 @@ class Builder:
         compiler = nvcc()
         if compiler is None:
             raise RuntimeError("no nvcc: looked in CUDA_HOME and on the PATH")
-        if self._stopped:
-            raise RuntimeError("stopped")
         command = [*before, compiler, *arguments, "-o", str(made)]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=bound_to_parent(),
         )
         self._running.add(process)
         try:
@@ -122,13 +146,16 @@ class Builder:
         if pending:
             self.stop()
 
-    def built(self) -> Iterator[tuple[str, Backend]]:
-        """Name and backend of each, in order; raises at one that could not be compiled."""
+    def built(self) -> Iterator[tuple[str, Path | None, str]]:
+        """Of each, in order: name, library, and where there is none why not."""
         for name, objects in self._objects.items():
-            files = [future.result() for future in objects.values()]
-            library = files[0].parent / "_cuda.so"
-            self._call([], ["-shared", "-cudart=static", *map(str, files)], library)
-            yield name, Cuda(load(library))
+            try:
+                files = [future.result() for future in objects.values()]
+                library = files[0].parent / "_cuda.so"
+                self._call([], ["-shared", "-cudart=static", *map(str, files)], library)
+                yield name, library, ""
+            except Exception as error:
+                yield name, None, str(error) or type(error).__name__
 
     def stop(self) -> None:
         """Give up what is not compiled yet."""

@@ -20,15 +20,17 @@ EMULATED = os.environ.get("DEEPRELAX_EMULATE_GPU") == "1"
 DEVICE = "cpu" if EMULATED else "cuda"
 BACKENDS = ["cuda", "triton"]
 only_real = pytest.mark.skipif(EMULATED, reason="cannot be emulated")
+# The reasons for which a test may be skipped on a GPU: make gpu fails at any other.
+ONE_GPU, MEMORY = "one GPU", "GPU memory"
 
 
 def backend_named(name: str) -> Backend:
-    """The backend itself; skips where it does not work."""
+    """The backend itself; a GPU on which it does not work fails the test."""
     if name == "eager":
         return Eager()
     if not EMULATED:
         if reason := kernels.why_not(name):
-            pytest.skip(reason)
+            pytest.fail(f"the {name} backend does not work here: {reason}")
         return kernels.get(name, torch.device(DEVICE))
     if name != "cuda":
         pytest.skip(f"{name} is not emulated")
@@ -38,10 +40,10 @@ def backend_named(name: str) -> Backend:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, name: str, capturable: bool = False) -> None:
-    """Skips unless optimizers can have the backend; emulated, they get it on CPU tensors."""
+    """Optimizers can have the backend, or the test fails; emulated, they get it on CPU tensors."""
     found = backend_named(name)
     if capturable and not getattr(found, "capturable", False):
-        pytest.skip(f"{name} cannot be captured")
+        pytest.fail(f"{name} cannot be captured")
     if EMULATED:
         real = kernels.get
         for place in ("deeprelax.param_set.get", "deeprelax.clocked.get"):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from conftest import make, parameters, same_bits, set_gradients, values
-from on_gpu import BACKENDS, backend_named, give_gradients, only_real, parameters_there, use
+from on_gpu import BACKENDS, ONE_GPU, backend_named, give_gradients, only_real, parameters_there, use
 from torch.nn import Parameter
 
 from deeprelax.kernels import HJCall, Outer, Table
@@ -49,7 +49,7 @@ def test_a_step_runs_on_the_current_stream_in_the_order_of_its_work(name: str, b
         assert same_bits(values(mine), [v.cpu() for v in found]), step
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason=ONE_GPU)
 def test_parameters_on_a_device_that_is_not_the_current_one(name: str, backend: str) -> None:
     mine = contiguous()
     theirs = [Parameter(p.detach().to("cuda:1")) for p in mine]
