@@ -192,7 +192,7 @@ def test_the_set_of_minimisers_in_two_dimensions() -> None:
         (lambda: proximal_points(WELL, 0.0, -1.0, LINE), "gamma is -1.0"),
         (lambda: proximal_points(WELL, 0.0, 1.0, LINE, tolerance=-1e-9), "tolerance is -1e-09"),
         (lambda: proximal_points(WELL, [0.0, 1.0], 1.0, LINE), "a point of 1 finite coordinates"),
-        (lambda: proximal_points(WELL, np.nan, 1.0, LINE), "x is nan"),
+        (lambda: proximal_points(WELL, np.nan, 1.0, LINE), "x is [nan]"),
         (lambda: proximal_points(np.zeros(5), 0.0, 1.0, LINE), "values of shape (5,)"),
         (lambda: proximal_points(lambda x: x, 0.0, 10.0, LINE), "lies on its edge, at (-3.0,)"),
     ],

@@ -191,12 +191,12 @@ def proximal_points(
     non_negative("tolerance", tolerance)
     at = np.atleast_1d(np.asarray(x, dtype=np.float64))
     if at.shape != (grid.dimensions,) or not np.isfinite(at).all():
-        raise ValueError(f"x is {x}; a point of {grid.dimensions} finite coordinates is needed")
+        raise ValueError(f"x is {at}; a point of {grid.dimensions} finite coordinates is needed")
     objective = grid.values(f) + sum((m - a) ** 2 for m, a in zip(grid.mesh, at)) / (2 * gamma)
     if not callable(f):
-        nodes = np.stack([m.ravel() for m in grid.mesh], 1)
         order = np.argsort(objective, axis=None, kind="stable")
-        return nodes[order[objective.ravel()[order] <= objective.min() + tolerance]]
+        tied = order[objective.ravel()[order] <= objective.min() + tolerance]
+        return np.stack([m.ravel()[tied] for m in grid.mesh], 1)
 
     def value(y: Array) -> float:
         return float(f(*y)) + float(((y - at) ** 2).sum()) / (2 * gamma)

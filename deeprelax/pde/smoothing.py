@@ -127,7 +127,8 @@ def _integrate(
         wide = grid.widened(nodes)
         log_weight = -grid.beyond(f, nodes) / viscosity
         means = [*wide.mesh, *(grid.beyond(r, nodes) for r in riders)]
-        edge, squares = [], []
+        edge: list[float] = []
+        squares: list[Array] = []
         for axis, (x, y, h) in enumerate(zip(grid.axes, wide.axes, grid.spacing)):
             log_kernel = -((x[:, None] - y) ** 2) / (2 * variance) + math.log(h / math.sqrt(2 * math.pi * variance))
             log_weight, averaged, square, share = _pass(log_weight, means + squares, log_kernel, axis)
