@@ -123,7 +123,7 @@ def test_a_density_that_touches_the_edge_on_its_way_is_refused() -> None:
 
 
 def test_where_the_flux_is_upwind_a_warning_says_so() -> None:
-    """Δf = Th between nodes is where second order ends; far out in a steep potential without mass it does not matter."""
+    """|∇f|h = T is where second order ends; far out in a steep potential without mass it does not matter."""
     start, coarse, fine = normal_density, Grid.uniform((-4, 4, 41)), Grid.uniform((-4, 4, 401))
     for grid, expected in ((coarse, 1), (fine, 0)):
         with warnings.catch_warnings(record=True) as caught:

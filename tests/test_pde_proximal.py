@@ -113,6 +113,14 @@ def test_gamma_grows_while_the_update_shrinks_fast_and_shrinks_otherwise() -> No
     assert adaptive_gamma(1.0, 0.0, 0.0) == 1.1
 
 
+def test_no_bound_moves_gamma_the_wrong_way() -> None:
+    falling, rising = (0.1, 1.0), (1.0, 1.0)
+    assert adaptive_gamma(1e-4, *rising) == 1e-4
+    assert adaptive_gamma(1e-4, *falling) == pytest.approx(1.1e-4, rel=1e-12)
+    assert adaptive_gamma(50.0, *falling) == 50
+    assert adaptive_gamma(50.0, *rising) == 45
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -11,8 +11,8 @@ from scipy.sparse.linalg import eigsh, splu
 
 from deeprelax.pde.grid import Array, Function, Grid, positive
 
-# Density at an edge, of its mean over the grid: with more, the grid is too small. Of a normal distribution 1e-4 are left
-# at 4.6 standard deviations.
+# Density at an edge, of its mean over the grid: with more, the grid is too small. A normal distribution's is 1e-4 at
+# 4.6 standard deviations.
 AT_EDGE = 1e-4
 MASS_MISSING = 1e-3
 # Between neighbouring nodes 2f/T may differ by so much: beyond, Scharfetter-Gummel is upwind, of first order.
@@ -123,8 +123,8 @@ class FokkerPlanck:
         gap, fastest = float(-values.min()), float(-self.generator.diagonal().min())
         if gap < GAP_OF_RATES * fastest:
             raise ValueError(
-                f"the spectral gap is below rounding, {GAP_OF_RATES:g} of the fastest rate {fastest:.3g}: the barrier is "
-                "too high for the temperature, or the grid finer than needed"
+                f"the spectral gap is below rounding, {GAP_OF_RATES:g} of the fastest rate {fastest:.3g}: the barrier "
+                "is too high for the temperature, or the grid finer than needed"
             )
         return gap
 
