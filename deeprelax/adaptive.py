@@ -13,9 +13,28 @@ from deeprelax.kernels.eager import take_x
 from deeprelax.kernels.settings import Moment
 from deeprelax.param_set import ParamSet
 from deeprelax.parameter_sets import NOT_KNOWN
-from deeprelax.schedules import adaptive_gamma
+from deeprelax.schedules import LARGEST, SMALLEST, adaptive_gamma
 
 State = Mapping[Tensor, Mapping[str, Tensor]]
+
+
+# Of γ = lr/2, where the outer step of EntropySGD would overshoot on a steep loss; one growth of the rule.
+ABOVE_LR_HALF = 1.1
+
+
+def smallest_gamma(group: Mapping[str, Any]) -> float:
+    """How far down the rule may take γ: under gradient noise it goes there.
+
+    EntropySGD divides by γ. With the explicit coupling y keeps 1 - inner_lr/γ of its distance from x in each call: γ ≥
+    inner_lr keeps that from overshooting, and leaves half of what plain gradient descent bears of the loss's curvature,
+    1/inner_lr. Without ``absorb_gamma`` the outer step is lr/γ: stable for every curvature while γ > lr/2.
+    """
+    bounds = [SMALLEST]
+    if group.get("coupling") == "explicit":
+        bounds.append(float(group["inner_lr"]))
+    if group.get("absorb_gamma") is False:
+        bounds.append(ABOVE_LR_HALF * float(group["lr"]) / 2)
+    return max(bounds)
 
 
 def planned_gamma(group: Mapping[str, Any]) -> float:
@@ -23,7 +42,10 @@ def planned_gamma(group: Mapping[str, Any]) -> float:
     the two updates before that one decide, and the first two cycles have the same γ."""
     norm, before = group["norm"], group["norm_before"]
     gamma = float(group["gamma"])
-    return gamma if NOT_KNOWN in (norm, before) else adaptive_gamma(gamma, norm, before)
+    if NOT_KNOWN in (norm, before):
+        return gamma
+    smallest = smallest_gamma(group)
+    return adaptive_gamma(gamma, norm, before, smallest=smallest, largest=max(smallest, LARGEST))
 
 
 def positions(sets: Sequence[ParamSet], state: State, in_params: bool) -> list[Tensor]:

@@ -346,7 +346,7 @@ def figure1(out: Path, name: str, time: float, beta: float, temperature: float, 
         from deeprelax.pde import figure1 as laboratory
     try:
         laboratory.write(out, name, time, beta, temperature, animate, click.echo)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 

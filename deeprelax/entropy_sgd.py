@@ -47,7 +47,9 @@ class EntropySGD(Relaxation):
         scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
         gamma_schedule: "scoping", or "adaptive": γ grows while the norm of γ∇u falls fast and shrinks otherwise
             (``deeprelax.schedules.adaptive_gamma``), judged by the last two outer updates; scoping is not used then.
-            The norm is read to the host once a cycle; no momentum and no ``capturable``.
+            Under gradient noise it mostly shrinks: down to 1e-3, and not below inner_lr (explicit coupling) and 0.55 lr
+            (without ``absorb_gamma``), where the loops would become unstable. The norm is read to the host once a
+            cycle; no momentum and no ``capturable``.
         coupling: "explicit", as printed, or "implicit": y <- (y - η′g + (η′/γ) x + noise) / (1 + η′/γ), which is
             stable for every γ.
         absorb_gamma: x <- x - lr (x - z), as the authors' program has it, instead of lr/γ.

@@ -39,8 +39,9 @@ class Heat(Relaxation):
             smallest of the paper's range, measured likewise: 1.7 %, against 1.1 % at 1e-5 and 2.0 % at 1e-3.
         scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
         gamma_schedule: "scoping", or "adaptive": γ grows while the norm of γ∇u falls fast and shrinks otherwise
-            (``deeprelax.schedules.adaptive_gamma``), judged by the last two outer updates; scoping is not used then.
-            The norm is read to the host once a cycle; no momentum and no ``capturable``.
+            (``deeprelax.schedules.adaptive_gamma``), judged by the last two outer updates, between 1e-3 and 10 (a γ
+            that is smaller to begin with only grows); scoping is not used then. The norm is read to the host once a
+            cycle; no momentum and no ``capturable``.
         momentum: of the outer update, as ``torch.optim.SGD``'s, acting on s/L. Default 0.
         nesterov: Nesterov's form of it.
         weight_decay: adds weight_decay · (x + w) to g.

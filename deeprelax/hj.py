@@ -36,8 +36,9 @@ class HJ(Relaxation):
         alpha: weight of the old p. Default 0.75 (section 6.4).
         scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
         gamma_schedule: "scoping", or "adaptive": γ grows while the norm of γ∇u falls fast and shrinks otherwise
-            (``deeprelax.schedules.adaptive_gamma``), judged by the last two outer updates; scoping is not used then.
-            The norm is read to the host once a cycle; no momentum and no ``capturable``.
+            (``deeprelax.schedules.adaptive_gamma``), judged by the last two outer updates, between 1e-3 and 10 (a γ
+            that is smaller to begin with only grows); scoping is not used then. The norm is read to the host once a
+            cycle; no momentum and no ``capturable``.
         warm_start: the first call of a cycle sets p <- g, undamped, as the authors' program starts; it counts among
             the L.
         momentum: of the outer update, as ``torch.optim.SGD``'s, acting on p. Default 0.

@@ -1,5 +1,6 @@
 """``gamma_schedule="adaptive"``: γ follows the rule of ``schedules.py`` on the norms of the outer updates."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ from conftest import make, parameters, plain, same_bits, set_gradients, values
 from torch import Tensor
 from torch.nn import Parameter
 
+from deeprelax import EntropySGD, Heat
+from deeprelax.adaptive import smallest_gamma
 from deeprelax.schedules import adaptive_gamma
 
 OPTIONS = {"momentum": 0.0, "nesterov": False, "gamma_schedule": "adaptive", "gamma": 0.5}
@@ -45,7 +48,8 @@ def test_gamma_follows_the_rule_on_the_norms_of_the_updates(
             continue
         after = [opt.state[p]["x"].double() for p in params] if dtype == torch.bfloat16 else position(opt, params)
         if len(norms) >= 2:
-            expected = adaptive_gamma(expected, norms[-1], norms[-2])
+            bound = smallest_gamma(opt.param_groups[0])
+            expected = adaptive_gamma(expected, norms[-1], norms[-2], smallest=bound)
         moved = sum(((a.double() - b.double()) ** 2).sum() for a, b in zip(after, before)) ** 0.5
         norms.append(float(moved) * gammas[-1] / lr)
         gammas.append(opt.gamma)
@@ -53,6 +57,61 @@ def test_gamma_follows_the_rule_on_the_norms_of_the_updates(
         assert opt.param_groups[0]["norm"] == pytest.approx(norms[-1], rel=1e-3 if dtype == torch.bfloat16 else 1e-5)
         expected, before = opt.gamma, after
     assert len(set(gammas)) > 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "updates", "lowest"),
+    [
+        ({}, 400, 0.55),  # lr 1
+        ({"inner_steps": 3, "absorb_gamma": True}, 120, 0.1),  # inner_lr
+        ({"inner_steps": 3, "absorb_gamma": True, "coupling": "implicit"}, 120, 1e-3),
+        ({"inner_steps": 3, "coupling": "implicit"}, 120, 0.55),
+        ({"inner_steps": 3, "lr": 0.1, "inner_lr": 0.4}, 120, 0.4),
+        ({"inner_steps": 3, "lr": 30.0, "gamma": 30.0}, 120, 16.5),  # above the rule's largest gamma
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [1, 2000])
+def test_under_gradient_noise_gamma_goes_no_lower_than_entropy_sgd_bears(
+    changes: dict[str, Any], updates: int, lowest: float, size: int
+) -> None:
+    """On ½x² with noise of variance 1, and all else at its default. Norms over 2,000 elements hardly differ."""
+    torch.manual_seed(0)
+    param = Parameter(torch.ones(size))
+    opt = EntropySGD([param], gamma_schedule="adaptive", **changes)
+    gammas = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(updates * opt.param_groups[0]["inner_steps"]):
+            param.grad = param.detach() + torch.randn(size)
+            opt.step()
+            gammas.append(opt.gamma)
+    assert torch.isfinite(param).all()
+    assert float(param.detach().abs().max()) < 5
+    assert min(gammas) >= lowest
+    if size > 1:
+        assert min(gammas) == pytest.approx(lowest, rel=1e-12)
+
+
+def test_a_gamma_below_what_it_bears_is_not_raised() -> None:
+    param = Parameter(torch.ones(200))
+    opt = EntropySGD([param], gamma=0.2, gamma_schedule="adaptive", inner_lr=0.01, inner_steps=2)
+    for _ in range(40):
+        param.grad = torch.ones(200)
+        opt.step()
+    assert opt.gamma == 0.2
+
+
+def test_heats_gamma_is_not_moved_to_a_bound() -> None:
+    """Its default, 1e-4, lies below the rule's."""
+    param = Parameter(torch.ones(200))
+    opt = Heat([param], gamma_schedule="adaptive")
+    for _ in range(20 * opt.param_groups[0]["inner_steps"]):
+        before = opt.gamma
+        param.grad = torch.randn(200)
+        opt.step()
+        assert before <= opt.gamma <= 1.1 * before
+    assert opt.gamma < 2e-4
 
 
 def test_absorb_gamma_has_the_same_norm(name: str) -> None:

@@ -80,12 +80,52 @@ def test_other_losses_and_numbers_can_be_asked_for(tmp_path: Path, name: str) ->
         (["--time", "0"], "time is 0.0"),
         (["--beta", "-1"], "beta is -1.0"),
         (["--temperature", "0"], "temperature is 0.0"),
-        (["--temperature", "50"], "does not hold the density's mass"),
+        (["--temperature", "1e6"], "temperature 1e+06 spread 0.15(x − 1)²"),
     ],
 )
 def test_bad_input_is_refused_by_name_and_writes_nothing(arguments: list[str], named: str, tmp_path: Path) -> None:
     assert named in " ".join(run("--out", tmp_path / "new", *arguments, code=1).output.split())
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("option", [("--beta", 1e9), ("--time", 1e-6)])
+def test_what_the_grid_cannot_check_is_drawn_and_left_unchecked(option: tuple[str, float], tmp_path: Path) -> None:
+    run("--out", tmp_path, *option)
+    check = json.loads((tmp_path / "figure1.json").read_text())["check"]
+    assert check["viscous"] is None
+    assert check["non_viscous"] < 0.05
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"beta": 0.01}, {"time": 50.0}, {"name": "double-well", "temperature": 3.0}, {"temperature": 50.0}],
+    ids=str,
+)
+def test_the_grid_is_as_wide_as_the_options_need(changes: dict) -> None:
+    options = {"name": "rugged", "time": 0.6, "beta": 2.0, "temperature": 0.1}
+    usual = figure1._problem(**options)[1] if "name" not in changes else None
+    loss, grid = figure1._problem(**{**options, **changes})
+    assert grid.axes[0][0] < loss.low - 1
+    assert grid.axes[0][-1] > loss.high + 1
+    if usual is not None:
+        assert usual.shape == (901,)
+        assert grid.spacing[0] == pytest.approx(usual.spacing[0], rel=1e-3)
+
+
+def test_on_a_wider_grid_the_numbers_are_as_right() -> None:
+    numbers = figure1.compute("double-well", temperature=1.5)
+    assert max(numbers["check"].values()) < 0.05
+    assert numbers["mass"]["sgd"] == pytest.approx(1, abs=1e-9)
+
+
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(figure1, "compute", lambda *_: pytest.fail("computed"))
+    output = run("--out", tmp_path / "file" / "x", code=1).output
+    assert output.startswith("Error: ")
+    assert "file" in output
 
 
 def test_importing_deeprelax_imports_neither_scipy_nor_the_laboratory() -> None:

@@ -114,6 +114,17 @@ def test_the_gradient_of_the_steps_is_the_central_difference() -> None:
     np.testing.assert_allclose(slope[0, 1, :, 1:-1], 1, atol=1e-12)
 
 
+@pytest.mark.parametrize("record", [1, 7])
+def test_of_the_steps_so_many_are_kept_and_the_last_among_them(record: int) -> None:
+    grid = Grid.uniform((-2, 2, 101))
+    everything, some = (hamilton_jacobi(WELL.f, grid, 0.5, 0.3, record=r) for r in (None, record))
+    assert len(everything.times) > 60
+    assert len(some.times) == len(some.u) == record + 1
+    assert np.abs(some.times - np.linspace(0, 0.5, record + 1)).max() <= everything.times[1]
+    np.testing.assert_array_equal(some.u, everything.u[np.isin(everything.times, some.times)])
+    np.testing.assert_array_equal(some.u[-1], everything.u[-1])
+
+
 def test_a_step_that_is_not_monotone_is_refused_with_the_largest_that_is() -> None:
     grid = Grid.uniform((-2, 2, 101))
     with pytest.raises(ValueError, match=r"step 0.1 is not monotone: at time 0 at most 0\.00[0-9]+ is"):
@@ -143,6 +154,7 @@ def test_a_step_that_becomes_non_monotone_on_the_way_is_halved_unless_it_was_ask
         (lambda g: hamilton_jacobi(np.cos, g, 0.0), "gamma is 0.0"),
         (lambda g: hamilton_jacobi(np.cos, g, 1.0, viscosity=-1.0), "viscosity is -1.0"),
         (lambda g: hamilton_jacobi(np.cos, g, 1.0, step=0.0), "step is 0.0"),
+        (lambda g: hamilton_jacobi(np.cos, g, 1.0, record=0), "record is 0"),
         (lambda g: hamilton_jacobi(lambda x: x / 0 * np.nan, g, 1.0), "the function is nan"),
         (lambda g: hamilton_jacobi_bellman([np.cos, np.cos], np.cos, g, 1.0), "2 components of the drift in 1"),
         (lambda g: hamilton_jacobi_bellman([np.cos], np.cos, g, -1.0), "time is -1.0"),

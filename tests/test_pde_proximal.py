@@ -53,6 +53,57 @@ def test_huge_losses_do_not_overflow_in_float32() -> None:
     assert torch.isfinite(found.u).all()
 
 
+@pytest.mark.filterwarnings("ignore:the weights have collapsed")
+def test_nothing_overflows_when_divided_by_the_viscosity() -> None:
+    x = torch.tensor([[1.0], [2.0]])
+    found = sampled_proximal(lambda y: 1e30 * absolute(y), x, 0.5, 1e-9, 500, draw())  # 1e39 is infinite
+    for each in (found.point, found.gradient, found.u):
+        assert torch.isfinite(each).all()
+    y = x[:, None] + math.sqrt(0.5e-9) * torch.randn(2, 500, 1, generator=draw())
+    torch.testing.assert_close(found.point, y.min(1).values)  # all the weight is there
+    half = sampled_proximal(lambda y: 1000 * absolute(y), x.half(), 0.5, 1e-2, 500, draw())  # 65504 is float16's last
+    full = sampled_proximal(lambda y: 1000 * absolute(y.half()), x, 0.5, 1e-2, 500, draw())
+    assert half.point.dtype == half.u.dtype == torch.float16
+    torch.testing.assert_close(half.point.float(), full.point, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(half.u.float(), full.u, rtol=2e-3, atol=2e-3)
+    # Squares of 16,000 weights are 0 in float16.
+    half, full = (sampled_proximal(absolute, each, 0.5, 1.0, 16_000, draw()) for each in (x.half(), x))
+    torch.testing.assert_close(half.effective_samples.float(), full.effective_samples, rtol=5e-3, atol=0)
+
+
+def test_a_large_constant_in_f_costs_no_digits() -> None:
+    def eighths(y: Tensor) -> Tensor:  # exact, with 2³⁰ added too
+        return (8 * absolute(y)).round() / 8
+
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+    plain, lifted = (sampled_proximal(lambda y: c + eighths(y), x, 0.5, 0.3, 500, draw()) for c in (0.0, 2.0**30))  # noqa: B023
+    assert torch.equal(lifted.point, plain.point)
+    assert torch.equal(lifted.gradient, plain.gradient)
+    torch.testing.assert_close(lifted.u - 2.0**30, plain.u, rtol=0, atol=2.0**-22)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_u_of_a_constant_is_that_constant(dtype: torch.dtype) -> None:
+    found = sampled_proximal(lambda y: 0 * absolute(y) + 0.7, torch.zeros(3, 2, dtype=dtype), 0.5, 1e3, 777, draw())
+    assert torch.equal(found.u, torch.full((3,), 0.7, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("samples", "counting", "warned"),
+    [(100, 8, True), (100, 9, True), (100, 11, False), (8, 3, True), (8, 4, False), (19, 9, True), (1, 1, False)],
+)
+def test_the_warning_is_for_less_than_ten_samples_or_half_of_few(samples: int, counting: int, warned: bool) -> None:
+    """So many samples share the weight."""
+    values = torch.where(torch.arange(samples) < counting, 0.0, 1e9).double()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = sampled_proximal(
+            lambda y: values.expand(y.shape[:2]), torch.zeros(2, 3).double(), 0.5, 1.0, samples, draw()
+        )
+    assert found.effective_samples.tolist() == pytest.approx([counting] * 2)
+    assert [f"{counting}.0 of {samples} samples are effective" in str(w.message) for w in caught] == [True] * warned
+
+
 def test_batches_dimensions_and_dtypes_are_kept() -> None:
     found = sampled_proximal(absolute, torch.zeros(4, 3, dtype=torch.float32), 0.5, 1.0, 100, draw())
     assert found.point.shape == found.gradient.shape == (4, 3)
@@ -90,6 +141,8 @@ def test_collapsed_weights_are_warned_of_with_their_number() -> None:
         ({"gamma": 0.0}, ValueError, "gamma is 0.0"),
         ({"viscosity": -1.0}, ValueError, "viscosity is -1.0"),
         ({"samples": 0}, ValueError, "0 samples"),
+        ({"x": torch.zeros(0, 3)}, ValueError, "x of shape (0, 3)"),
+        ({"x": torch.zeros(2, 0)}, ValueError, "x of shape (2, 0)"),
         ({"x": torch.zeros(2, 2, 2)}, ValueError, "(2, 2, 2)"),
         ({"x": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, "torch.int64"),
         ({"f": lambda y: y}, ValueError, "returned shape (2, 10, 3)"),
@@ -111,6 +164,14 @@ def test_gamma_grows_while_the_update_shrinks_fast_and_shrinks_otherwise() -> No
     assert adaptive_gamma(9.9, 0.1, 1.0) == 10
     assert adaptive_gamma(0.00105, 2.0, 1.0) == 1e-3
     assert adaptive_gamma(1.0, 0.0, 0.0) == 1.1
+
+
+def test_no_bound_moves_gamma_the_wrong_way() -> None:
+    falling, rising = (0.1, 1.0), (1.0, 1.0)
+    assert adaptive_gamma(1e-4, *rising) == 1e-4
+    assert adaptive_gamma(1e-4, *falling) == pytest.approx(1.1e-4, rel=1e-12)
+    assert adaptive_gamma(50.0, *falling) == 50
+    assert adaptive_gamma(50.0, *rising) == 45
 
 
 @pytest.mark.parametrize(

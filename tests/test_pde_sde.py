@@ -79,6 +79,11 @@ def test_bad_input_is_refused_by_name(changes: dict[str, float], named: str) -> 
     options = {"time": 1.0, "step": 0.1, "temperature": 1.0, **changes}
     with pytest.raises(ValueError, match=named):
         langevin(np.sin, np.ones(2), rng=np.random.default_rng(0), **options)
+    for step in (0.0, -0.02, math.nan):
+        with pytest.raises(ValueError, match=f"step is {step}"):
+            two_scales(
+                lambda x, y: x, lambda x, y: y, np.ones(2), np.ones(2), 1.0, 1.0, np.random.default_rng(0), step=step
+            )
     with pytest.raises(ValueError, match="epsilon is 0"):
         two_scales(lambda x, y: x, lambda x, y: y, np.ones(2), np.ones(2), 0, 1.0, np.random.default_rng(0))
 

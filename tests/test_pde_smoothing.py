@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from scipy.integrate import quad
+from scipy.special import logsumexp
 
 from deeprelax.pde import Grid, gibbs_average, heat, viscous
 from deeprelax.pde.closed_forms import quadratic_heat, quadratic_viscous
@@ -93,6 +94,73 @@ def test_an_array_is_mirrored_at_the_ends_and_a_callable_is_not() -> None:
     assert abs(heat(lambda x: x, LINE, 0.5).gradient[0][0] - 1) < 1e-12
 
 
+def test_an_array_is_the_reflecting_solution_up_to_the_boundary() -> None:
+    """All of exp(-f/δ) is at the other end: from a node at one end the images there are up to two widths away."""
+    gamma, viscosity = 1.0, 0.01
+    grid = Grid.uniform((0, 1, 401))
+    x, f = grid.axes[0], -5 * grid.axes[0]
+    found = viscous(f, grid, gamma, viscosity)
+    assert abs(found.gradient[0][0]) < 1e-12
+    assert abs(found.gradient[0][-1]) < 1e-12
+    y = grid.spacing[0] * np.arange(-4000, 4401)  # five periods on either side
+    images = np.interp(np.abs((y + 1) % 2 - 1), x, f)
+    exponent = -(images + (x[:, None] - y) ** 2 / (2 * gamma)) / viscosity
+    exact = logsumexp(exponent, axis=1) + math.log(grid.spacing[0] / math.sqrt(2 * math.pi * gamma * viscosity))
+    np.testing.assert_allclose(found.u, -viscosity * exact, rtol=0, atol=1e-12)
+    assert found.u[0] == pytest.approx(-4.4671, abs=1e-4)
+
+
+def test_an_array_on_a_plane_that_its_mirror_images_continue_gives_what_the_callable_does() -> None:
+    plane = Grid.uniform((-1, 1, 25), (0, 2, 31))
+
+    def f(x, y):
+        return np.cos(np.pi * x) + 2 * np.cos(np.pi * y / 2) * np.cos(np.pi * (x + 1) / 2)
+
+    for gamma in (0.1, 2.0):  # the Gaussian is narrower than the plane, and wider
+        mirrored, whole = viscous(plane.values(f), plane, gamma, 0.5), viscous(f, plane, gamma, 0.5)
+        np.testing.assert_allclose(mirrored.u, whole.u, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(mirrored.gradient, whole.gradient, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.25, 0.5])
+def test_what_the_grid_cannot_resolve_is_refused_and_what_it_can_is_right(place: float) -> None:
+    """A valley whose density is so many spacings wide, its middle at that share of one."""
+    gamma, viscosity, curvature = 1.0, 1e-2, 1e4
+    width = math.sqrt(viscosity / (curvature + 1 / gamma))
+    for spacings, resolved in ((0.72, True), (0.65, False), (0.1, False)):
+        h = width / spacings
+        grid = Grid.uniform((-20 * h, 20 * h, 41))
+        f = lambda x: curvature * (x - place * h) ** 2 / 2  # noqa: B023, E731
+        if resolved:
+            u = quadratic_viscous(grid.axes[0] - place * h, gamma, curvature, viscosity)[0]
+            np.testing.assert_allclose(viscous(f, grid, gamma, viscosity).u, u, rtol=0, atol=2e-4 * viscosity)
+        else:
+            with pytest.raises(ValueError, match=r"too wide for exp\(-f/viscosity\).* rests on [12].* nodes"):
+                viscous(f, grid, gamma, viscosity)
+
+
+def test_a_dimension_is_as_well_resolved_as_where_the_density_is() -> None:
+    plane = Grid.uniform((-1, 1, 41), (-2, 2, 81))
+    narrowing = viscous(lambda x, y: (1 + y**8) * x**2 + 4 * y**2, plane, 0.5, 0.05)  # narrow where it is negligible
+    assert np.isfinite(narrowing.u).all()
+    with pytest.raises(ValueError, match="too wide"):
+        viscous(lambda x, y: 1000 * x**2 + 4 * y**2, plane, 0.5, 0.05)
+    with pytest.raises(ValueError, match="too wide"):
+        viscous(lambda x, y: 4 * x**2 + 1000 * y**2, plane, 0.5, 0.05)
+
+
+def test_an_integral_over_a_plane_is_looked_for_within_four_million_nodes() -> None:
+    sizes = []
+
+    def f(x, y):
+        sizes.append(x.size)
+        return -(x**2) - y**2
+
+    with pytest.raises(ValueError, match=r"does not decay within [0-9]+ by [0-9]+ nodes"):
+        viscous(f, Grid.uniform((-1, 1, 3), (-1, 1, 3)), 1.0)
+    assert 4e5 < max(sizes) <= 4e6
+
+
 def test_a_large_viscosity_with_the_same_gaussian_is_the_heat_equation() -> None:
     f = rugged().f
     apart = [np.abs(viscous(f, LINE, 0.2 / d, d).u - heat(f, LINE, 0.2).u).max() for d in (1e3, 1e4)]
@@ -111,6 +179,14 @@ def test_a_large_viscosity_with_the_same_gaussian_is_the_heat_equation() -> None
         (lambda: heat(np.full(301, np.inf), LINE, 1.0), "the function is inf at (-3.0,)"),
         (lambda: heat(np.zeros(300), LINE, 1.0), "values of shape (300,) on a grid of shape (301,)"),
         (lambda: viscous(lambda x: -(x**2), LINE, 1.0), "does not decay"),
+        (lambda: viscous(lambda x, y: x**2 - y**2, Grid.uniform((-1, 1, 3), (-1, 1, 3)), 1.0), "does not decay"),
+        (lambda: Grid((np.array([0.0, 1, 3]),)), "not increasing and evenly spaced"),
+        (lambda: Grid((X[::-1],)), "not increasing and evenly spaced"),
+        (lambda: Grid((0 * X,)), "not increasing and evenly spaced"),
+        (lambda: Grid((X[:2],)), "an axis of shape (2,)"),
+        (lambda: Grid((X[None],)), "an axis of shape (1, 301)"),
+        (lambda: Grid((np.array([0.0, 1, np.nan]),)), "3 finite numbers"),
+        (lambda: Grid((X, X, X)), "3 axes"),
         (lambda: Grid.uniform((1, 0, 10)), "first node < last node"),
         (lambda: Grid.uniform((0, 1, 10), (0, 1, 10), (0, 1, 10)), "3 ranges"),
     ],
@@ -118,3 +194,13 @@ def test_a_large_viscosity_with_the_same_gaussian_is_the_heat_equation() -> None
 def test_bad_input_is_refused_by_name(call, named: str) -> None:
     with pytest.raises(ValueError, match=re.escape(named)):
         call()
+
+
+@pytest.mark.parametrize("f", [lambda x: np.exp(1j * x), np.exp(1j * X), [1j] * 301])
+def test_complex_values_are_refused(f) -> None:
+    with pytest.raises(TypeError, match="the function is complex"):
+        heat(f, LINE, 1.0)
+
+
+def test_an_axis_far_from_zero_is_even_up_to_its_rounding() -> None:
+    assert Grid((1e9 + 1e-4 * np.arange(12),)).widened((3,)).shape == (18,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from deeprelax.pde.hopf_lax import non_viscous
 from deeprelax.pde.losses import LOSSES, Loss
 from deeprelax.pde.smoothing import viscous
 
-NODES, NOTED = 901, 451
+NODES, NOTED = 901, 451  # nodes with a margin of 1 on either side
 DESCENT, DESCENT_STEPS = 15.0, 300  # how long the densities evolve
-MARGIN = 1.0  # beyond what is shown: boundaries reflect
+# Beyond what is shown, on either side: boundaries reflect. The first that is wide enough.
+MARGINS = [1, 2, 3, 4, *(4 * 1.25**k for k in range(1, 19))]  # up to 222
+COARSE = 301  # nodes to try a margin with
+LIGHT = 8.0  # Hopf-Cole's weight exp(-LIGHT) at the boundaries, seen from what is shown, counts as nothing
 STARTS = {"rugged": (-1.5, 0.1), "double-well": (-0.9, 0.05), "tilted-well": (0.9, 0.05)}  # mean and variance
 FRAMES = 30
 # Dashes for the curves, hatches for the densities: readable without colour.
@@ -50,24 +54,27 @@ def compute(name: str = "rugged", time: float = 0.6, beta: float = 2.0, temperat
 
     Returns:
         Settings, curves and densities at equidistant x as lists, means and errors, ready for JSON. ``check`` holds
-        the largest differences on the shown range between finite differences and Hopf-Cole or Hopf-Lax.
+        the largest differences on the shown range between finite differences and Hopf-Cole or Hopf-Lax; None where
+        the grid is too coarse for Hopf-Cole.
 
     Raises:
-        ValueError: no such loss; a number ≤ 0; a density that reaches the edge.
+        ValueError: no such loss; a number ≤ 0; a temperature or viscosity that no grid up to 222 beyond what is shown
+            can hold.
     """
-    loss, grid = _problem(name)
+    loss, grid = _problem(name, time, beta, temperature)
     x = grid.axes[0]
-    smooth, sharp = _solutions(loss, grid, positive("time", time), positive("beta", beta))
+    smooth, sharp = _solutions(loss, grid, time, beta, 1)
     potentials = {"sgd": grid.values(loss.f), "on_viscous": smooth.u[-1], "on_non_viscous": sharp.u[-1]}
-    start = normal_density(x, *STARTS[name])
-    densities = {"initial": start / (start.sum() * grid.cell)}
+    densities = {"initial": _start(name, grid)}
     for key, potential in potentials.items():
-        descent = FokkerPlanck(potential, grid, positive("temperature", temperature))
+        descent = FokkerPlanck(potential, grid, temperature)
         densities[key] = descent.evolve(densities["initial"], DESCENT, DESCENT_STEPS)
     shown = (x >= loss.low) & (x <= loss.high)
+    part = Grid((x[shown],))
+    exact = {"viscous": _hopf_cole(loss, part, time, beta), "non_viscous": non_viscous(loss.f, part, time).u}
     check = {
-        "viscous": float(np.abs(smooth.u[-1] - viscous(loss.f, grid, time, 1 / beta).u)[shown].max()),
-        "non_viscous": float(np.abs(sharp.u[-1] - non_viscous(loss.f, grid, time).u)[shown].max()),
+        key: None if u is None else float(np.abs(found.u[-1][shown] - u).max())
+        for (key, u), found in zip(exact.items(), (smooth, sharp))
     }
     noted = np.linspace(loss.low, loss.high, NOTED)
 
@@ -95,15 +102,57 @@ def compute(name: str = "rugged", time: float = 0.6, beta: float = 2.0, temperat
     }
 
 
-def _problem(name: str) -> tuple[Loss, Grid]:
+def _problem(name: str, time: float, beta: float, temperature: float) -> tuple[Loss, Grid]:
+    """The loss, and a grid at whose boundaries next to nothing happens."""
     if name not in LOSSES:
         raise ValueError(f"no loss {name!r}; there are {', '.join(LOSSES)}")
+    for what, number in (("time", time), ("beta", beta), ("temperature", temperature)):
+        positive(what, number)
     loss = LOSSES[name]
-    return loss, Grid.uniform((loss.low - MARGIN, loss.high + MARGIN, NODES))
+    spacing = (loss.high - loss.low + 2 * MARGINS[0]) / (NODES - 1)
+    for margin in MARGINS:
+        ends = loss.low - margin, loss.high + margin
+        if _wide_enough(name, Grid.uniform((*ends, COARSE)), margin, time, beta, temperature):
+            return loss, Grid.uniform((*ends, round((ends[1] - ends[0]) / spacing) + 1))
+    raise ValueError(
+        f"time {time:g}, beta {beta:g} and temperature {temperature:g} spread {loss.formula} or its densities beyond "
+        f"{MARGINS[-1]:.0f} on either side of what is shown"
+    )
 
 
-def _solutions(loss: Loss, grid: Grid, time: float, beta: float) -> tuple[Evolution, Evolution]:
-    return hamilton_jacobi(loss.f, grid, time, 1 / beta), hamilton_jacobi(loss.f, grid, time)
+def _wide_enough(name: str, grid: Grid, margin: float, time: float, beta: float, temperature: float) -> bool:
+    """Whether neither the smoothing nor the densities come to the boundaries, tried on a coarse grid."""
+    f = grid.values(LOSSES[name].f)
+    if beta * (min(f[0], f[-1]) - f.min() + margin**2 / (2 * time)) < LIGHT:
+        return False
+    smooth = _hopf_cole(LOSSES[name], grid, time, beta)
+    for potential in (f, non_viscous(f, grid, time).u, f if smooth is None else smooth):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # how exact it is does not matter here
+                FokkerPlanck(potential, grid, temperature).evolve(_start(name, grid), DESCENT, DESCENT_STEPS)
+        except ValueError:
+            return False
+    return True
+
+
+def _start(name: str, grid: Grid) -> Array:
+    """The initial density."""
+    density = normal_density(grid.axes[0], *STARTS[name])
+    return np.asarray(density / (density.sum() * grid.cell))
+
+
+def _hopf_cole(loss: Loss, grid: Grid, time: float, beta: float) -> Array | None:
+    """The exact viscous solution on the whole line, if the grid resolves it."""
+    try:
+        return viscous(loss.f, grid, time, 1 / beta).u
+    except ValueError:
+        return None
+
+
+def _solutions(loss: Loss, grid: Grid, time: float, beta: float, record: int) -> tuple[Evolution, Evolution]:
+    smooth = hamilton_jacobi(loss.f, grid, time, 1 / beta, record=record)
+    return smooth, hamilton_jacobi(loss.f, grid, time, record=record)
 
 
 def picture(numbers: dict[str, Any]) -> Figure:
@@ -139,10 +188,10 @@ def _frame(ax: Axes, numbers: dict[str, Any]) -> tuple[float, float]:
     return bottom, height
 
 
-def animation(name: str, time: float, beta: float, path: Path) -> None:
+def animation(name: str, time: float, beta: float, temperature: float, path: Path) -> None:
     """A GIF of the smoothing, from t = 0 to T."""
-    loss, grid = _problem(name)
-    runs = _solutions(loss, grid, time, beta)
+    loss, grid = _problem(name, time, beta, temperature)
+    runs = _solutions(loss, grid, time, beta, FRAMES - 1)
     x = grid.axes[0]
     shown = (x >= loss.low) & (x <= loss.high)
     figure = Figure(figsize=(6.5, 3.6), layout="constrained")
@@ -172,8 +221,9 @@ def write(
     out: Path, name: str, time: float, beta: float, temperature: float, animate: bool, say: Callable[[str], None]
 ) -> None:
     """figure1.png, .svg and .json, and with ``animate`` figure1.gif, into ``out``; their paths are said."""
-    numbers = compute(name, time, beta, temperature)
+    _problem(name, time, beta, temperature)  # refuses what is to be refused, before anything is made
     out.mkdir(parents=True, exist_ok=True)
+    numbers = compute(name, time, beta, temperature)
     figure = picture(numbers)
     for suffix in ("png", "svg"):
         figure.savefig(out / f"figure1.{suffix}", dpi=150)
@@ -181,7 +231,7 @@ def write(
     (out / "figure1.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
     say(str(out / "figure1.json"))
     if animate:
-        animation(name, time, beta, out / "figure1.gif")
+        animation(name, time, beta, temperature, out / "figure1.gif")
         say(str(out / "figure1.gif"))
     for key, style in DENSITIES.items():
         say(f"mean loss, {style['label']:17} {numbers['mean_loss'][key]:8.4f}")

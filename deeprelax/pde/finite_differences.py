@@ -21,18 +21,18 @@ CFL = 0.9  # of the largest monotone step
 
 @dataclass(frozen=True)
 class Evolution:
-    """A solution at the times of its steps.
+    """A solution at the times of its steps, or of some of them.
 
     Attributes:
-        times: (steps + 1,), from 0 on; for the Hamilton-Jacobi-Bellman equation the time that is left.
-        u: (steps + 1, *grid's shape).
+        times: (number kept,), from 0 to the end; for the Hamilton-Jacobi-Bellman equation the time that is left.
+        u: (number kept, *grid's shape).
     """
 
     times: Array
     u: Array
 
     def gradient(self, grid: Grid) -> Array:
-        """Central differences of u, (steps + 1, dimensions, *grid's shape); zero across the boundary."""
+        """Central differences of u, (number kept, dimensions, *grid's shape); zero across the boundary."""
         each = []
         for axis, h in enumerate(grid.spacing):
             before, after = one_sided(self.u, axis + 1, h)
@@ -61,7 +61,12 @@ def laplacian(grid: Grid) -> sp.csc_matrix:
 
 
 def hamilton_jacobi(
-    f: Function | ArrayLike, grid: Grid, gamma: float, viscosity: float = 0.0, step: float | None = None
+    f: Function | ArrayLike,
+    grid: Grid,
+    gamma: float,
+    viscosity: float = 0.0,
+    step: float | None = None,
+    record: int | None = None,
 ) -> Evolution:
     """u_t = -½|∇u|² + (δ/2)Δu from u = f to time ``gamma``: (viscous HJ) for δ = 1, (non-viscous HJ) for δ = 0.
 
@@ -73,13 +78,15 @@ def hamilton_jacobi(
         gamma: γ, the time to reach.
         viscosity: δ ≥ 0.
         step: the time step; None takes 0.9 of the largest monotone one.
+        record: how many times after the first to keep, about evenly spread and the last among them; None keeps all.
 
     Raises:
-        ValueError: γ ≤ 0, δ < 0, f not finite, a step that is not monotone.
+        ValueError: γ ≤ 0, δ < 0, f not finite, a step that is not monotone, record < 1.
     """
     start = grid.values(f)
     still = [np.zeros(grid.shape)] * grid.dimensions
-    return _evolve(start, grid, positive("gamma", gamma), still, True, non_negative("viscosity", viscosity), step)
+    diffusion = non_negative("viscosity", viscosity)
+    return _evolve(start, grid, positive("gamma", gamma), still, True, diffusion, step, record)
 
 
 def hamilton_jacobi_bellman(
@@ -134,8 +141,17 @@ def _hamiltonian(u: Array, grid: Grid, drift: list[Array], quadratic: bool) -> t
 
 
 def _evolve(
-    u: Array, grid: Grid, time: float, drift: list[Array], quadratic: bool, diffusion: float, step: float | None
+    u: Array,
+    grid: Grid,
+    time: float,
+    drift: list[Array],
+    quadratic: bool,
+    diffusion: float,
+    step: float | None,
+    record: int | None = None,
 ) -> Evolution:
+    if record is not None and record < 1:
+        raise ValueError(f"record is {record}; at least 1, for the end, is needed")
     if step is not None:
         positive("step", step)
     limit = _hamiltonian(u, grid, drift, quadratic)[1]
@@ -143,21 +159,24 @@ def _evolve(
     dt = min(step or min(CFL * limit, min(grid.spacing)), time)
     dt = time / np.ceil(time / dt * (1 - 1e-12))
     solve = _diffusion(grid, diffusion, dt)
+    now, end, every = 0.0, time * (1 - 1e-12), 0.0 if record is None else time / record
     times, history = [0.0], [u]
-    while times[-1] < time * (1 - 1e-12):
+    while now < end:
         flux, limit = _hamiltonian(u, grid, drift, quadratic)
         if dt > limit:
             if step is not None:
                 raise ValueError(
-                    f"step {step:.3g} is not monotone: at time {times[-1]:.3g} at most {limit:.3g} is (the spacing "
+                    f"step {step:.3g} is not monotone: at time {now:.3g} at most {limit:.3g} is (the spacing "
                     "over the largest slope); use a smaller one, or step=None"
                 )
             dt /= 2
             solve = _diffusion(grid, diffusion, dt)
             continue
         u = solve(u - dt * flux)
-        times.append(times[-1] + dt)
-        history.append(u)
+        now += dt
+        if now >= len(times) * every * (1 - 1e-12):
+            times.append(now)
+            history.append(u)
     return Evolution(np.asarray(times), np.stack(history))
 
 

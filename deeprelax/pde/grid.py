@@ -13,6 +13,10 @@ Array = NDArray[np.float64]
 # One array of coordinates per dimension in, an array of the same shape out.
 Function = Callable[..., Array]
 
+# How large a grid may become by widening: more, and an integral counts as divergent, a function as unbounded.
+MAX_NODES = 40_000  # along one dimension
+MAX_TOTAL = 4_000_000
+
 
 def positive(name: str, value: float) -> float:
     """``value`` as a float, if it is finite and greater than zero."""
@@ -33,9 +37,25 @@ class Grid:
 
     Attributes:
         axes: the coordinates of the nodes along each dimension, one array each.
+
+    Raises:
+        ValueError: other than one or two axes; one that is not an increasing, evenly spaced row of three or more.
     """
 
     axes: tuple[Array, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.axes) not in (1, 2):
+            raise ValueError(f"{len(self.axes)} axes; one (a line) or two (a plane) are needed")
+        for axis in self.axes:
+            if np.ndim(axis) != 1 or len(axis) < 3 or not np.isfinite(axis).all():
+                raise ValueError(f"an axis of shape {np.shape(axis)}: at least 3 finite numbers in a row are needed")
+            even = np.linspace(axis[0], axis[-1], len(axis))
+            spacing = even[1] - even[0]
+            # Coordinates are rounded: a grid far from 0 is even to so much only.
+            slack = 1e-6 * spacing + 8 * np.finfo(np.float64).eps * np.abs(even).max()
+            if not (spacing > 0 and np.abs(axis - even).max() <= slack):
+                raise ValueError("an axis is not increasing and evenly spaced; Grid.uniform makes one that is")
 
     @classmethod
     def uniform(cls, *ranges: tuple[float, float, int]) -> Grid:
@@ -78,8 +98,12 @@ class Grid:
 
         Raises:
             ValueError: of another shape, or not finite somewhere.
+            TypeError: complex.
         """
-        found = np.asarray(f(*self.mesh) if callable(f) else f, dtype=np.float64)
+        given = f(*self.mesh) if callable(f) else f
+        if np.iscomplexobj(given):
+            raise TypeError("the function is complex; real values are needed")
+        found = np.asarray(given, dtype=np.float64)
         if callable(f) and found.ndim == 0:  # a constant
             found = np.full(self.shape, found)
         if found.shape != self.shape:
@@ -89,6 +113,13 @@ class Grid:
             at = tuple(float(axis[i]) for axis, i in zip(self.axes, where))
             raise ValueError(f"the function is {found[where]} at {at}; it must be finite on the whole grid")
         return found
+
+    def limited(self, nodes: tuple[int, ...]) -> tuple[int, ...]:
+        """``nodes``, fewer where the grid with so many more on either side would be too large to evaluate."""
+        nodes = tuple(min(m, max((MAX_NODES - n) // 2, 0)) for n, m in zip(self.shape, nodes))
+        while any(nodes) and math.prod(n + 2 * m for n, m in zip(self.shape, nodes)) > MAX_TOTAL:
+            nodes = tuple(m * 9 // 10 for m in nodes)
+        return nodes
 
     def widened(self, nodes: tuple[int, ...]) -> Grid:
         """The grid with so many more nodes on either side of each dimension, at the same spacing."""

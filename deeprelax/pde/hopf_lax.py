@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, minimize_scalar
 
-from deeprelax.pde.grid import Array, Function, Grid, positive
-from deeprelax.pde.smoothing import MAX_NODES
+from deeprelax.pde.grid import Array, Function, Grid, non_negative, positive
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,18 @@ def lower_envelope(values: Array, y: Array, x: Array, gamma: float) -> tuple[Arr
 
     Returns:
         The envelope (n,) and the indices (n,).
+
+    Raises:
+        ValueError: γ ≤ 0; an array that is empty, of another shape, not finite or, y and x, not increasing.
     """
+    positive("gamma", gamma)
+    for name, numbers in (("values", values), ("y", y), ("x", x)):
+        if np.ndim(numbers) != 1 or len(numbers) == 0 or not np.isfinite(numbers).all():
+            raise ValueError(f"{name} of shape {np.shape(numbers)}: finite numbers in a row are needed")
+    if len(values) != len(y):
+        raise ValueError(f"{len(values)} values at {len(y)} places y")
+    if not ((np.diff(y) > 0).all() and (np.diff(x) >= 0).all()):
+        raise ValueError("y and x must be in increasing order, and no y twice")
     # Where the parabolas j < k meet: difference of (values/… + y²/2γ) over difference of y/γ.
     heights = (gamma * values + y**2 / 2).tolist()
     places = y.tolist()
@@ -71,7 +82,9 @@ def non_viscous(f: Function | ArrayLike, grid: Grid, gamma: float) -> Envelope:
     """The viscosity solution of u_t = -½|∇u|² from u = f, at time ``gamma``: Hopf-Lax (Lemma 5) on the grid's nodes.
 
     Exact for minimisation over the nodes: u is too large by at most |∇²f + 1/γ| h²/8 per dimension, and the gradient
-    off by at most h/2γ where the proximal point is unique. A callable's minimisers may lie beyond the grid.
+    off by at most h/2γ where the proximal point is unique. A callable's minimisers may lie beyond the grid: they are
+    looked for as far as |x - y|² ≤ 2γ(f(x) - inf f). For inf f stands the lowest value found within that distance, so a
+    deeper well beyond it is seen only from a grid that is wider, or on which f varies more.
 
     Args:
         f: takes one array of coordinates per dimension, or values of the grid's shape.
@@ -82,25 +95,66 @@ def non_viscous(f: Function | ArrayLike, grid: Grid, gamma: float) -> Envelope:
         ValueError: γ ≤ 0, f not finite, no minimum (f falls faster than -|x|²/2γ).
     """
     positive("gamma", gamma)
-    nodes = (0,) * grid.dimensions
+    nodes = _window(f, grid, gamma) if callable(f) else (0,) * grid.dimensions
+    wide = grid.widened(nodes)
+    u = grid.beyond(f, nodes)
+    points: list[Array] = []
+    for axis, (x, y) in enumerate(zip(grid.axes, wide.axes)):
+        u, index = _along(u, y, x, gamma, axis)
+        points = [np.take_along_axis(p, index, axis) for p in points] + [y[index]]
+    if callable(f) and any(((p == y[0]) | (p == y[-1])).any() for p, y in zip(points, wide.axes)):
+        raise _unbounded(wide, gamma)
+    point = np.stack(points)
+    return Envelope(u, point, (np.stack(grid.mesh) - point) / gamma)
+
+
+def _window(f: Function, grid: Grid, gamma: float) -> tuple[int, ...]:
+    """Nodes beyond the grid on either side, so that the proximal points of all its nodes are among them.
+
+    A proximal point y of x has |x - y|² ≤ 2γ(f(x) - inf f). For inf f stands the lowest value seen: where a search
+    finds a lower one, it goes on, farther out.
+    """
+    f_here = grid.values(f)
+    lowest, place = np.inf, np.zeros(grid.dimensions)
+    nodes, last = (0,) * grid.dimensions, False
     while True:
         wide = grid.widened(nodes)
-        u = grid.beyond(f, nodes)
-        points: list[Array] = []
-        outside = []
-        for axis, (x, y) in enumerate(zip(grid.axes, wide.axes)):
-            u, index = _along(u, y, x, gamma, axis)
-            points = [np.take_along_axis(p, index, axis) for p in points] + [y[index]]
-            outside.append(bool(((index == 0) | (index == len(y) - 1)).any()))
-        if not callable(f) or not any(outside):
-            point = np.stack(points)
-            return Envelope(u, point, (np.stack(grid.mesh) - point) / gamma)
-        nodes = tuple(max(2 * m, n // 2) if out else m for m, n, out in zip(nodes, grid.shape, outside))
-        if max(wide.shape) > MAX_NODES:
-            raise ValueError(
-                f"f(y) + |x - y|²/(2 gamma) has no minimum within {MAX_NODES} nodes (gamma {gamma:.3g}): f must not "
-                "fall faster than -|x|²/(2 gamma)"
-            )
+        with np.errstate(all="ignore"):  # far out f may overflow, or not exist: no proximal point is there
+            seen = np.nan_to_num(np.broadcast_to(f(*wide.mesh), wide.shape), nan=np.inf, posinf=np.inf, neginf=-np.inf)
+        where = np.unravel_index(int(seen.argmin()), wide.shape)
+        if seen[where] == -np.inf:
+            grid.beyond(f, nodes)  # says where
+        if seen[where] < lowest:
+            lowest, place = float(seen[where]), np.asarray([axis[i] for axis, i in zip(wide.axes, where)])
+        height = 2 * gamma * (f_here - lowest)
+        wanted = _nodes_within(float(height.max()), grid)
+        if last or all(w <= m for w, m in zip(wanted, nodes)):
+            break
+        asked = tuple(max(w, 2 * m) for w, m in zip(wanted, nodes))
+        nodes = grid.limited(asked)
+        last = nodes != asked
+    if last:  # as far as can be seen: where the first node's proximal point is at the edge, there is none
+        objective = seen + sum((m - x[0]) ** 2 for m, x in zip(wide.mesh, grid.axes)) / (2 * gamma)
+        at = np.unravel_index(int(objective.argmin()), wide.shape)
+        if any(i in (0, n - 1) for i, n in zip(at, wide.shape)):
+            raise _unbounded(wide, gamma)
+    # Nor is a proximal point farther from x than the place of the lowest value.
+    apart = sum((m - p) ** 2 for m, p in zip(grid.mesh, place))
+    within = _nodes_within(float(np.minimum(height, apart).max()), grid)
+    return tuple(min(w, m) for w, m in zip(within, nodes))
+
+
+def _nodes_within(square: float, grid: Grid) -> tuple[int, ...]:
+    """Nodes that a distance takes, and one more."""
+    return tuple(math.ceil(math.sqrt(square) / h) + 1 for h in grid.spacing)
+
+
+def _unbounded(wide: Grid, gamma: float) -> ValueError:
+    size = " by ".join(map(str, wide.shape))
+    return ValueError(
+        f"f(y) + |x - y|²/(2 gamma) has no minimum within {size} nodes (gamma {gamma:.3g}): f must not fall faster "
+        "than -|x|²/(2 gamma)"
+    )
 
 
 def _along(values: Array, y: Array, x: Array, gamma: float, axis: int) -> tuple[Array, NDArray[np.intp]]:
@@ -112,26 +166,37 @@ def _along(values: Array, y: Array, x: Array, gamma: float, axis: int) -> tuple[
     return np.moveaxis(u, -1, axis), np.moveaxis(index, -1, axis)
 
 
-def proximal_points(f: Function, x: ArrayLike, gamma: float, grid: Grid, tolerance: float = 1e-9) -> Array:
-    """The set of global minimisers of f(y) + |x - y|²/(2γ) (eq. 15) over the grid's range, beyond its resolution.
+def proximal_points(
+    f: Function | ArrayLike, x: ArrayLike, gamma: float, grid: Grid, tolerance: float = 1e-9
+) -> Array:  # fmt: skip
+    """The set of global minimisers of f(y) + |x - y|²/(2γ) (eq. 15) over the grid's range.
 
     Args:
-        f: takes one array of coordinates per dimension.
+        f: takes one array of coordinates per dimension, or values of the grid's shape.
         x: one point, a number or (dimensions,).
         gamma: γ > 0.
-        grid: where to look. Every local minimum over its nodes is refined between the neighbouring nodes; two that
-            come out less than a spacing apart count as one.
-        tolerance: how much above the minimum a value still counts as minimal.
+        grid: where to look. For a callable, every local minimum over its nodes is refined between the neighbouring
+            nodes; two that come out less than a spacing apart count as one. For an array, the nodes are all there is:
+            the minimisers are nodes, neighbours and those on the edge too.
+        tolerance: how much above the minimum a value of f(y) + |x - y|²/(2γ) still counts as minimal.
 
     Returns:
         (number of minimisers, dimensions), lowest first.
 
     Raises:
-        ValueError: γ ≤ 0, f not finite, a minimiser on the edge of the grid.
+        ValueError: γ ≤ 0, f or x not finite, an x of other dimensions than the grid, a callable's minimiser on the
+            edge of the grid.
     """
     positive("gamma", gamma)
+    non_negative("tolerance", tolerance)
     at = np.atleast_1d(np.asarray(x, dtype=np.float64))
+    if at.shape != (grid.dimensions,) or not np.isfinite(at).all():
+        raise ValueError(f"x is {at}; a point of {grid.dimensions} finite coordinates is needed")
     objective = grid.values(f) + sum((m - a) ** 2 for m, a in zip(grid.mesh, at)) / (2 * gamma)
+    if not callable(f):
+        order = np.argsort(objective, axis=None, kind="stable")
+        tied = order[objective.ravel()[order] <= objective.min() + tolerance]
+        return np.stack([m.ravel()[tied] for m in grid.mesh], 1)
 
     def value(y: Array) -> float:
         return float(f(*y)) + float(((y - at) ** 2).sum()) / (2 * gamma)

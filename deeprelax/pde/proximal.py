@@ -13,7 +13,8 @@ from torch import Tensor
 
 from deeprelax.pde.grid import positive
 
-COLLAPSED = 10.0  # effective samples below which a mean of them says little
+# A mean of fewer effective samples says little; of few samples to begin with, when less than half of them count.
+COLLAPSED = 10.0
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ def sampled_proximal(
 ) -> ProximalEstimate:
     """E[y] over the density (12), ∝ exp(-(f(y) + |x - y|²/2γ)/δ), by weighted samples y ~ N(x, δγI).
 
-    The weights ∝ exp(-f(y)/δ) are normalised in log space, so that no value of f overflows. Their effective number
-    falls exponentially with the dimension and with 1/δ; when the weights collapse onto a few samples, a warning says
-    so.
+    The weights ∝ exp(-f(y)/δ) are taken relative to the lowest value of f, in float32 or wider: no value of f
+    overflows, and a constant added to f costs no digits. Their effective number falls exponentially with the dimension
+    and with 1/δ; when it is less than 10, or than half of the samples where they are fewer than 20, a warning says so.
 
     Args:
         f: takes points (batch, samples, dimensions) and returns values (batch, samples).
@@ -59,20 +60,22 @@ def sampled_proximal(
         Estimates with x's batch, dtype and device.
 
     Raises:
-        ValueError: γ or δ ≤ 0, fewer than one sample, a shape that does not fit, values of f that are not finite.
+        ValueError: γ or δ ≤ 0, fewer than one sample, no point, a shape that does not fit, values of f that are not
+            finite.
         TypeError: x is not floating-point.
     """
     positive("gamma", gamma)
     positive("viscosity", viscosity)
     if not x.is_floating_point():
         raise TypeError(f"x is {x.dtype}; a floating-point tensor is needed")
-    if samples < 1 or x.ndim not in (1, 2):
+    if samples < 1 or x.ndim not in (1, 2) or x.numel() == 0:
         raise ValueError(
-            f"x of shape {tuple(x.shape)}, {samples} samples: (batch, dimensions) and at least 1 are needed"
+            f"x of shape {tuple(x.shape)}, {samples} samples: (batch, dimensions), neither 0, and at least 1 are needed"
         )
-    at = x.detach().reshape(-1, x.shape[-1])
-    noise = torch.randn((len(at), samples, at.shape[1]), generator=generator, dtype=x.dtype, device=x.device)
-    y = at[:, None] + math.sqrt(viscosity * gamma) * noise
+    wide = torch.promote_types(x.dtype, torch.float32)
+    at = x.detach().reshape(-1, x.shape[-1]).to(wide)
+    noise = torch.randn((len(at), samples, at.shape[1]), generator=generator, dtype=wide, device=x.device)
+    y = (at[:, None] + math.sqrt(viscosity * gamma) * noise).to(x.dtype)
     with torch.no_grad():
         values = f(y)
     if values.shape != y.shape[:2]:
@@ -80,18 +83,23 @@ def sampled_proximal(
                          f"{tuple(y.shape[:2])} is needed")  # fmt: skip
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"f is not finite at {int((~torch.isfinite(values)).sum())} of {values.numel()} samples")
-    weights = torch.softmax(-values / viscosity, dim=1)
+    values = values.to(torch.promote_types(values.dtype, wide))
+    lowest = values.min(dim=1, keepdim=True).values
+    relative = torch.exp(-(values - lowest) / viscosity)
+    weights = relative / relative.sum(1, keepdim=True)
     effective = 1 / (weights**2).sum(1)
-    if float(effective.min()) < COLLAPSED:
+    if float(effective.min()) < min(COLLAPSED, samples / 2):
         warnings.warn(
             f"the weights have collapsed: {float(effective.min()):.1f} of {samples} samples are effective "
             f"(viscosity {viscosity:.3g}, {at.shape[1]} dimensions). Use a larger viscosity, a smaller gamma or more "
             "samples",
             stacklevel=2,
         )
-    point = (weights[:, None] @ y)[:, 0]
-    u = -viscosity * (torch.logsumexp(-values / viscosity, dim=1) - math.log(samples))
-    shaped = point.reshape(x.shape)
+    point = (weights[:, None] @ y.to(weights.dtype))[:, 0]
+    gradient = (at - point) / gamma
+    # A mean of at least 1/samples: its logarithm is safe, and 0 for a constant f.
+    u = lowest[:, 0] - viscosity * relative.mean(1).log()
     if x.ndim == 1:
         u, effective = u[0], effective[0]
-    return ProximalEstimate(shaped, (x.detach() - shaped) / gamma, u, effective)
+    point, gradient = (t.reshape(x.shape).to(x.dtype) for t in (point, gradient))
+    return ProximalEstimate(point, gradient, u.to(x.dtype), effective.to(x.dtype))

@@ -97,9 +97,10 @@ def two_scales(
         x and y at the end, and x at the recorded times, (record, *x's shape).
 
     Raises:
-        ValueError: time or ε ≤ 0, a negative temperature, a path that is not finite at the end.
+        ValueError: time, ε or step ≤ 0, a negative temperature, a path that is not finite at the end.
     """
-    per_record = max(1, round(positive("time", time) / (positive("epsilon", epsilon) * step * max(record, 1))))
+    quick = positive("epsilon", epsilon) * positive("step", step)
+    per_record = max(1, round(positive("time", time) / (quick * max(record, 1))))
     steps = per_record * max(record, 1)
     ds = time / steps
     h = ds / epsilon

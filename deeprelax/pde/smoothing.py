@@ -17,8 +17,10 @@ from scipy.signal import fftconvolve
 from deeprelax.pde.grid import Array, Function, Grid, positive
 
 DEVIATIONS = 9  # a Gaussian beyond so many standard deviations is less than 1e-18 of its mass
-MAX_NODES = 40_000  # along one dimension, before an integral counts as divergent
 NEGLIGIBLE = 1e-12  # share of the outermost node in the integral
+# Nodes that an integral must rest on, 1/Σw². A Gaussian of deviation σ rests on 2√π σ/h of them: at 0.7 h the sum over
+# the nodes is off by 1e-4 of the integral. A peak between two nodes, however narrow, rests on 2.
+RESTS_ON = 2.5
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def viscous(f: Function | ArrayLike, grid: Grid, gamma: float, viscosity: float 
 
     Args:
         f: takes one array of coordinates per dimension, or values of the grid's shape.
-        grid: where u is wanted; √(δγ) must be at least its spacing.
+        grid: where u is wanted; √(δγ) must be at least its spacing, and exp(-f/δ) times the Gaussian must be wider
+            than a spacing or so (in a valley of curvature a, √(δ/(a + 1/γ)) must be at least 0.72 of it).
         gamma: γ, the time.
         viscosity: δ = β⁻¹. Noise of temperature T in eq. 4 (dW is T = 1) gives δ = T/2.
 
@@ -117,29 +120,47 @@ def _integrate(
     variance = positive("viscosity", viscosity) * positive("gamma", gamma)
     nodes = _reach(variance, grid)
     if not callable(f):
-        # As far as there are mirror images of nodes that count.
-        nodes = tuple(max(m, n - 1) for m, n in zip(nodes, grid.shape))
+        # The mirror images that count may be all of each node's nearest ones on either side, up to two widths away; the
+        # next are 9 deviations of the Gaussian farther, or two widths.
+        nodes = tuple(max(m, 2 * (n - 1)) for m, n in zip(nodes, grid.shape))
     while True:
         wide = grid.widened(nodes)
         log_weight = -grid.beyond(f, nodes) / viscosity
         means = [*wide.mesh, *(grid.beyond(r, nodes) for r in riders)]
-        edge = []
+        edge: list[float] = []
+        squares: list[Array] = []
         for axis, (x, y, h) in enumerate(zip(grid.axes, wide.axes, grid.spacing)):
             log_kernel = -((x[:, None] - y) ** 2) / (2 * variance) + math.log(h / math.sqrt(2 * math.pi * variance))
-            log_weight, means, share = _pass(log_weight, means, log_kernel, axis)
+            log_weight, averaged, square, share = _pass(log_weight, means + squares, log_kernel, axis)
+            means, squares = averaged[: len(means)], [*averaged[len(means) :], square]
             edge.append(share)
         if not callable(f) or max(edge) < NEGLIGIBLE:
+            _resolved(squares, grid, viscosity)
             return -viscosity * log_weight, means
         nodes = tuple(2 * m if share >= NEGLIGIBLE else m for m, share in zip(nodes, edge))
-        if max(n + 2 * m for n, m in zip(grid.shape, nodes)) > MAX_NODES:
+        if grid.limited(nodes) != nodes:
             raise ValueError(
-                f"exp(-f/viscosity) times the Gaussian does not decay within {MAX_NODES} nodes (gamma {gamma:.3g}, "
-                f"viscosity {viscosity:.3g}): f must not fall faster than -|x|²/(2 gamma)"
+                f"exp(-f/viscosity) times the Gaussian does not decay within {' by '.join(map(str, wide.shape))} nodes "
+                f"(gamma {gamma:.3g}, viscosity {viscosity:.3g}): f must not fall faster than -|x|²/(2 gamma)"
             )
 
 
-def _pass(log_weight: Array, means: list[Array], log_kernel: Array, axis: int) -> tuple[Array, list[Array], float]:
-    """Integrate one dimension: log of the integrals, conditional means, the largest share of an outermost node.
+def _resolved(squares: list[Array], grid: Grid, viscosity: float) -> None:
+    """ValueError if an integral along a dimension, with these Σw² at every node, rests on too few nodes."""
+    for square, h in zip(squares, grid.spacing):
+        if square.max() > 1 / RESTS_ON:
+            where = np.unravel_index(int(square.argmax()), grid.shape)
+            at = tuple(float(axis[i]) for axis, i in zip(grid.axes, where))
+            raise ValueError(
+                f"the grid's spacing {h:.3g} is too wide for exp(-f/viscosity): at {at} the integral rests on "
+                f"{1 / square.max():.2g} nodes; use more nodes, or a viscosity larger than {viscosity:.3g}"
+            )
+
+
+def _pass(
+    log_weight: Array, means: list[Array], log_kernel: Array, axis: int
+) -> tuple[Array, list[Array], Array, float]:
+    """Integrate one dimension: log of the integrals, conditional means, Σw², the largest share of an outermost node.
 
     ``log_kernel`` has a row for each x and a column for each y. The Gaussian is a product, so one dimension after the
     other is enough: a mean over y₁ for given (x₁, y₂) is averaged over y₂ afterwards.
@@ -148,7 +169,7 @@ def _pass(log_weight: Array, means: list[Array], log_kernel: Array, axis: int) -
     means = [np.moveaxis(m, axis, -1) for m in means]
     logs = np.empty((*log_weight.shape[:-1], len(log_kernel)))
     averaged = [np.empty_like(logs) for _ in means]
-    edge = 0.0
+    squares, edge = np.empty_like(logs), 0.0
     for i, row in enumerate(log_kernel):
         exponent = log_weight + row
         top = exponent.max(-1, keepdims=True)
@@ -157,5 +178,7 @@ def _pass(log_weight: Array, means: list[Array], log_kernel: Array, axis: int) -
         logs[..., i] = top[..., 0] + np.log(total)
         for mean, out in zip(means, averaged):
             out[..., i] = (weight * mean).sum(-1) / total
+        squares[..., i] = np.square(weight).sum(-1) / total**2
         edge = max(edge, float((np.maximum(weight[..., 0], weight[..., -1]) / total).max()))
-    return np.moveaxis(logs, -1, axis), [np.moveaxis(a, -1, axis) for a in averaged], edge
+    logs, squares, *averaged = (np.moveaxis(a, -1, axis) for a in (logs, squares, *averaged))
+    return logs, averaged, squares, edge
