@@ -29,7 +29,8 @@ def tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "test_good.py").write_text(
         "import pytest\n"
         "@pytest.mark.parametrize('n', ['a b', 'c'])\ndef test_good(n): pass\n"
-        "@pytest.mark.skip(reason='no reason')\ndef test_skipped(): pass\n"
+        "@pytest.mark.parametrize('n', ['a b', 'c'])\n"
+        "@pytest.mark.skip(reason='one GPU, and (as it happens) no other, ' + 20 * 'really ')\ndef test_two(n): pass\n"
     )
     return folder
 
@@ -43,10 +44,21 @@ def check(tests: Path, tmp_path: Path) -> tuple[Record, dict[str, Any]]:
 
 def test_outcomes_of_the_gpu_tests_are_counted_and_their_text_is_kept(tests: Path, tmp_path: Path) -> None:
     record, found = check(tests, tmp_path)
-    assert found["outcomes"] == {"passed": 2, "skipped": 1}
+    assert found["outcomes"] == {"passed": 2, "skipped": 2}
     assert found["passed"]
     assert not correctness_part.failed(record)
     assert "test_good[a b] PASSED" in (tmp_path / "out" / "pytest.txt").read_text()
+
+
+def test_what_was_not_run_is_named_with_the_reason(tests: Path, tmp_path: Path) -> None:
+    """A machine with one GPU does not prove what needs two."""
+    record, found = check(tests, tmp_path)
+    ((reason, names),) = found["skipped"].items()
+    assert reason.startswith("one GPU, and (as it happens) no other, really")
+    assert reason.endswith("really")
+    assert names == ["test_two"]
+    assert "| not run: one GPU, and" in (record.folder / "gpu.md").read_text()
+    assert "| test_two | not proved |" in (record.folder / "gpu.md").read_text()
 
 
 def test_a_failing_test_fails_the_whole(tests: Path, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ LIMIT, LEAST = 200.0, 20.0  # seconds, of all together
 LEAVE = 30.0  # seconds of the budget, for the parts that follow
 SHARDS = 6
 OUTCOME = re.compile(r"^(\S+\.py::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
+SKIPPED = re.compile(r"^\S+\.py::(\w+)\S*.*? SKIPPED \((.*)\)\s*$", re.MULTILINE)
+WIDE = {"COLUMNS": "400"}  # pytest cuts a reason off where the line ends
 TOOLS = ("memcheck", "racecheck")
 FOUND_ERRORS = 86  # compute-sanitizer's exit status, as it is told
 
@@ -47,16 +49,22 @@ def run(record: Record, budget: Budget, tests: Path = ROOT / "tests" / "gpu", sh
 def start_shard(tests: Path, shard: int, of: int, folder: Path) -> Job:
     options = ["-v", "-ra", "--durations=5", "-p", "no:cacheprovider", "-o", "console_output_style=classic"]
     command = [sys.executable, "-m", "pytest", *options, str(tests)]
-    return Job(command, folder / f"pytest{shard}.txt", {"DEEPRELAX_SHARD": f"{shard}/{of}", "OMP_NUM_THREADS": "2"})
+    return Job(
+        command, folder / f"pytest{shard}.txt", {**WIDE, "DEEPRELAX_SHARD": f"{shard}/{of}", "OMP_NUM_THREADS": "2"}
+    )
 
 
 def outcomes(texts: list[str], statuses: list[int | None]) -> dict[str, Any]:
     """What the shards printed, and whether all is well: they ended by themselves, nothing failed, something passed."""
     found = [match for text in texts for match in OUTCOME.findall(text)]
     counts = Counter(outcome.lower() for _, outcome in found)
+    skipped: dict[str, list[str]] = {}
+    for test, reason in sorted({match for text in texts for match in SKIPPED.findall(text)}):
+        skipped.setdefault(reason, []).append(test)
     return {
         "outcomes": dict(counts),
         "failures": [test for test, outcome in found if outcome in ("FAILED", "ERROR")],
+        "skipped": skipped,  # by reason
         "statuses": statuses,
         # 5: a shard without tests.
         "passed": all(status in (0, 5) for status in statuses) and counts["passed"] > 0,

@@ -50,9 +50,12 @@ def status(parts: dict[str, Any]) -> list[str]:
 
 def correctness(results: dict[str, Any]) -> list[str]:
     rows = []
-    if tests := results.get("tests"):
+    tests = results.get("tests", {})
+    if tests:
         counts = ", ".join(f"{n} {outcome}" for outcome, n in tests["outcomes"].items()) or "no outcome"
         rows.append(["GPU tests", counts, "passed" if tests["passed"] else "**failed**"])
+    for reason, names in tests.get("skipped", {}).items():
+        rows.append([f"not run: {reason}", ", ".join(names), "not proved"])
     for tool, found in results.get("sanitizer", {}).items():
         rows.append([f"compute-sanitizer, {tool}", found["said"], found["verdict"]])
     return table(["check", "outcome", "verdict"], rows)
