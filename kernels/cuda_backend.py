@@ -30,6 +30,7 @@ class Cuda:
         self._module = module
         self._emulated = emulated
         self._tables: WeakKeyDictionary[Table, DeviceTable] = WeakKeyDictionary()
+        self._loaded: set[tuple[torch.device, torch.dtype]] = set()
 
     def _where(self, device: torch.device) -> tuple[int, int, bool]:
         """Device, the current stream's address, and whether to emulate."""
@@ -87,8 +88,15 @@ class Cuda:
 
     def prepare(self, table: Table, capturable: bool) -> None:
         """The table on its device, and what a capture cannot make."""
-        if table.length:
-            self._table(table).prepare(capturable)
+        if not table.length:
+            return
+        self._table(table).prepare(capturable)
+        of = table.device, table.dtype
+        if capturable and of not in self._loaded:
+            # CUDA loads a kernel when it is first launched, and in the midst of a capture it may not be able to.
+            with guard(table.device):
+                self._module.load(DTYPES[table.dtype], self._where(table.device))
+            self._loaded.add(of)
 
     def tick(self, tick: Tick) -> None:
         """Derive the scalars of the group's next call on the device, and advance its clock there."""
