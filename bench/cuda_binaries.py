@@ -1,4 +1,4 @@
-"""What nvcc made of the CUDA kernels: registers, spills, the width of their accesses. Needs no GPU.
+"""What nvcc made of the CUDA kernels: registers, spills, accesses, and the order of their loads. Needs no GPU.
 
 Run: python bench/cuda_binaries.py   (writes bench/results/nvcc/registers.json; tests/test_cuda_binaries.py compares)
 """
@@ -22,7 +22,7 @@ DTYPES = {"d": "float64", "f": "float32", "NS0_8bfloat16E": "bfloat16", "NS0_7fl
 RULES = {"10EntropySGD": "EntropySGD", "2HJ": "HJ", "4Heat": "Heat"}
 MANGLED = re.compile(
     r"_ZN9deeprelax4cuda6updateI(?P<dtype>d|f|NS0_\d+b?float16E)[df]NS0_(?P<rule>10EntropySGD|2HJ|4Heat)I\S*?"
-    r"(?:Lb(?P<noise>[01])ELb(?P<rounding>[01])E)?EELb(?P<plain>[01])ELi\d+EEEv"
+    r"(?:Lb(?P<noise>[01])ELb(?P<rounding>[01])E)?EELb(?P<fast>[01])ELi\d+EEEv"
 )
 
 
@@ -32,12 +32,12 @@ class Kernel:
 
     rule: str
     dtype: str
-    plain: bool
+    fast: bool
     noise: bool
     rounding: bool
 
     def __str__(self) -> str:
-        options = "" if self.plain else ", options"
+        options = "" if self.fast else ", options"
         noise = ", noise" if self.noise else ""
         return f"{self.rule} {self.dtype}{noise}{', stochastic rounding' if self.rounding else ''}{options}"
 
@@ -49,7 +49,7 @@ def kernel(mangled: str) -> Kernel | None:
         return None
     rule = RULES[found["rule"]]
     noise = rule == "Heat" or found["noise"] == "1"
-    return Kernel(rule, DTYPES[found["dtype"]], found["plain"] == "1", noise, found["rounding"] == "1")
+    return Kernel(rule, DTYPES[found["dtype"]], found["fast"] == "1", noise, found["rounding"] == "1")
 
 
 def module() -> Any:
@@ -98,21 +98,111 @@ def usage() -> dict[str, dict[str, Usage]]:
     return found
 
 
-def accesses(architecture: str) -> Iterator[tuple[str, Counter[str]]]:
-    """Of each kernel its symbol and how often each kind of memory instruction stands in its SASS."""
+def code(architecture: str) -> Iterator[tuple[str, str]]:
+    """Of each kernel its symbol and its SASS."""
     for part in dump("-sass", "-arch", architecture).split("Function : ")[1:]:
-        symbol, _, code = part.partition("\n")
-        yield symbol.strip(), Counter(re.findall(r"\s((?:LD|ST)[GL]?\.[A-Z0-9.]+|(?:LD|ST)[GL]?) ", code))
+        symbol, _, text = part.partition("\n")
+        yield symbol.strip(), text
+
+
+def accesses(text: str) -> Counter[str]:
+    """How often each kind of memory instruction stands in a kernel's SASS."""
+    return Counter(re.findall(r"\s((?:LD|ST)[GL]?\.[A-Z0-9.]+|(?:LD|ST)[GL]?) ", text))
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    operation: str
+    operands: str
+
+    def wide_load(self) -> bool:
+        return self.operation.startswith("LDG") and ".128" in self.operation
+
+    def loaded(self) -> set[int]:
+        """The four registers that a wide load writes."""
+        first = int(re.match(r"R(\d+)", self.operands)[1])  # type: ignore[index]
+        return set(range(first, first + 4))
+
+    def read(self) -> set[int]:
+        operands = self.operands
+        if not re.match(r"ST|[A-Z]SETP|R2P", self.operation):  # the others' first register is written
+            operands = re.sub(r"^((?:U?P\w+, )*)U?R\w+", "", operands)
+        return {int(n) for n in re.findall(r"\bR(\d+)", operands)}
+
+
+INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@\S+\s+)?(\S+)\s*(.*?)\s*;", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop around wide loads.
+
+    Attributes:
+        instructions: how many.
+        batches: wide loads that are made before any of their batch is waited for. A thread stands still at the first
+            instruction that reads a register which is not loaded yet; loads behind that are a batch of their own.
+        aligned: whether no load is narrower.
+    """
+
+    instructions: int
+    batches: tuple[int, ...]
+    aligned: bool
+
+    def __str__(self) -> str:
+        return f"{self.instructions}: {' + '.join(map(str, self.batches))}"
+
+
+def batches(body: list[Instruction]) -> tuple[int, ...]:
+    found: list[int] = []
+    under_way: set[int] = set()
+    for instruction in body:
+        if instruction.read() & under_way:
+            under_way = set()
+        if instruction.wide_load():
+            if not under_way:
+                found.append(0)
+            found[-1] += 1
+            under_way |= instruction.loaded()
+    return tuple(found)
+
+
+def loops(text: str) -> list[Loop]:
+    """The innermost loops around wide loads, in the order of a kernel's SASS."""
+    every = [Instruction(int(address, 16), *rest) for address, *rest in INSTRUCTION.findall(text)]
+    jumps = [(re.search(r"0x([0-9a-f]+)", i.operands), i.address) for i in every if i.operation.startswith("BRA")]
+    back = [(int(to[1], 16), at) for to, at in jumps if to is not None and int(to[1], 16) < at]
+    found = []
+    for start, end in back:
+        if any((s, e) != (start, end) and start <= s and e <= end for s, e in back):
+            continue
+        body = [i for i in every if start <= i.address <= end]
+        loads = [i for i in body if i.operation.startswith("LDG")]
+        if any(i.wide_load() for i in loads):
+            found.append(Loop(len(body), batches(body), all(i.wide_load() for i in loads)))
+    return found
 
 
 def record() -> dict[str, Any]:
-    """Registers by kernel and architecture, with the compiler's version."""
-    table: dict[str, dict[str, int]] = {}
+    """By kernel and architecture registers and loops, with the compiler's version.
+
+    A loop stands as "instructions: batches of wide loads". Those of the fast kernels are for aligned memory.
+    """
+    registers: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, str]] = {}
     for architecture, symbols in usage().items():
         for symbol, used in symbols.items():
             name = str(kernel(symbol) or "clock")
-            table.setdefault(name, {})[architecture] = used.registers
-    return {"nvcc": module().compiler, "registers": dict(sorted(table.items()))}
+            registers.setdefault(name, {})[architecture] = used.registers
+        for symbol, text in code(architecture):
+            if instance := kernel(symbol):
+                shown = [str(loop) for loop in loops(text) if loop.aligned or not instance.fast]
+                found.setdefault(str(instance), {})[architecture] = ", ".join(shown)
+    return {
+        "nvcc": module().compiler,
+        "registers": dict(sorted(registers.items())),
+        "loops": dict(sorted(found.items())),
+    }
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ struct CudaCall {
   DType dtype;
   Numbers numbers;
   const Numbers* ticked;  // on the device; null: `numbers` are those of the call
-  bool plain;             // no option of the inner update is on
+  bool fast;              // FastScalars in cuda_kernels.h may serve it
   // On the device.
   const int64_t *weights, *grads;  // addresses, one a tensor; 0: no gradient
   const Tensor* tensors;
@@ -36,12 +36,22 @@ struct CudaCall {
   void *x, *y, *average, *momentum, *velocity;
 };
 
-// One launch on the stream; returns a cudaError_t. With `emulated` the same on the host, thread by thread, for tests
-// without a GPU.
-int cuda_entropy_sgd(const CudaCall&, CUstream_st* stream, bool emulated);
-int cuda_hj(const CudaCall&, CUstream_st* stream, bool emulated);
-int cuda_heat(const CudaCall&, CUstream_st* stream, bool emulated);
-int cuda_tick(Rule, const cuda::Settings&, const cuda::Sources&, cuda::Clock*, Numbers*, CUstream_st* stream,
-              bool emulated);
+// What a function below does, with one kernel or all that the call might take: launches on the stream; loads onto the
+// current device, so that none need be loaded while a graph is captured; runs the same code on the host, thread by
+// thread, for tests without a GPU. Returns a cudaError_t.
+enum class Do : int { kLaunch, kLoad, kEmulate };
+
+int cuda_entropy_sgd(const CudaCall&, CUstream_st* stream, Do what);
+int cuda_hj(const CudaCall&, CUstream_st* stream, Do what);
+int cuda_heat(const CudaCall&, CUstream_st* stream, Do what);
+int cuda_tick(Rule, const cuda::Settings&, const cuda::Sources&, cuda::Clock*, Numbers*, CUstream_st* stream, Do what);
+
+#ifdef __CUDACC__
+// The runtime loads a kernel when it is first asked about it.
+inline int load_kernel(const void* kernel) {
+  cudaFuncAttributes unused;
+  return cudaFuncGetAttributes(&unused, kernel);
+}
+#endif
 
 }  // namespace deeprelax

@@ -6,39 +6,43 @@ namespace DR_ISA {
 
 // As many as leave enough registers that none spills: tests/test_cuda_binaries.py.
 template <class P, bool Noise>
-constexpr int kPlainBlocks = sizeof(P) == 8 ? 2 : (sizeof(P) == 4 ? 4 : 3) - (Noise ? 1 : 0);
+constexpr int kFastBlocks = sizeof(P) == 8 ? 2 : (sizeof(P) == 4 ? 4 : 3) - (Noise ? 1 : 0);
+template <class P, bool Noise>
+constexpr int kBlocks = sizeof(P) == 4 && !Noise ? 3 : 2;
 
 template <class P, bool Noise, bool Rounding>
-int launch_as(const CudaCall& call, CUstream_st* stream, bool emulated) {
+int launch_as(const CudaCall& call, CUstream_st* stream, Do what) {
   using R = EntropySGD<P, typename Compute<P>::type, Noise, Rounding>;
-  return launch<P, R, kPlainBlocks<P, Noise>, Noise ? 2 : 3>(call, stream, emulated);
+  return launch<P, R, kFastBlocks<P, Noise>, kBlocks<P, Noise>>(call, stream, what);
 }
 
 template <class P>
-int entropy_sgd(const CudaCall& call, CUstream_st* stream, bool emulated) {
-  const bool noise = (call.numbers.flags & kNoise) != 0;
+int entropy_sgd(const CudaCall& call, CUstream_st* stream, Do what) {
+  const bool noise = (call.numbers.flags & kNoise) != 0, all = what == Do::kLoad;
+  int error = 0;
   if constexpr (std::is_same_v<P, bfloat16>) {
-    if (call.numbers.flags & kStochasticRounding) {
-      if (noise) return launch_as<P, true, true>(call, stream, emulated);
-      return launch_as<P, false, true>(call, stream, emulated);
-    }
+    const bool rounding = (call.numbers.flags & kStochasticRounding) != 0;
+    if (all || (rounding && noise)) error = launch_as<P, true, true>(call, stream, what);
+    if (all || (rounding && !noise)) error = error ? error : launch_as<P, false, true>(call, stream, what);
+    if (rounding && !all) return error;
   }
-  if (noise) return launch_as<P, true, false>(call, stream, emulated);
-  return launch_as<P, false, false>(call, stream, emulated);
+  if (all || noise) error = error ? error : launch_as<P, true, false>(call, stream, what);
+  if (all || !noise) error = error ? error : launch_as<P, false, false>(call, stream, what);
+  return error;
 }
 
 }  // namespace DR_ISA
 
-int cuda_entropy_sgd(const CudaCall& call, CUstream_st* stream, bool emulated) {
+int cuda_entropy_sgd(const CudaCall& call, CUstream_st* stream, Do what) {
   switch (call.dtype) {
     case DType::kFloat64:
-      return cuda::entropy_sgd<double>(call, stream, emulated);
+      return cuda::entropy_sgd<double>(call, stream, what);
     case DType::kFloat32:
-      return cuda::entropy_sgd<float>(call, stream, emulated);
+      return cuda::entropy_sgd<float>(call, stream, what);
     case DType::kBFloat16:
-      return cuda::entropy_sgd<cuda::bfloat16>(call, stream, emulated);
+      return cuda::entropy_sgd<cuda::bfloat16>(call, stream, what);
     case DType::kFloat16:
-      return cuda::entropy_sgd<cuda::float16>(call, stream, emulated);
+      return cuda::entropy_sgd<cuda::float16>(call, stream, what);
   }
   return 0;
 }

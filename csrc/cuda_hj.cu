@@ -3,17 +3,17 @@
 
 namespace deeprelax {
 
-int cuda_hj(const CudaCall& call, CUstream_st* stream, bool emulated) {
+int cuda_hj(const CudaCall& call, CUstream_st* stream, Do what) {
   using namespace cuda;
   switch (call.dtype) {
     case DType::kFloat64:
-      return launch<double, HJ<double, double>, 3, 3>(call, stream, emulated);
+      return launch<double, HJ<double, double>, 2, 2>(call, stream, what);
     case DType::kFloat32:
-      return launch<float, HJ<float, float>, 4, 3>(call, stream, emulated);
+      return launch<float, HJ<float, float>, 4, 3>(call, stream, what);
     case DType::kBFloat16:
-      return launch<bfloat16, HJ<bfloat16, float>, 3, 3>(call, stream, emulated);
+      return launch<bfloat16, HJ<bfloat16, float>, 3, 3>(call, stream, what);
     case DType::kFloat16:
-      return launch<float16, HJ<float16, float>, 3, 3>(call, stream, emulated);
+      return launch<float16, HJ<float16, float>, 3, 3>(call, stream, what);
   }
   return 0;
 }

@@ -52,7 +52,7 @@ struct Line {
   uint4 words = {};
 
   DR_HD uint32_t& word(int k) { return k < 4 ? (k < 2 ? words.x : words.y) : (k < 6 ? words.z : words.w); }
-  DR_HD P get(int k) { return {static_cast<uint16_t>(word(k) >> (16 * (k % 2)))}; }
+  DR_HD P get(int k) const { return {static_cast<uint16_t>(Line(*this).word(k) >> (16 * (k % 2)))}; }
   DR_HD void set(int k, P value) { word(k) |= static_cast<uint32_t>(value.bits) << (16 * (k % 2)); }
 };
 template <>
@@ -60,7 +60,7 @@ struct Line<float> {
   static constexpr int kSize = 4;
   float4 words;
 
-  DR_HD float get(int k) { return k < 2 ? (k == 0 ? words.x : words.y) : (k == 2 ? words.z : words.w); }
+  DR_HD float get(int k) const { return k < 2 ? (k == 0 ? words.x : words.y) : (k == 2 ? words.z : words.w); }
   DR_HD void set(int k, float v) { (k < 2 ? (k == 0 ? words.x : words.y) : (k == 2 ? words.z : words.w)) = v; }
 };
 template <>
@@ -68,8 +68,34 @@ struct Line<double> {
   static constexpr int kSize = 2;
   double2 words;
 
-  DR_HD double get(int k) { return k == 0 ? words.x : words.y; }
+  DR_HD double get(int k) const { return k == 0 ? words.x : words.y; }
   DR_HD void set(int k, double v) { (k == 0 ? words.x : words.y) = v; }
+};
+
+// A pack as it lies in memory; at an address that is a multiple of 16 bytes (`aligned`) it takes whole accesses.
+template <class T, class P, int N>
+struct Lines {
+  static constexpr int kSize = Line<P>::kSize;
+  static_assert(N % kSize == 0, "whole accesses");
+  Line<P> lines[N / kSize] = {};
+
+  static DR_HD Lines load(const P* p, bool aligned) {
+    using Words = decltype(Line<P>::words);
+    Lines found;
+    if (aligned) {
+      DR_UNROLL for (int k = 0; k < N / kSize; ++k) {
+        found.lines[k].words = fetch(reinterpret_cast<const Words*>(p) + k);
+      }
+    } else {
+      DR_UNROLL for (int k = 0; k < N; ++k) found.lines[k / kSize].set(k % kSize, fetch(p + k));
+    }
+    return found;
+  }
+  DR_HD operator Pack<T, N>() const {
+    Pack<T, N> pack;
+    DR_UNROLL for (int k = 0; k < N; ++k) pack.v[k] = Convert<P>::wide(lines[k / kSize].get(k % kSize));
+    return pack;
+  }
 };
 
 // At an address that is a multiple of 16 bytes.
@@ -77,16 +103,8 @@ template <class T, class P, int N>
 struct Memory<Pack<T, N>, P> {
   static constexpr int kSize = Line<P>::kSize;
   using Words = decltype(Line<P>::words);
-  static_assert(N % kSize == 0, "whole accesses");
 
-  static DR_HD Pack<T, N> load(const P* p) {
-    Pack<T, N> pack;
-    DR_UNROLL for (int line = 0; line < N / kSize; ++line) {
-      Line<P> found{fetch(reinterpret_cast<const Words*>(p) + line)};
-      DR_UNROLL for (int k = 0; k < kSize; ++k) pack.v[line * kSize + k] = Convert<P>::wide(found.get(k));
-    }
-    return pack;
-  }
+  static DR_HD Pack<T, N> load(const P* p) { return Lines<T, P, N>::load(p, true); }
   static DR_HD void store(P* p, Pack<T, N> pack) {
     Pack<P, N> narrow;
     DR_UNROLL for (int k = 0; k < N; ++k) narrow.v[k] = Convert<P>::narrow(pack.v[k]);

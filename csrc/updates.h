@@ -4,9 +4,17 @@
 // cycle and the options at compile time.
 #pragma once
 
+#include <utility>
+
 #include "rules.h"
 
 namespace deeprelax::DR_ISA {
+
+// Each rule first loads all that it needs, the weight and the gradient last: a GPU's thread waits for a load where it
+// first computes with it, and a conversion is a computation. So a tile may hand out these two as Read, as they lie in
+// memory; what is computed with them converts them to V.
+template <class V, class Q>
+using Read = decltype(std::declval<const Q&>().template grad<V>(0));
 
 // Where a tile's operands lie; null where the call has none. `average` is z, p or s.
 template <class P, class T>
@@ -16,11 +24,17 @@ struct Operands {
   T *x, *y, *average, *momentum, *velocity;
 };
 
-// x after the outer update with force f, and the momentum with it.
+// The momentum of the outer update, where the call makes one.
 template <class V, class Q, class S>
-DR_HD V outer_update(const Q& q, const S& c, int64_t i, V x, V f) {
+DR_HD V load_momentum(const Q& q, const S& c, int64_t i) {
   V m{};
-  if (c.outer.has_momentum) m = load<V>(q.momentum + i);
+  if (c.last && c.outer.has_momentum) m = load<V>(q.momentum + i);
+  return m;
+}
+
+// x after the outer update with force f; stores the momentum m of it.
+template <class V, class Q, class S>
+DR_HD V outer_update(const Q& q, const S& c, int64_t i, V x, V f, V m) {
   x = outer_step(x, f, m, c.outer);
   if (c.outer.has_momentum) store(q.momentum + i, m);
   return x;
@@ -28,8 +42,8 @@ DR_HD V outer_update(const Q& q, const S& c, int64_t i, V x, V f) {
 
 // The end of a cycle where the weight becomes x (Entropy-SGD, HJ).
 template <class V, class Q, class S>
-DR_HD void end_cycle(const Q& q, const S& c, int64_t i, V x, V f) {
-  x = outer_update(q, c, i, x, f);
+DR_HD void end_cycle(const Q& q, const S& c, int64_t i, V x, V f, V m) {
+  x = outer_update(q, c, i, x, f, m);
   if (Q::kWide) store(q.x + i, x);
   q.set_weight(i, x);
 }
@@ -47,26 +61,30 @@ struct EntropySGD {
 
   template <class V, class Q, class S>
   static DR_HD void at(const Q& q, const S& c, int64_t i) {
-    V x, y, z, velocity{}, n{};
-    const V g = q.template grad<V>(i);
-    V at = V{};
+    V x{}, y{}, z{}, at{}, velocity{}, n{};
+    Read<V, Q> w{};
+    if (!c.first || kWide) x = load<V>(q.x + i);
+    if (!c.first && kHasY) y = load<V>(q.y + i);
+    if (!c.first) z = load<V>(q.average + i);
+    if (c.has_inner_momentum && !c.fresh_velocity) velocity = load<V>(q.velocity + i);
+    const V m = load_momentum<V>(q, c, i);
+    if (c.first || !kHasY) w = q.template weight<V>(i);
+    const Read<V, Q> read = q.template grad<V>(i);
+
+    if (Noise && c.has_noise) n = q.template normals<V>(i);
+    const V g = read;
     if (c.first) {
-      const V w = q.template weight<V>(i);
-      x = y = z = kWide ? take_x<P>(load<V>(q.x + i), w) : w;
       at = w;
+      x = y = z = kWide ? take_x<P>(x, at) : at;
     } else {
-      x = load<V>(q.x + i);
-      y = kHasY ? load<V>(q.y + i) : q.template weight<V>(i);
-      z = load<V>(q.average + i);
+      if (!kHasY) y = w;
       if (c.has_weight_decay) at = kHasY ? round_to<P>(y) : y;
     }
-    if (c.has_inner_momentum && !c.fresh_velocity) velocity = load<V>(q.velocity + i);
-    if (Noise && c.has_noise) n = q.template normals<V>(i);
     y = entropy_inner(y, x, force(g, at, c), n, velocity, c);
     z = average(z, y, c);
     if (c.has_inner_momentum) store(q.velocity + i, velocity);
     if (c.last) {
-      end_cycle(q, c, i, x, x - z);
+      end_cycle(q, c, i, x, x - z, m);
       return;
     }
     if (c.first) store(q.x + i, x);
@@ -93,7 +111,7 @@ struct EntropySGD {
       z = load<V>(q.average + i);
     }
     if (c.last) {
-      end_cycle(q, c, i, x, x - z);
+      end_cycle(q, c, i, x, x - z, load_momentum<V>(q, c, i));
     } else {
       store(q.x + i, x);
       store(q.average + i, z);
@@ -114,16 +132,20 @@ struct HJ {
 
   template <class V, class Q, class S>
   static DR_HD void at(const Q& q, const S& c, int64_t i) {
-    V x, p{};
-    const V g = q.template grad<V>(i);
-    V at = V{};
+    V x{}, p{}, at{};
+    Read<V, Q> w{};
+    if (!c.first || kWide) x = load<V>(q.x + i);
+    if (!c.first) p = load<V>(q.average + i);
+    const V m = load_momentum<V>(q, c, i);
+    if (c.first || (c.has_weight_decay && c.read_param)) w = q.template weight<V>(i);
+    const Read<V, Q> read = q.template grad<V>(i);
+
+    const V g = read;
     if (c.first) {
-      at = q.template weight<V>(i);
-      x = kWide ? take_x<P>(load<V>(q.x + i), at) : at;
-    } else {
-      x = load<V>(q.x + i);
-      p = load<V>(q.average + i);
-      if (c.has_weight_decay) at = c.read_param ? q.template weight<V>(i) : round_to<P>(x - p * c.gamma);
+      at = w;
+      x = kWide ? take_x<P>(x, at) : at;
+    } else if (c.has_weight_decay) {
+      at = c.read_param ? V(w) : round_to<P>(x - p * c.gamma);
     }
     const V d = force(g, at, c);
     if (c.first) {
@@ -132,7 +154,7 @@ struct HJ {
       p = average(p, d, c);
     }
     if (c.last) {
-      end_cycle(q, c, i, x, p);
+      end_cycle(q, c, i, x, p, m);
       return;
     }
     if (c.first) store(q.x + i, x);
@@ -152,7 +174,7 @@ struct HJ {
       p = load<V>(q.average + i);
     }
     if (c.last) {
-      end_cycle(q, c, i, x, p);
+      end_cycle(q, c, i, x, p, load_momentum<V>(q, c, i));
     } else {
       store(q.x + i, x);
       store(q.average + i, p);
@@ -172,20 +194,22 @@ struct Heat {
 
   template <class V, bool HasGrad, class Q, class S>
   static DR_HD void step(const Q& q, const S& c, int64_t i) {
-    V x, w = V{}, s{};
-    if (c.take_param || (HasGrad && c.has_weight_decay)) w = q.template weight<V>(i);
-    if (c.take_param) {
-      x = kWide ? take_x<P>(load<V>(q.x + i), w) : w;
-    } else {
-      x = load<V>(q.x + i);
-    }
+    V x{}, s{}, at{};
+    Read<V, Q> w{}, read{};
+    if (!c.take_param || kWide) x = load<V>(q.x + i);
     if (!c.first) s = load<V>(q.average + i);
+    const V m = load_momentum<V>(q, c, i);
+    if (c.take_param || (HasGrad && c.has_weight_decay)) w = q.template weight<V>(i);
+    if (HasGrad) read = q.template grad<V>(i);
+
+    if (c.take_param || c.has_weight_decay) at = w;
+    if (c.take_param) x = kWide ? take_x<P>(x, at) : at;
     if (HasGrad) {
-      const V d = force(q.template grad<V>(i), w, c);
+      const V d = force(V(read), at, c);
       s = c.first ? d : s + d;
     }
     if (c.last) {
-      x = outer_update(q, c, i, x, s);
+      x = outer_update(q, c, i, x, s, m);
     } else {
       store(q.average + i, s);
     }

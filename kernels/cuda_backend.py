@@ -12,7 +12,7 @@ from torch import Tensor
 from .calls import Call, Table
 from .clock import Tick
 from .device_table import DeviceTable, guard
-from .native import DTYPES, NO_NUMBERS, NO_STREAM, RULES, buffer_addresses, encode, encode_tick, is_plain, static_flags
+from .native import DTYPES, NO_NUMBERS, NO_STREAM, RULES, buffer_addresses, encode, encode_tick, is_fast, static_flags
 
 
 class Cuda:
@@ -30,6 +30,7 @@ class Cuda:
         self._module = module
         self._emulated = emulated
         self._tables: WeakKeyDictionary[Table, DeviceTable] = WeakKeyDictionary()
+        self._loaded: set[tuple[torch.device, torch.dtype]] = set()
 
     def _where(self, device: torch.device) -> tuple[int, int, bool]:
         """Device, the current stream's address, and whether to emulate."""
@@ -52,7 +53,7 @@ class Cuda:
         numbers: tuple[int, list[float], list[int]],
         rule: str,
         ticked: int,
-        plain: bool,
+        fast: bool,
     ) -> None:
         if not table.length:
             return
@@ -67,7 +68,7 @@ class Cuda:
                 reals,
                 stream,
                 ticked,
-                plain,
+                fast,
                 [t.data_ptr() for t in tables],
                 on_device.chunks.shape[0],
                 buffer_addresses(buffers),
@@ -83,12 +84,19 @@ class Cuda:
         buffers: dict[str, Tensor],
     ) -> None:
         """One update of every weight of the table, in place: see ``eager.Eager.run``."""
-        self._launch(table, addresses, buffers, encode(call), call.rule, 0, is_plain(call))
+        self._launch(table, addresses, buffers, encode(call), call.rule, 0, is_fast(call))
 
     def prepare(self, table: Table, capturable: bool) -> None:
         """The table on its device, and what a capture cannot make."""
-        if table.length:
-            self._table(table).prepare(capturable)
+        if not table.length:
+            return
+        self._table(table).prepare(capturable)
+        of = table.device, table.dtype
+        if capturable and of not in self._loaded:
+            # CUDA loads a kernel when it is first launched, and in the midst of a capture it may not be able to.
+            with guard(table.device):
+                self._module.load(DTYPES[table.dtype], self._where(table.device))
+            self._loaded.add(of)
 
     def tick(self, tick: Tick) -> None:
         """Derive the scalars of the group's next call on the device, and advance its clock there."""
@@ -108,7 +116,6 @@ class Cuda:
     ) -> None:
         """``run`` with the scalars that ``tick`` has derived."""
         settings = tick.settings
-        plain = is_plain(settings) and tick.grad_scale is None
         numbers = static_flags(settings), NO_NUMBERS, NO_STREAM
         ticked = tick.clock.numbers.data_ptr()
-        self._launch(table, addresses, buffers, numbers, settings.rule, ticked, plain)
+        self._launch(table, addresses, buffers, numbers, settings.rule, ticked, is_fast(settings))

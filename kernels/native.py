@@ -116,18 +116,21 @@ def static_flags(settings: AnySettings) -> int:
     return flags
 
 
-def is_plain(options: Call | AnySettings) -> bool:
-    """Whether no option of the inner update is on: the CUDA kernels have a faster variant for that."""
-    off = not (options.maximize or options.weight_decay)
-    # A cycle of one call has a body among those with options only.
-    off = off and not (options.inner_steps == 1 if isinstance(options, Settings) else options.first and options.last)
+def is_fast(options: Call | AnySettings) -> bool:
+    """Whether the CUDA kernels' faster variant may serve a call: no option with a formula of its own is on.
+
+    What only the device knows of a captured call, its kernel finds out: ``is_fast`` in csrc/cuda_kernels.h.
+    """
+    # A cycle of one call has a body in the other variant only.
+    if options.inner_steps == 1 if isinstance(options, Settings) else options.first and options.last:
+        return False
     if isinstance(options, EntropySGDCall | EntropySGDSettings):
-        off = off and not (options.implicit or options.inner_momentum)
-    elif isinstance(options, HJCall | HJSettings):
-        off = off and not options.warm_start
-    elif isinstance(options, HeatCall):
-        off = off and not options.take_param
-    return off and getattr(options, "inv_scale", 1.0) == 1
+        return not (options.implicit or options.inner_momentum)
+    if isinstance(options, HJCall):
+        return not (options.warm_start or (options.read_param and not options.first))
+    if isinstance(options, HJSettings):
+        return not options.warm_start
+    return not (isinstance(options, HeatCall) and options.take_param)
 
 
 def encode_tick(tick: Tick) -> tuple[int, tuple[Any, ...], tuple[Any, ...]]:

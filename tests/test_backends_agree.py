@@ -34,6 +34,7 @@ STARTS = [0, 5, 1, 7, 2**34 - 3, 2**34 + 2, 2**36 + 9, 3]
 STREAM = Stream(0xFEDCBA9876543210, 0xFFFFFFFE, 0x89ABCDEF)
 SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-40, -3e-39, 6e-8, 5e-324, 65519.0, 3.39e38, -1e300]
 BOOLS = (False, True)
+SCALES = (1.0, 0.30000001192092896)  # a float32: what unscales a gradient
 
 
 @pytest.fixture(autouse=True)
@@ -138,18 +139,21 @@ def entropy_sgd_calls(dtype: torch.dtype) -> Iterator[EntropySGDCall]:
             stochastic_rounding=rounding and dtype == torch.bfloat16,
             outer=outer(momentum, nesterov),
             stream=STREAM,
+            inv_scale=SCALES[rng.random() < 0.5],
         )
 
 
 def hj_calls(dtype: torch.dtype) -> Iterator[HJCall]:
     for first, last, warm, decay, maximize, momentum, nesterov in itertools.product(BOOLS, repeat=7):
         read = decay and maximize != nesterov
-        yield HJCall(first, last, warm, 0.37, 0.7, 0.3, 0.03 * decay, maximize, read, outer(momentum, nesterov))
+        scale = SCALES[warm != momentum]
+        yield HJCall(first, last, warm, 0.37, 0.7, 0.3, 0.03 * decay, maximize, read, outer(momentum, nesterov), scale)
 
 
 def heat_calls(dtype: torch.dtype) -> Iterator[HeatCall]:
     for first, last, take, decay, maximize, momentum, nesterov in itertools.product(BOOLS, repeat=7):
-        yield HeatCall(first, last, take, 0.21, 0.03 * decay, maximize, outer(momentum, nesterov), STREAM)
+        scale = SCALES[take != momentum]
+        yield HeatCall(first, last, take, 0.21, 0.03 * decay, maximize, outer(momentum, nesterov), STREAM, scale)
 
 
 CALLS: list[Callable[[torch.dtype], Iterator[Call]]] = [entropy_sgd_calls, hj_calls, heat_calls]

@@ -1,17 +1,22 @@
 """The CUDA backend where there is no GPU: how it is built, what it says, what its structures look like."""
 
+import contextlib
 import importlib
 import os
 import stat
 import subprocess
 import sys
+import types
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from capture import use
 
+import deeprelax
 from deeprelax import kernels
 from deeprelax.kernels import HJCall, Outer, Table
 from deeprelax.kernels.clock import NUMBERS_WORDS, Clock
@@ -55,6 +60,128 @@ def test_a_launch_that_fails_names_the_kernel_its_sizes_and_the_error(
     expected = r"hj<float32>, 2 chunks of 4096 elements or fewer on cuda:0: .+ \(cudaError\w+\)"
     with pytest.raises(RuntimeError, match=expected):
         backend.run(CALL, table, [weight], array("q", [weight.data_ptr()]), buffers)
+
+
+class Recorder:
+    """Stands in for the compiled module: notes each call with the CUDA device that is current in it."""
+
+    chunk = 4096
+
+    def __init__(self) -> None:
+        self.current = 0
+        self.calls: list[tuple[str, int, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: self.calls.append((name, self.current, arguments))
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """The backend's view of a machine with two: device 0 is current, and each has a current stream of its own."""
+    recorder = Recorder()
+
+    @contextlib.contextmanager
+    def enter(device: torch.device) -> Iterator[None]:
+        before, recorder.current = recorder.current, device.index
+        yield
+        recorder.current = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: recorder.current)
+    monkeypatch.setattr(torch.cuda, "device", enter)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 7000 + index, raising=False)
+    return recorder
+
+
+class Uploaded:
+    """Stands in for a ``DeviceTable`` on such a device: notes what is uploaded."""
+
+    def __init__(self, table: Table, recorder: Recorder) -> None:
+        self.weights = self.tensors = torch.zeros(1, dtype=torch.int64)
+        self.chunks = torch.zeros(3, 2, dtype=torch.int32)
+        self._recorder = recorder
+
+    def grads(self, addresses: "array[int]") -> torch.Tensor:
+        self._recorder.upload(addresses)
+        return self.weights
+
+    def prepare(self, capturable: bool) -> None:
+        self._recorder.prepare(capturable)
+
+
+def on(device: torch.device, recorder: Recorder) -> tuple[Any, Any]:
+    """The backend, and a table that says that it lies on the device."""
+    from deeprelax.kernels.cuda_backend import Cuda
+
+    backend: Any = Cuda(recorder)
+    backend._table = lambda table: Uploaded(table, recorder)
+    table: Any = Table([torch.zeros(5000)], [0])
+    table.device = device
+    return backend, table
+
+
+@pytest.mark.parametrize("index", [0, 1, None])
+def test_a_launch_goes_to_the_current_stream_of_its_tensors_device(two_gpus: Recorder, index: int | None) -> None:
+    """And that device is the current one while addresses are uploaded and kernels launched, as before afterwards."""
+    device = torch.device("cuda") if index is None else torch.device("cuda", index)
+    backend, table = on(device, two_gpus)
+    there = index or 0
+    backend.run(CALL, table, [None], array("q", [0]), {})
+    assert [(name, current) for name, current, _ in two_gpus.calls] == [("upload", there), ("run", there)]
+    assert two_gpus.calls[-1][2][-1] == (there, 7000 + there, False)
+    assert two_gpus.current == 0
+
+
+def test_a_tick_goes_to_the_current_stream_of_its_clocks_device(two_gpus: Recorder) -> None:
+    from deeprelax.kernels import Tick
+    from deeprelax.kernels.settings import HJSettings
+
+    backend, _ = on(torch.device("cuda:1"), two_gpus)
+    clock: Any = Clock(torch.device("cpu"))
+    settings = HJSettings(
+        inner_steps=4,
+        keep=1.0,
+        momentum=0.0,
+        nesterov=False,
+        weight_decay=0.0,
+        maximize=False,
+        alpha=0.75,
+        warm_start=False,
+    )
+    on_device = types.SimpleNamespace(
+        words=types.SimpleNamespace(device=torch.device("cuda:1"), data_ptr=clock.words.data_ptr), numbers=clock.numbers
+    )
+    backend.tick(Tick(settings, cast(Any, on_device), torch.zeros(()), None, None, None, False))
+    ((name, current, arguments),) = two_gpus.calls
+    assert (name, current, arguments[-1]) == ("tick", 1, (1, 7001, False))
+
+
+def test_what_a_capture_may_launch_is_loaded_before_it_once_a_device_and_type(two_gpus: Recorder) -> None:
+    backend, table = on(torch.device("cuda:1"), two_gpus)
+    backend.prepare(table, False)
+    assert [name for name, _, _ in two_gpus.calls] == ["prepare"]
+    for _ in range(2):
+        backend.prepare(table, True)
+    loads = [call for call in two_gpus.calls if call[0] == "load"]
+    assert loads == [("load", 1, (1, (1, 7001, False)))]  # float32 is number 1
+    other = on(torch.device("cuda:0"), two_gpus)[1]
+    backend.prepare(other, True)
+    assert two_gpus.calls[-1] == ("load", 0, (1, (0, 7000, False)))
+
+
+def test_a_capturable_optimizer_loads_its_kernels_when_it_is_made(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first step may be a captured one."""
+    loaded = []
+    monkeypatch.setattr(module, "load", lambda *arguments: loaded.append(arguments))
+    use(monkeypatch, "cuda")
+    deeprelax.HJ([torch.nn.Parameter(torch.zeros(8))], lr=0.1, capturable=True)
+    assert loaded == [(1, (0, 0, True))]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_kernels_that_cannot_be_loaded_are_named_with_the_error(module: Any) -> None:
+    module.load(1, (0, 0, True))  # nothing to do where they are emulated
+    with pytest.raises(RuntimeError, match=r"loading the kernels for bfloat16 on cuda:0: .+ \(cudaError\w+\)"):
+        module.load(2, (0, 0, False))
 
 
 def test_an_emulated_kernel_is_no_backend_for_users(module: Any) -> None:

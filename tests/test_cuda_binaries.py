@@ -63,10 +63,11 @@ def test_nothing_spills_and_nothing_is_in_local_memory() -> None:
 
 
 @needs_module
-def test_the_record_of_registers_is_of_this_code() -> None:
+def test_the_record_of_registers_and_loops_is_of_this_code() -> None:
     """Written by bench/cuda_binaries.py; another compiler may well allocate others."""
     recorded, found = json.loads(binaries.RECORD.read_text()), binaries.record()
     assert recorded["registers"].keys() == found["registers"].keys()
+    assert recorded["loops"].keys() == found["loops"].keys()
     if recorded["nvcc"] == found["nvcc"] and set(default_architectures()) == set(built_architectures()):
         assert recorded == found
 
@@ -124,32 +125,69 @@ def lines(kernel: binaries.Kernel, stream: str) -> int:
     return pack * itemsize // 16
 
 
-def expected(kernel: binaries.Kernel) -> tuple[int, int]:
-    """Wide loads and stores: without options those of the three kinds of call; with them one body serves all."""
+def expected(kernel: binaries.Kernel) -> list[tuple[int, int]]:
+    """Wide loads and stores of the three kinds of call; for all the other options, one body serves all kinds."""
     kinds = [
         streams(kernel.rule, getattr(torch, kernel.dtype), kind, stochastic_rounding=kernel.rounding)
         for kind in ("first", "inner", "last")
     ]
-    if not kernel.plain:
+    if not kernel.fast:
         kinds = [(set().union(*(k[0] for k in kinds)), set().union(*(k[1] for k in kinds)))]
-    return tuple(sum(lines(kernel, s) for kind in kinds for s in kind[way]) for way in (0, 1))
+    return [(sum(lines(kernel, s) for s in reads), sum(lines(kernel, s) for s in writes)) for reads, writes in kinds]
 
 
 @needs_module
 @pytest.mark.parametrize("architecture", built_architectures())
 def test_packs_move_in_accesses_of_128_bits_to_global_memory(architecture: str) -> None:
     seen = 0
-    for symbol, count in binaries.accesses(architecture):
+    for symbol, text in binaries.code(architecture):
         kernel = binaries.kernel(symbol)
         if kernel is None:
             continue
         seen += 1
+        count = binaries.accesses(text)
         wide = [sum(n for op, n in count.items() if op.startswith(way) and ".128" in op) for way in ("LDG", "STG")]
-        loads, stores = expected(kernel)
+        loads, stores = (sum(kind) for kind in zip(*expected(kernel)))
         assert wide[0] >= loads, (str(kernel), wide, loads)
         assert wide[1] >= stores, (str(kernel), wide, stores)
         assert not [op for op in count if re.match(r"(LD|ST)(L|\.|$)", op)], (str(kernel), count)  # local or generic
     assert seen == 36
+
+
+@needs_module
+@pytest.mark.parametrize("architecture", built_architectures())
+def test_a_pass_of_a_fast_loop_makes_all_its_loads_before_it_waits_for_one(architecture: str) -> None:
+    """Where all is aligned: one loop for each kind of call. What it loads on top is momentum or Heat's weight decay.
+
+    float64 on sm_120, which computes it at a 64th of float32's rate, waits for arithmetic, not for memory.
+    """
+    for symbol, text in binaries.code(architecture):
+        kernel = binaries.kernel(symbol)
+        if kernel is None or not kernel.fast:
+            continue
+        aligned = [loop for loop in binaries.loops(text) if loop.aligned]
+        assert len(aligned) == 3, (str(kernel), aligned)
+        if (architecture, kernel.dtype) != ("sm_120", "float64"):
+            assert all(len(loop.batches) == 1 for loop in aligned), (str(kernel), aligned)
+        made, least = sorted(sum(loop.batches) for loop in aligned), sorted(loads for loads, _ in expected(kernel))
+        assert all(a >= b for a, b in zip(made, least)), (str(kernel), made, least)
+
+
+SASS = """
+        /*0010*/                   LDG.E.EF.128 R4, desc[UR4][R2.64] ;
+        /*0020*/                   IMAD.U32 R20, R4, 0x10000, RZ ;
+        /*0030*/               @P1 LDG.E.EF.128 R8, desc[UR4][R2.64+0x10] ;
+        /*0040*/                   LDG.E.EF.128 R12, desc[UR4][R2.64+0x20] ;
+        /*0050*/                   ISETP.GE.AND P0, PT, R0, R3, PT ;
+        /*0060*/                   FADD R21, R20, R15 ;
+        /*0070*/               @!P0 BRA 0x10 ;
+"""
+
+
+def test_a_conversion_between_two_loads_is_seen_as_a_wait() -> None:
+    assert binaries.loops(SASS) == [binaries.Loop(7, (1, 2), True)]
+    assert binaries.loops(SASS.replace("R20, R4,", "R20, R24,")) == [binaries.Loop(7, (3,), True)]
+    assert binaries.loops(SASS.replace("@P1 LDG.E.EF.128", "@P1 LDG.E.EF.U16"))[0].aligned is False
 
 
 def test_no_native_source_includes_torch() -> None:

@@ -23,7 +23,18 @@ sys.path.insert(0, str(ROOT / "bench"))
 import sanitize  # noqa: E402
 from emulated_gpu import CPU, TINY, MadeUpTimer  # noqa: E402
 from gpu_bench import host_part, kernels_part, machine, parts, steps_part, sweep_part  # noqa: E402
-from gpu_bench.calls import CONFIGURATIONS, COPY_BYTES, FP32, KINDS, RULES, Configuration, Memory, Rule  # noqa: E402
+from gpu_bench.calls import (  # noqa: E402
+    CONFIGURATIONS,
+    COPY_BYTES,
+    EXTRAS,
+    FP32,
+    KINDS,
+    RULES,
+    Configuration,
+    Extra,
+    Memory,
+    Rule,
+)
 from gpu_bench.context import Context, Scale  # noqa: E402
 from gpu_bench.record import Budget, Record  # noqa: E402
 from gpu_bench.timing import Contestant, Sample, Timer  # noqa: E402
@@ -90,6 +101,34 @@ def test_the_copys_bandwidth_is_that_of_the_largest_one_and_not_a_faster_small_o
     monkeypatch.setattr(kernels_part, "over_sizes", measured)
     kernels_part.run(context)
     assert context.record.results("kernels")["copy_gb_per_s"] == 4000.0
+
+
+def test_settings_without_traffic_of_their_own_are_measured_beside_the_plain_call(context: Context) -> None:
+    kernels_part.run(context)
+    found = rows(context, "kernels", "extras")
+    assert {(r["extra"], r["configuration"]) for r in found} == {(e.name, c) for e in EXTRAS for c in ("fp32", "bf16")}
+    assert all(r["by_plain"] == 1 for r in found)
+    (row,) = rows(context, "kernels", "extras", extra="captured, GradScaler", configuration="bf16")
+    assert row["of_copy"]["median"] == pytest.approx(24 / 8 / 2)
+    context.record.save()
+    assert "| weight decay [cuda] | bf16 |" in (context.record.folder / "gpu.md").read_text()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("extra", EXTRAS, ids=lambda extra: extra.name)
+def test_an_extra_is_the_inner_call_that_its_name_says(extra: Extra, dtype: torch.dtype, emulated: Backend) -> None:
+    moved = []
+    for backend, of in ((emulated, extra), (Eager(), extra), (emulated, EXTRAS[0])):
+        torch.manual_seed(0)
+        memory = Memory(2**9, CPU)
+        memory.extra(backend, RULES[0], of, dtype)()
+        moved.append([memory.wide["w"], memory.narrow["w"], memory.x, memory.y, memory.average])
+    assert all(map(torch.equal, moved[0], moved[1]))
+    same_as_plain = all(map(torch.equal, moved[0], moved[2]))
+    assert same_as_plain == (extra == EXTRAS[0])
+    grads = memory._memory(RULES[0], dtype, 2**9, 0, extra.shift)[1]
+    assert grads[0] is not None
+    assert (grads[0].data_ptr() % 16 == 0) == (extra.name != "gradient unaligned")
 
 
 def test_a_cycles_bandwidth_weighs_its_calls_by_how_often_they_come(context: Context) -> None:
@@ -324,6 +363,10 @@ class Noting(Eager):
     def __init__(self) -> None:
         super().__init__()
         self.seen: set[Any] = set()
+        self.ticked: set[Any] = set()
+
+    def run_ticked(self, tick: Any, table: Any, *arguments: Any) -> None:
+        self.ticked.add((tick.settings, table.dtype))
 
     def run(self, call: Any, table: Any, *arguments: Any) -> None:
         noise = getattr(call, "noise_scale", 0.0) != 0
@@ -336,7 +379,9 @@ def test_all_that_will_be_measured_is_compiled_ahead_by_one_of_the_shards(tmp_pa
         kernels_part.compile_ahead(make_context({"x": ahead}, tmp_path, MadeUpTimer()), shard, 4)
     kernels_part.run(make_context({"x": measured}, tmp_path, MadeUpTimer()))
     assert ahead.seen == measured.seen
-    assert len(ahead.seen) == len(RULES) * len(CONFIGURATIONS) * len(KINDS)
+    assert ahead.ticked == measured.ticked
+    assert len(ahead.ticked) == 2
+    assert len(ahead.seen) == len(RULES) * len(CONFIGURATIONS) * len(KINDS) + 1  # bf16 with weight decay
 
 
 class BrokenBackend(Eager):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deeprelax.bytes_moved import bytes_moved
-from deeprelax.kernels import Backend, Call, Table
+from deeprelax.kernels import Backend, Call, Clock, Table, Tick
 from deeprelax.kernels.settings import AnySettings, EntropySGDSettings, HeatSettings, HJSettings, Moment
 from gpu_bench.timing import Contestant
 
@@ -95,6 +95,32 @@ BF16 = Configuration("bf16", torch.bfloat16)
 CONFIGURATIONS = (FP32, BF16, Configuration("fp32, weight decay", torch.float32, 1e-4))
 
 
+@dataclass(frozen=True)
+class Extra:
+    """A common setting that costs no memory traffic, measured on inner calls of Entropy-SGD beside the plain one.
+
+    Attributes:
+        name: what it is.
+        weight_decay: of the call.
+        scale: a GradScaler's loss scale, which a captured step reads on the device.
+        shift: elements by which gradients miss the alignment of 16 bytes, as bucket views do.
+    """
+
+    name: str
+    weight_decay: float = 0.0
+    scale: float = 1.0
+    shift: int = 0
+
+
+PLAIN_CALL = Extra("plain")
+EXTRAS = (
+    PLAIN_CALL,
+    Extra("gradient unaligned", shift=1),
+    Extra("weight decay", weight_decay=1e-4),
+    Extra("captured, GradScaler", scale=1024.0),
+)
+
+
 class Memory:
     """Random weights, gradients and state of so many elements, and a place to copy to; slices of it are launched on.
 
@@ -109,45 +135,65 @@ class Memory:
             return torch.randn(elements, device=device)
 
         self.elements = elements
-        self.wide = {"w": normal(), "g": normal()}
+        self.wide = {"w": normal(), "g": torch.randn(elements + 1, device=device)}  # one more for a shifted slice
         self.narrow = {name: t.to(torch.bfloat16) for name, t in self.wide.items()}
         self.x, self.y, self.average, self.target = normal(), normal(), normal(), normal()
         self._tables: dict[tuple[torch.dtype, int, int], Table] = {}
         self._cache = cache_of(device) if cache is None else cache
         self._turns: dict[int, Turns] = {}  # by the size of a slice
+        self._device = device
 
     def _slice(self, size: int, number: int) -> slice:
         return slice(number * size, (number + 1) * size)
 
-    def launch(
-        self, backend: Backend, rule: Rule, call: Call, dtype: torch.dtype, size: int, number: int
-    ) -> Callable[[], None]:
-        """The call on the numbered slice of ``size`` elements."""
+    def _memory(
+        self, rule: Rule, dtype: torch.dtype, size: int, number: int, shift: int = 0
+    ) -> tuple[Table, list[Tensor | None], array[int], dict[str, Tensor]]:
+        """Table, gradients, their addresses and buffers of the numbered slice of ``size`` elements."""
         at = self._slice(size, number)
         own = self.wide if dtype == torch.float32 else self.narrow
         key = dtype, size, number
         if key not in self._tables:
             self._tables[key] = Table([own["w"][at]], [0])
-        table = self._tables[key]
         buffers = {"x": self.x[at], {"EntropySGD": "z", "HJ": "p", "Heat": "s"}[rule.optimizer]: self.average[at]}
         if rule.optimizer == "EntropySGD" and dtype != torch.float32:
             buffers["y"] = self.y[at]
-        grads: list[Tensor | None] = [own["g"][at]]
-        addresses = array("q", [own["g"][at].data_ptr()])
-        return lambda: backend.run(call, table, grads, addresses, buffers)
+        grad = own["g"][at.start + shift : at.stop + shift]
+        return self._tables[key], [grad], array("q", [grad.data_ptr()]), buffers
+
+    def launch(
+        self, backend: Backend, rule: Rule, call: Call, dtype: torch.dtype, size: int, number: int, shift: int = 0
+    ) -> Callable[[], None]:
+        """The call on the numbered slice of ``size`` elements."""
+        memory = self._memory(rule, dtype, size, number, shift)
+        return lambda: backend.run(call, *memory)
+
+    def extra(self, backend: Backend, rule: Rule, extra: Extra, dtype: torch.dtype) -> Callable[[], None]:
+        """An inner call on all elements."""
+        call = rule.call("inner", extra.weight_decay)
+        if extra.scale == 1:
+            return self.launch(backend, rule, call, dtype, self.elements, 0, extra.shift)
+        clock, lr = Clock(self._device), torch.tensor(1e-3, device=self._device)
+        for name, value in {"gamma": 1.0, "phase": 1, "step": 7, "cycle_steps": rule.length, "seed": 1}.items():
+            clock.set(name, value)
+        scale = torch.full((), extra.scale, device=self._device)
+        tick = Tick(rule.settings(extra.weight_decay), clock, lr, lr, scale, torch.zeros_like(scale), False)
+        memory = self._memory(rule, dtype, self.elements, 0, extra.shift)
+        backend.tick(tick)  # once: it is the rule's kernel that is measured, at one place in the cycle
+        return lambda: backend.run_ticked(tick, *memory)
 
     def contestant(
         self, backend: Backend, rule: Rule, call: Call, dtype: torch.dtype, size: int, calls: int
     ) -> Contestant:
         """``calls`` calls, each on the slice whose turn it is."""
         launches = [self.launch(backend, rule, call, dtype, size, i) for i in range(self.slices(size, calls))]
-        return self._repeated(launches, size, calls)
+        return self.repeated(launches, size, calls)
 
     def copies(self, size: int, calls: int) -> Contestant:
         """Copies of ``size`` fp32 elements on the same slices."""
         at = [self._slice(size, i) for i in range(self.slices(size, calls))]
         pairs = [(self.target[s], self.x[s]) for s in at]
-        return self._repeated([lambda to=to, source=source: to.copy_(source) for to, source in pairs], size, calls)
+        return self.repeated([lambda to=to, source=source: to.copy_(source) for to, source in pairs], size, calls)
 
     def slices(self, size: int, calls: int) -> int:
         """How many there are, of so many elements: when a slice's turn comes again, even a contestant that moves no
@@ -155,7 +201,8 @@ class Memory:
         between = math.ceil(PASSES * self._cache / (COPY_BYTES * size))
         return max(1, min(self.elements // size, calls + between))
 
-    def _repeated(self, launches: list[Callable[[], object]], size: int, calls: int) -> Contestant:
+    def repeated(self, launches: list[Callable[[], object]], size: int, calls: int) -> Contestant:
+        """``calls`` of the launches, one a slice of ``size`` elements, each on the slice whose turn it is."""
         turns = self._turns.setdefault(size, Turns())
 
         def enqueue() -> None:

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
-from gpu_bench.calls import BF16, CONFIGURATIONS, COPY_BYTES, FP32, KINDS, RULES, Configuration, Memory, Rule
+from gpu_bench.calls import (
+    BF16,
+    CONFIGURATIONS,
+    COPY_BYTES,
+    EXTRAS,
+    FP32,
+    KINDS,
+    PLAIN_CALL,
+    RULES,
+    Configuration,
+    Memory,
+    Rule,
+)
 from gpu_bench.context import Context
-from gpu_bench.timing import Contestant, figures, measure
+from gpu_bench.timing import Contestant, figures, measure, ratios
+
+EXTRA_CONFIGURATIONS, EXTRA_RULE = (FP32, BF16), RULES[0]  # Entropy-SGD without noise
 
 CALLS = 3  # between two events: some 5 ms at 2^28 elements
 
@@ -16,9 +31,9 @@ TOGETHER, MOST_CALLS = 2**24, 128
 
 
 def run(context: Context) -> None:
-    """Calls of every kind at the full size, their means over a cycle, then inner calls over sizes."""
+    """Calls of every kind at the full size, their means over a cycle, inner calls over sizes, then the extras."""
     results = context.record.results("kernels")
-    results.update(elements=context.scale.elements, rows=[], cycles=[], sizes=[])
+    results.update(elements=context.scale.elements, rows=[], cycles=[], sizes=[], extras=[])
     memory = Memory(context.scale.elements, context.device)
     for configuration in CONFIGURATIONS:
         for kind in ("inner", "first", "last"):
@@ -38,6 +53,14 @@ def run(context: Context) -> None:
     # That of the largest size: a small copy's may be the cache's.
     if copies := {r["elements"]: r["gb_per_s"] for r in results["sizes"] if r["name"] == "copy"}:
         results["copy_gb_per_s"] = copies[max(copies)]
+    for configuration in EXTRA_CONFIGURATIONS:
+        if context.budget.left() < 20:
+            what = f"{', '.join(context.backends)}: extras on {configuration.name}"
+            results.setdefault("left_out", []).append(what)
+            break
+        with context.record.attempt("kernels", f"extras on {configuration.name}"):
+            results["extras"] += extras(context, memory, configuration)
+        context.record.save()
 
 
 def label(backend: str, rule: Rule) -> str:
@@ -130,6 +153,33 @@ def over_sizes(context: Context, memory: Memory, configuration: Configuration, s
     return rows
 
 
+def extras(context: Context, memory: Memory, configuration: Configuration) -> list[dict[str, Any]]:
+    """One row per backend and extra: no target is set for them, but each moves the bytes of the plain call."""
+    size = context.scale.elements
+    contestants = {"copy": memory.copies(size, CALLS)}
+    entries: list[tuple[str, str]] = []
+    for backend_name, backend in context.backends.items():
+        for extra in EXTRAS:
+            name = f"{extra.name} [{backend_name}]"
+            with context.record.attempt("kernels", f"{name}, {configuration.name}"):
+                contestant = memory.repeated(
+                    [memory.extra(backend, EXTRA_RULE, extra, configuration.dtype)], size, CALLS
+                )
+                contestant.enqueue()
+                context.synchronize()
+                contestants[name] = contestant
+                entries.append((backend_name, extra.name))
+    samples = measure(contestants, context.timer, context.scale.rounds)
+    moved = configuration.bytes(EXTRA_RULE, "inner") * size
+    rows = []
+    for backend_name, extra_name in entries:
+        name, plain = f"{extra_name} [{backend_name}]", f"{PLAIN_CALL.name} [{backend_name}]"
+        by_plain = statistics.median(ratios(samples, name, plain)) if plain in samples else None
+        names = {"backend": backend_name, "extra": extra_name, "configuration": configuration.name}
+        rows.append({**names, "by_plain": by_plain, **figures(samples, name, moved, COPY_BYTES * size)})
+    return rows
+
+
 def compile_ahead(context: Context, shard: int, of: int) -> None:
     """Run what this part will run once, on few elements: the compiler leaves its results on the disk."""
     memory = Memory(2**13, context.device)
@@ -137,4 +187,7 @@ def compile_ahead(context: Context, shard: int, of: int) -> None:
     for backend, rule, configuration, kind in work[shard::of]:
         call = rule.call(kind, configuration.weight_decay)
         memory.contestant(backend, rule, call, configuration.dtype, memory.elements, 1).enqueue()
+    more = [(b, e, c) for b in context.backends.values() for c in EXTRA_CONFIGURATIONS for e in EXTRAS]
+    for backend, extra, configuration in more[shard::of]:
+        memory.extra(backend, EXTRA_RULE, extra, configuration.dtype)()
     context.synchronize()

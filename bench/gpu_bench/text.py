@@ -106,7 +106,18 @@ def kernels(results: dict[str, Any]) -> list[str]:
         [f"{r['rule']} [{r['backend']}]", r["configuration"], f"{r['us']:.0f}", f"{r['of_copy']:.3f}"]
         for r in results.get("cycles", [])
     ]
-    return lines + table(["whole cycle of L, mean call", "on", "µs", "× copy"], cycle)
+    extras = [
+        [
+            f"{r['extra']} [{r['backend']}]",
+            r["configuration"],
+            microseconds(r),
+            f"{r['of_copy']['median']:.3f}",
+            "" if r["by_plain"] is None else f"{r['by_plain']:.3f}",
+        ]
+        for r in results.get("extras", [])
+    ]
+    lines += table(["whole cycle of L, mean call", "on", "µs", "× copy"], cycle)
+    return lines + table(["extra, no target: EntropySGD, inner call", "on", "µs", "× copy", "time × plain"], extras)
 
 
 def steps(results: dict[str, Any]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +82,26 @@ def test_an_odd_number_of_tensors_can_be_captured_more_than_once(
         assert same(mine, theirs), step
 
 
+def test_the_very_first_step_may_be_captured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has been launched before: whatever a capture cannot do was done when the optimizer was made.
+
+    Triton's kernels are compiled in a first step, and it says so.
+    """
+    use(monkeypatch, "cuda", capturable=True)
+    mine, reference, theirs, opt = pair(name, "cuda")
+    for q in theirs:
+        q.grad = torch.zeros_like(q)
+    before = values(theirs)
+    graph = Graph(opt, monkeypatch)
+    assert same_bits(before, values(theirs))
+    for step in range(9):
+        set_gradients(mine, step)
+        give_gradients(mine, theirs, in_place=True)
+        reference.step()
+        graph.replay()
+        assert same(mine, theirs), step
+
+
 @only_real
 def test_a_triton_kernel_that_is_new_in_a_capture_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "triton", capturable=True)
@@ -93,6 +116,17 @@ def test_a_triton_kernel_that_is_new_in_a_capture_is_refused(name: str, monkeypa
     assert same_bits(before, values(theirs))
     warm_up(opt.step)
     Graph(opt, monkeypatch).replay()
+
+
+@only_real
+@pytest.mark.parametrize("rule", ["EntropySGD", "HJ", "Heat"])
+def test_it_may_be_in_a_process_that_has_loaded_no_kernel_yet(rule: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command += ["-k", f"very_first_step and {rule}"]
+    environment = {key: value for key, value in os.environ.items() if key != "DEEPRELAX_SHARD"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "1 passed" in done.stdout
 
 
 @only_real
