@@ -3,6 +3,7 @@
 from deeprelax.pde.theory import (
     averages,
     lemma_2,
+    lemma_3,
     lemma_5,
     remark_11,
     remark_13,
@@ -19,6 +20,7 @@ STATEMENTS = [
     for module in (
         section_2,
         lemma_2,
+        lemma_3,
         lemma_5,
         theorem_9,
         averages,
