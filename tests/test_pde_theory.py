@@ -68,11 +68,14 @@ def test_remark_1_exit_times_approach_kramers_law(of) -> None:
     ratios = [e["exact"] / e["kramers"] for e in n["exits"]]
     assert ratios == sorted(ratios, reverse=True)
     assert 1 < ratios[-1] < 1.05  # the next term is of order T/ΔF
+    assert n["kramers_limit"] == pytest.approx(1, abs=0.007)
     gaps = [abs(e["gap"] / e["exact"] - 1) for e in n["exits"]]
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[-1] < 2e-3
     assert n["slope"] == pytest.approx(1, abs=0.02)
     assert within(n["simulated"], n["simulated_error"], n["simulated_exact"])
+    # The time falls by 13 % if the temperature grows by 5 %: that would be seen.
+    assert n["simulated_error"] < 0.13 * n["simulated"] / (2 * SIGMAS)
 
 
 def test_lemma_2_finite_differences_converge_to_hopf_cole_with_first_order(of) -> None:
