@@ -264,6 +264,9 @@ def test_remark_13_the_controlled_density_is_that_of_f_plus_f_gamma(of) -> None:
     assert n["stop"] == pytest.approx(n["minimum"]["sum"], abs=0.0051)  # the grid's spacing
     assert min(abs(n["stop"] - n["minimum"][name]) for name in ("f", "f_gamma")) > 0.1
     assert n["chi_squared"]["sum"] < n["cells"] + SIGMAS * math.sqrt(2 * n["cells"])
+    assert within(n["paths_second_moment"], n["paths_second_moment_error"], n["second_moment"]["sum"])
+    assert within(n["fitted"], n["fitted_error"], 1)
+    assert n["fitted_error"] < 0.05 / (1.8 * SIGMAS)  # 5 % more temperature would be seen
     assert min(n["chi_squared"]["f"], n["chi_squared"]["f_gamma"]) > 10 * n["cells"]
 
 
