@@ -62,10 +62,10 @@ def by_paths(
     fine, coarse = (
         follow(value, LOSS.gradient, grid, starts, scales, paths, TIME, STEPS, every) for every in (1, 2)
     )  # fmt: skip
-    each = [
-        {"end": terminal(c.end), "spent": c.spent, "cost": terminal(c.end) + c.spent - c.martingale}
-        for c in (fine, coarse)
-    ]
+    each = []
+    for c in (fine, coarse):
+        end = terminal(c.end)
+        each.append({"end": end, "spent": c.spent, "cost": end + c.spent - c.martingale})
     return fine, {name: 2 * each[0][name] - each[1][name] for name in each[0]} | {
         "fine_cost": each[0]["cost"],
         "coarse_cost": each[1]["cost"],
