@@ -79,7 +79,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
         left.axvline(n["limits"][name], color="0.6", linewidth=1)
     left.set(xlabel="γ ∇²f at the proximal point", title=f"|p − p*| after {STEPS} iterations", ylim=(1e-18, 1e8))
     left.set_xticks(range(0, 11))
-    legend(left, loc="center right")
+    legend(left, loc="center")
     for e, style in zip(n["examples"], (BLACK, BLUE, RED, GREEN)):
         label = f"{'damped' if e['alpha'] else '(17)'}, γ∇²f = {e['gamma_curvature']:g}"
         right.semilogy(range(1, 101), np.maximum(e["error"][:100], 1e-17), **style, label=label)
