@@ -1,6 +1,6 @@
 """Writes docs/theory.md: every statement measured, its numbers stored, its picture drawn, its text filled in.
 
-Run: python bench/theory.py           measures (about a minute), then writes numbers, pictures and page
+Run: python bench/theory.py           measures (half a minute of one core), then writes numbers, pictures and page
      python bench/theory.py --stored  pictures and page from the stored numbers
 """
 
@@ -28,7 +28,8 @@ HEAD = """# The paper's statements, checked numerically
 
 Written by `python bench/theory.py` from `docs/theory/numbers.json`; nothing is typed in by hand. The tests
 (`tests/test_pde_theory.py`) call the same functions of `deeprelax/pde/theory/` and hold their numbers against what the
-theory says. ± is one standard error. Where the print of the paper is inconsistent, a sentence in bold says so.
+theory says. ± is one standard error, [ ] a 95 % confidence interval. Where the print of the paper is inconsistent, a
+sentence in bold says so.
 
 Throughout, √T dW is noise of temperature T (the paper's dW is T = 1), δ is the viscosity of u = −δ log(G_{δγ} ∗
 exp(−f/δ)), and T = 2δ: local entropy (2) has δ = 1 and takes T = 2.

@@ -3,7 +3,9 @@
 from deeprelax.pde.theory import (
     averages,
     lemma_2,
+    lemma_3,
     lemma_5,
+    remark_6,
     remark_11,
     remark_13,
     remark_14,
@@ -19,7 +21,9 @@ STATEMENTS = [
     for module in (
         section_2,
         lemma_2,
+        lemma_3,
         lemma_5,
+        remark_6,
         theorem_9,
         averages,
         remark_11,

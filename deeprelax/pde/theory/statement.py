@@ -19,6 +19,7 @@ BLUE: dict[str, Any] = {"color": "#0072B2", "linestyle": "-."}
 GREEN: dict[str, Any] = {"color": "#009E73", "linestyle": ":"}
 STYLES = (BLACK, RED, BLUE, GREEN)
 MARKERS = "osD^"
+CONFIDENCE = 1.96  # standard errors on either side of a mean: 95 %
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Statement:
         key: name of its picture and of its numbers.
         title: of the section.
         measure: the numbers; the tests call the same function.
-        draw: a picture from the numbers, onto one or two axes.
+        draw: a picture from the numbers, onto its axes.
         tell: the section's text, in Markdown, from the numbers.
-        panels: how many axes the picture has.
+        panels: how many axes the picture has; four stand in two rows.
     """
 
     key: str
@@ -43,8 +44,10 @@ class Statement:
 
     def figure(self, numbers: Numbers) -> Figure:
         """Its picture."""
-        figure = Figure(figsize=(4.6 * self.panels, 3.3), layout="constrained")
-        axes = figure.subplots(1, self.panels, squeeze=False)[0]
+        rows = 2 if self.panels > 3 else 1
+        columns = self.panels // rows
+        figure = Figure(figsize=(4.6 * columns, 3.3 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
         self.draw(numbers, list(axes))
         for ax in axes:
             ax.spines[["top", "right"]].set_visible(False)
@@ -56,14 +59,19 @@ def fitted_slope(x: Sequence[float], y: Sequence[float]) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
+def interval(mean: float, error: float) -> str:
+    """A mean and its 95 % confidence interval, in Markdown."""
+    return f"{mean:.4f} [{mean - CONFIDENCE * error:.4f}, {mean + CONFIDENCE * error:.4f}]"
+
+
 def ticks_at(ax: Axes, values: Sequence[float]) -> None:
     """Ticks of a logarithmic x axis at the values themselves; matplotlib's own overlap within a decade or two."""
     ax.set_xticks(values, [f"{v:g}" for v in values])
     ax.xaxis.minorticks_off()
 
 
-def legend(ax: Axes) -> None:
-    ax.legend(fontsize=8, frameon=False)
+def legend(ax: Axes, **where: Any) -> None:
+    ax.legend(fontsize=8, frameon=False, **where)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
