@@ -218,13 +218,15 @@ def table1(
 
 def _report(out: Path, preset: str, models: Sequence[str], console: Console) -> None:
     """The table from what is stored, on the console and in OUT."""
-    from deeprelax.experiments import store, table1_report
+    from deeprelax.experiments import ablation_report, store, table1_report
 
-    rows = table1_report.rows(store.read_all(out), preset)
+    runs = store.read_all(out)
+    rows = table1_report.rows(runs, preset)
     if not console.is_terminal:
         console.width = 140
     console.print(table1_report.table(rows, models))
-    text = "\n".join(part for part in (table1_report.markdown(rows), table1_report.ablation_markdown(rows)) if part)
+    parts = table1_report.markdown(rows), ablation_report.markdown(runs, preset)
+    text = "\n".join(part for part in parts if part)
     store.write_text(out / f"table1-{preset}.md", text)
     store.write_text(out / f"table1-{preset}.json", json.dumps(table1_report.as_json(rows), indent=1) + "\n")
     click.echo(f"written: {out / f'table1-{preset}.md'}, {out / f'table1-{preset}.json'}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from deeprelax.experiments import store, table1_report
-from deeprelax.experiments.protocol import ABLATED, MODELS, PAPER, PRESETS, SEEDS
+from deeprelax.experiments import ablation_report, store, table1_report
+from deeprelax.experiments.protocol import MODELS, PAPER, PRESETS, SEEDS
 from deeprelax.experiments.report import TITLES
 from deeprelax.experiments.store import Stored
 from deeprelax.experiments.table1_report import NAMES, Row
@@ -58,6 +58,7 @@ def rendered(results: Path) -> str:
     folders = sorted(path.parent for path in results.glob("*/reproduction/runs"))
     parts = [HEAD]
     every: list[Row] = []
+    ablated: set[str] = set()
     for folder in folders:
         machine = folder.parent.name
         runs = store.read_all(folder)
@@ -65,19 +66,19 @@ def rendered(results: Path) -> str:
             rows = table1_report.rows(runs, preset)
             if rows:
                 every += rows
+                ablated |= {model for model in MODELS if ablation_report.is_whole(runs, preset, model)}
                 parts.append(_table(rows, runs, preset, machine, folder))
         parts += _found(folder / "found", machine)
         parts += [_search(path, machine) for path in sorted(folder.glob("search-*.json"))]
-    return "\n".join([*parts, NOTES, _not_run(every)])
+    return "\n".join([*parts, NOTES, _not_run(every, ablated)])
 
 
 def _table(rows: Sequence[Row], runs: Sequence[Stored], preset: str, machine: str, folder: Path) -> str:
     lines = [f"## Table 1, {preset} preset, {machine}\n", table1_report.markdown(rows)]
     lines += [f"- {NAMES[r.model]}, {TITLES[r.optimizer]}: {verdict(r)}." for r in rows if not r.variant]
-    ablation = table1_report.ablation_markdown(rows)
+    ablation = ablation_report.markdown(runs, preset)
     if ablation:
         lines += ["\nEntropy-SGD with scoping and thermal noise switched off (section 8):\n", ablation]
-        lines += [_scoped(stored) for stored in runs if _is_scoped(stored, preset)]
     figure = folder / f"figure2-{preset}.png"
     if figure.exists():
         path = f"../bench/results/{machine}/reproduction/{figure.name}"
@@ -85,28 +86,18 @@ def _table(rows: Sequence[Row], runs: Sequence[Stored], preset: str, machine: st
     return "\n".join(lines) + "\n"
 
 
-def _is_scoped(stored: Stored, preset: str) -> bool:
-    settings = stored.settings
-    whole = stored.ended is not None and settings["variant"] == "" and settings["seed"] == 0
-    return whole and settings["optimizer"] == ABLATED and settings["preset"] == preset
-
-
-def _scoped(stored: Stored) -> str:
-    """How much scoping there was to switch off."""
-    settings, last = stored.settings, stored.records[-1]
-    updates = last["gradients"] // settings["options"]["inner_steps"]
-    left = last["gamma"] / settings["options"]["gamma"]
-    name, epochs = NAMES[settings["model"]], settings["epochs"]
-    return f"{name}: in {epochs} effective epochs scoping makes {updates} steps and leaves γ at {left:.2f} γ₀."
-
-
 def _found(folder: Path, machine: str) -> list[str]:
     """Runs with what the search found."""
     if not (folder / "runs").is_dir():
         return []
-    rows = [row for preset in PRESETS for row in table1_report.rows(store.read_all(folder), preset)]
-    models = [model for model in MODELS if any(row.model == model for row in rows)]
-    return [f"## The same with what the search below chose, {machine}\n\n{table1_report.markdown(rows, models)}"]
+    runs, parts = store.read_all(folder), []
+    for preset in PRESETS:
+        rows = table1_report.rows(runs, preset)
+        models = [model for model in MODELS if any(row.model == model for row in rows)]
+        if rows:
+            heading = f"## The same with what the search below chose, {preset} preset, {machine}"
+            parts.append(f"{heading}\n\n{table1_report.markdown(rows, models)}")
+    return parts
 
 
 def _search(path: Path, machine: str) -> str:
@@ -138,7 +129,7 @@ def _trial(model: str, optimizer: str, trial: dict[str, Any], best: dict[str, An
     return f"| {' | '.join(cells)} |"
 
 
-def _not_run(rows: Sequence[Row]) -> str:
+def _not_run(rows: Sequence[Row], ablated: Collection[str]) -> str:
     """What is owed of the paper's table, and how to have it."""
     lines = ["## What was not run\n"]
     for preset in PRESETS:
@@ -160,7 +151,6 @@ def _not_run(rows: Sequence[Row]) -> str:
                 f"- {NAMES[model]}, {preset} preset, {SEEDS} seeds at the paper's effective epochs: {names}.\n"
                 f"  `{shlex.join(command)}`"
             )
-    ablated = {row.model for row in rows if row.variant and row.epochs >= PAPER[row.model, row.optimizer].epochs}
     if missing_models := [model for model in MODELS if model not in ablated]:
         lines.append(
             f"- The ablation at full length: {', '.join(NAMES[model] for model in missing_models)}.\n"
