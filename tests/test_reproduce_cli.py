@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import plain
 from rich.console import Console
 from test_cli import write_mnist
 from test_whitening import write_cifar
 
 from deeprelax.cli import main
-from deeprelax.experiments import machine, protocol, search, store, table1
+from deeprelax.experiments import checkpoints, machine, protocol, search, store, table1
 from deeprelax.experiments.protocol import OPTIMIZERS, PAPER
 
 
@@ -74,7 +73,8 @@ def test_every_line_of_a_run_is_json_with_settings_machine_and_curve(data: Path,
     assert [first["gradients"], second["gradients"]] == [3, 6]
     assert 0 <= second["validation_error"] <= 1
     assert second["gamma"] == 1e4  # no cycle of 20 has ended
-    assert end == {"ended": "finished"}
+    assert end["ended"] == "finished"
+    assert len(end["state"]) == 16
     assert str(data) not in next(iter(lines(tmp_path).values()))
 
 
@@ -121,11 +121,9 @@ def test_a_run_that_meets_the_deadline_is_saved_and_gone_on_with(data: Path, tmp
         assert store.execute(runs[0], images, digest, tmp_path / "parts", deadline=0.0) == store.PAUSED
     assert store.read(store.path_of(runs[0], tmp_path / "parts")).ended is None
     assert table1.execute(runs, loader, tmp_path / "parts", Console(quiet=True)) == []
-    states = [
-        torch.load(store.checkpoint_of(runs[0], tmp_path / part), weights_only=True)["state"]
-        for part in ("whole", "parts")
-    ]
-    assert plain(states[0]) == plain(states[1])
+    whole, parts = (store.read(store.path_of(runs[0], tmp_path / part)) for part in ("whole", "parts"))
+    assert whole.state is not None
+    assert whole.state == parts.state
 
 
 def test_a_killed_process_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
@@ -134,21 +132,19 @@ def test_a_killed_process_ends_with_the_same_bits(data: Path, tmp_path: Path) ->
     run("table1", *arguments, "--out", tmp_path / "whole")
     command = [sys.executable, "-m", "deeprelax", "reproduce", "table1", "--threads", "1", *map(str, arguments)]
     process = subprocess.Popen([*command, "--out", str(tmp_path / "parts")], stdout=subprocess.DEVNULL)
-    (saved,) = (tmp_path / "whole" / "checkpoints").iterdir()
-    saved = tmp_path / "parts" / "checkpoints" / saved.name
+    (file,) = (tmp_path / "whole" / "runs").iterdir()
+    saved = tmp_path / "parts" / "checkpoints" / f"{file.stem}.pt"
     until = time.monotonic() + 60
     while not saved.exists() and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    before = torch.load(saved, weights_only=True)["state"]["done"]
+    before = checkpoints.read(saved)["state"]["done"]
     assert 0 < before < 24
     run("table1", *arguments, "--out", tmp_path / "parts")
-    states = [
-        torch.load(tmp_path / part / "checkpoints" / saved.name, weights_only=True)["state"]
-        for part in ("whole", "parts")
-    ]
-    assert plain(states[0]) == plain(states[1])
+    whole, parts = (store.read(tmp_path / part / "runs" / file.name) for part in ("whole", "parts"))
+    assert whole.state is not None
+    assert whole.state == parts.state
 
 
 def test_the_most_informative_runs_come_first() -> None:

@@ -68,8 +68,8 @@ class Run:
         variant: "" for a row of the table; else what was switched off, a key of ``ABLATION``, or a trial of a search.
         batch_size: images per gradient.
         with_replacement: how the batches are drawn.
-        autocast: "bf16" for mixed precision with channels_last, "" for float32.
-        tf32: let a GPU round the factors of float32 products to TF32.
+        autocast: "bf16" for mixed precision, "" for float32.
+        tf32: let a GPU round the factors of float32 products to TF32. A bf16 run is evaluated so.
         evaluate_every: effective epochs between two evaluations; the last is at the end.
     """
 

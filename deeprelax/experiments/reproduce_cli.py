@@ -104,7 +104,7 @@ def _prepared(device: str, threads: int | None) -> Iterator[torch.device]:
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     from deeprelax.experiments.data import DataError
-    from deeprelax.experiments.store import StoreError
+    from deeprelax.experiments.files import StoreError
 
     try:
         yield
@@ -150,7 +150,7 @@ def reproduce() -> None:
 @click.option(
     "--evaluate-every", type=click.IntRange(1), help="Effective epochs.  [default: at about 40 points of a run]"
 )
-@click.option("--autocast", type=click.Choice(["bf16"]), help="Mixed precision with channels_last.  [default: float32]")
+@click.option("--autocast", type=click.Choice(["bf16"]), help="Mixed precision.  [default: float32]")
 @click.option("--tf32/--no-tf32", default=False, show_default=True, help="Let the GPU round factors to TF32.")
 @click.option("--ablation", is_flag=True, help="Also Entropy-SGD without scoping, without noise, and without both.")
 @click.option(
@@ -218,7 +218,7 @@ def table1(
 
 def _report(out: Path, preset: str, models: Sequence[str], console: Console) -> None:
     """The table from what is stored, on the console and in OUT."""
-    from deeprelax.experiments import ablation_report, store, table1_report
+    from deeprelax.experiments import ablation_report, files, store, table1_report
 
     runs = store.read_all(out)
     rows = table1_report.rows(runs, preset)
@@ -227,8 +227,8 @@ def _report(out: Path, preset: str, models: Sequence[str], console: Console) -> 
     console.print(table1_report.table(rows, models))
     parts = table1_report.markdown(rows), ablation_report.markdown(runs, preset)
     text = "\n".join(part for part in parts if part)
-    store.write_text(out / f"table1-{preset}.md", text)
-    store.write_text(out / f"table1-{preset}.json", json.dumps(table1_report.as_json(rows), indent=1) + "\n")
+    files.write_text(out / f"table1-{preset}.md", text)
+    files.write_text(out / f"table1-{preset}.json", json.dumps(table1_report.as_json(rows), indent=1) + "\n")
     click.echo(f"written: {out / f'table1-{preset}.md'}, {out / f'table1-{preset}.json'}")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from deeprelax.experiments import protocol, store
+from deeprelax.experiments import files, protocol, store
 from deeprelax.experiments.data import Data
 from deeprelax.experiments.protocol import Run
 from deeprelax.experiments.store import Stored
@@ -108,7 +108,7 @@ def write(out: Path, preset: str, models: Sequence[str], optimizers: Sequence[st
             if trials:
                 found.setdefault(model, {})[optimizer] = _collected(trials)
     path = out / f"search-{preset}.json"
-    store.write_text(path, json.dumps({"preset": preset, "rows": found}, indent=1) + "\n")
+    files.write_text(path, json.dumps({"preset": preset, "rows": found}, indent=1) + "\n")
     return path
 
 
