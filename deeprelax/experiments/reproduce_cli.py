@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,6 +188,15 @@ def table1(
     ends with the same bits on the same machine. One seed of every row comes first, then more seeds.
 
     \b
+    An effective epoch takes
+      LeNet     30 to 60 s on one CPU thread (measured beside other work: docs/reproduction.md), on a GPU less than
+                All-CNN (estimated: 468 replays of a graph of small kernels)
+      All-CNN   0.4 to 0.8 s on an H200 with --tf32 or --autocast bf16, longer in float32 (estimated from 90 TFLOP an
+                epoch and from public programs of that size; not measured), half an hour and more on one CPU thread
+                (estimated from the same at 50 GFLOP/s)
+    The table's eight rows are 942 effective epochs a seed.
+
+    \b
     Examples:
       deeprelax reproduce table1 --data DIR --device cuda                        the whole table, six seeds
       deeprelax reproduce table1 --data DIR --device cuda --budget-minutes 30    as much of it as half an hour allows
@@ -257,7 +267,8 @@ def figure2(out: Path, preset: str) -> None:
 @click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Effective epochs of a trial.")
 @click.option(
     "--images", type=click.IntRange(1), metavar="N",
-    help="Train on N images, of the training set; a sixth as many others decide.  [default: five sixths of them all]",
+    help="Train on N images of the training set; a sixth as many others decide: a few thousand keep it cheap on a "
+    "CPU.  [default: six sevenths of them all]",
 )  # fmt: skip
 def search(
     folder: Path | None,
@@ -273,21 +284,29 @@ def search(
 ) -> None:
     """Look for what the paper leaves open: η, γ₀ and the schedule.
 
-    Every optimizer, SGD included, gets as many trials of as many gradients. Images held out of the training set
-    decide; the test set is not looked at. Every trial's result is stored; `table1 --found OUT/search-PRESET.json`
-    takes the best.
+    Every optimizer, SGD included, gets as many trials of as many gradients: six around the recipe, then two from the
+    best, outward where it lies at the edge of what was tried. Images held out of the training set decide; the test set
+    is not looked at. Every trial's result is stored; `table1 --found OUT/search-PRESET.json` takes the best, and
+    without --found nothing does.
     """
     with _prepared(device, threads) as where, _errors():
         from rich.console import Console
 
         from deeprelax.experiments import search as searching
+        from deeprelax.experiments import search_trials
         from deeprelax.experiments import table1 as experiment
 
         console = Console()
         load = searching.held_out(experiment.Loader(folder, out / "cache", where), images)
-        trials = searching.plan(preset, models, optimizers, epochs)
+        trials = search_trials.plan(preset, models, optimizers, epochs)
+        until = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
         left = experiment.execute(trials, load, out / "search", console, budget_minutes=budget_minutes)
-        path = searching.write(out, preset, models, optimizers)
+        for number in range(len(search_trials.TRIALS), len(search_trials.TRIALS) + search_trials.FURTHER):
+            if not left:
+                trials = search_trials.further(preset, models, optimizers, epochs, number, out / "search")
+                rest = None if until is None else (until - time.monotonic()) / 60
+                left = experiment.execute(trials, load, out / "search", console, budget_minutes=rest)
+        path = searching.write(out, preset, models, optimizers, epochs)
         for line in searching.summary(path):
             click.echo(line)
     click.echo(
