@@ -26,6 +26,7 @@ class Operations(capture.Operations):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = str(function), kwargs or {}
         assert "_local_scalar_dense" not in name, "a captured step must not wait for the device"
+        assert "zero_" not in name, "backward writes a gradient, it need not add it to zeros"
         result = function(*args, **kwargs)
         if not any(part in name for part in (".detach", ".alias", "view", "as_strided", "empty")):
             places = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]

@@ -89,14 +89,14 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("at", [20, 33])
+@pytest.mark.parametrize(("at", "model"), [(20, "lenet"), (33, "lenet"), (33, "allcnn")])
 def test_a_run_killed_in_its_middle_ends_with_the_same_bits(
-    tmp_path: Path, optimizer: str, at: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, optimizer: str, at: int, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the end of an epoch and within one, in the middle of a cycle, with dropout and batches drawn."""
     monkeypatch.setattr(store, "CHUNK", 7)
-    run = small(optimizer, epochs=2)
-    store.execute(run, LENET, "digest", tmp_path / "whole")
+    run, data = small(optimizer, model, epochs=2), LENET if model == "lenet" else data_for(model)
+    store.execute(run, data, "digest", tmp_path / "whole")
     gradient = Runner._gradient
 
     def dies(self: Runner) -> None:
@@ -107,12 +107,12 @@ def test_a_run_killed_in_its_middle_ends_with_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(Runner, "_gradient", dies)
         with pytest.raises(Killed):
-            store.execute(run, LENET, "digest", tmp_path / "parts", checkpoint_seconds=0)
+            store.execute(run, data, "digest", tmp_path / "parts", checkpoint_seconds=0)
     saved = checkpoints.read(store.checkpoint_of(run, tmp_path / "parts"))
     assert 0 < saved["state"]["done"] <= at
     assert store.read(store.path_of(run, tmp_path / "parts")).ended is None
     torch.manual_seed(999)
-    assert store.execute(run, LENET, "digest", tmp_path / "parts") == store.FINISHED
+    assert store.execute(run, data, "digest", tmp_path / "parts") == store.FINISHED
     assert final_state(run, tmp_path / "whole") == final_state(run, tmp_path / "parts")
     assert errors(run, tmp_path / "whole") == errors(run, tmp_path / "parts")
     assert not list(tmp_path.rglob("*.pt"))

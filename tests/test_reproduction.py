@@ -43,6 +43,7 @@ def write(runs: list[store.Stored], folder: Path) -> None:
 def test_the_page_names_what_was_not_run_with_its_command(tmp_path: Path) -> None:
     write([stored("lenet", "hj", seed, [0.005], epochs=70) for seed in range(6)], tmp_path / "machine" / "reproduction")
     missing = reproduction.rendered(tmp_path).partition("## What was not run")[2]
+    assert "python bench/reproduce_gpu.py --data DIR --budget-minutes 25" in missing
     command = "deeprelax reproduce table1 --data DIR --device cuda --preset authors"
     assert f"`{command} --models lenet --optimizers entropy-sgd,heat,sgd`" in missing
     assert "--preset authors --models allcnn --optimizers entropy-sgd,heat,hj,sgd`" in missing
@@ -74,6 +75,18 @@ def test_rows_of_another_precision_and_a_half_ablation_are_still_owed(tmp_path: 
     missing = page.partition("## What was not run")[2]
     assert "--preset authors --models lenet --optimizers heat,hj,sgd`" in missing
     assert "The ablation at full length: LeNet, All-CNN." in missing
+
+
+def test_the_page_says_what_the_bits_hang_on(tmp_path: Path) -> None:
+    run = stored("lenet", "hj", 0, [0.01], epochs=3)
+    run.header["machine"] |= {"cpu_model": "family 25, model 1", "cpu_capability": "AVX2", "commit": "abc"}
+    run.header["how"] = {"backend": "cuda", "captured": True, "evaluation": "tf32"}
+    write([run, stored("lenet", "sgd", 0, [0.01], epochs=3)], tmp_path / "machine" / "reproduction")
+    page = reproduction.rendered(tmp_path)
+    said = "A, CPU (family 25, model 1), 1 thread, torch 1, AVX2, our kernels avx2, evaluated in tf32, commit abc"
+    assert f"Had with: {said}." in page
+    assert "CPU (which one of that name is not recorded)" in page
+    assert "scopes by 10⁻⁴" in page
 
 
 def test_the_page_says_so_when_nothing_is_left(tmp_path: Path) -> None:

@@ -77,10 +77,11 @@ def test_the_checksum_of_a_state_is_of_every_bit() -> None:
         {"a": [-torch.zeros(3), 1.5], "b": state["b"]},
         {"a": [torch.zeros(3), 1.25], "b": state["b"]},
         {"a": state["a"], "b": {"c": torch.ones(2)}},
+        {"a": state["a"], "b": {"c": torch.ones(2, 1, dtype=torch.bfloat16)}},
         {"a": state["a"]},
     ]
     assert checkpoints.digest(state) == checkpoints.digest(same)
-    assert len({checkpoints.digest(each) for each in [state, *others]}) == 5
+    assert len({checkpoints.digest(each) for each in [state, *others]}) == 6
 
 
 def test_an_ended_run_is_left_alone(tmp_path: Path) -> None:

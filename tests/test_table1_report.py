@@ -29,7 +29,8 @@ def stored(
         }
         for k, error in enumerate(errors)
     ]  # fmt: skip
-    return store.Stored({"run": settings, "machine": {"gpu": device}, "data": "d"}, records, ended)
+    machine = {"gpu": device, "cpu": "CPU", "threads": 1, "instruction_set": "avx2", "versions": {"torch": "1"}}
+    return store.Stored({"run": settings, "machine": machine, "data": "d"}, records, ended)
 
 
 def test_a_row_says_what_it_lacks_and_nothing_is_filled_in() -> None:
