@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import plain
 
-from deeprelax.experiments import checkpoints, models, protocol, store
+from deeprelax.experiments import checkpoints, machine, models, protocol, store
 from deeprelax.experiments.data import Data
 from deeprelax.experiments.protocol import OPTIMIZERS, PRESETS, Run
 from deeprelax.experiments.runner import Runner, numerics
@@ -307,8 +307,10 @@ def test_a_stored_run_of_other_settings_or_data_is_refused(tmp_path: Path, chang
         store.execute(other, LENET, digest, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*gone on with elsewhere")
+@pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_diverged_run_that_was_killed_before_its_end_was_noted_does_not_train_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small("sgd")
     run = dataclasses.replace(run, options={**run.options, "lr": 1e30})
@@ -324,6 +326,8 @@ def test_a_diverged_run_that_was_killed_before_its_end_was_noted_does_not_train_
         with pytest.raises(Killed):
             store.execute(run, LENET, "digest", tmp_path)
     monkeypatch.setattr(Runner, "advance", lambda self, gradients: pytest.fail("it trained on"))
+    if elsewhere:
+        monkeypatch.setattr(machine, "cpu_model", lambda: "another")
     assert store.execute(run, LENET, "digest", tmp_path) == store.DIVERGED
     stored = store.read(store.path_of(run, tmp_path))
     assert (stored.ended, len(stored.records)) == (store.DIVERGED, 1)

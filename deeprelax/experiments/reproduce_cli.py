@@ -189,11 +189,11 @@ def table1(
 
     \b
     An effective epoch takes
-      LeNet     30 to 60 s on one CPU thread (measured beside other work: docs/reproduction.md), on a GPU less than
-                All-CNN (estimated: 468 replays of a graph of small kernels)
+      LeNet     30 s of one core of an AMD EPYC (measured), on a GPU less than All-CNN (estimated: 468 replays of a
+                graph of small kernels)
       All-CNN   0.4 to 0.8 s on an H200 with --tf32 or --autocast bf16, longer in float32 (estimated from 90 TFLOP an
-                epoch and from public programs of that size; not measured), half an hour and more on one CPU thread
-                (estimated from the same at 50 GFLOP/s)
+                epoch and from public programs of that size; not measured), half an hour of one such core (estimated
+                from the same at 50 GFLOP/s)
     The table's eight rows are 942 effective epochs a seed.
 
     \b

@@ -109,7 +109,7 @@ def _table(rows: Sequence[Row], runs: Sequence[Stored], preset: str, machine: st
     lines += [f"- {NAMES[r.model]}, {TITLES[r.optimizer]}: {verdict(r)}." for r in rows if not r.variant]
     ablation = ablation_report.markdown(runs, preset)
     if ablation:
-        lines += ["\nEntropy-SGD with scoping and thermal noise switched off (section 8):\n", ablation]
+        lines += ["\nEntropy-SGD with scoping and thermal noise switched off (section 8):\n", ablation.rstrip()]
     lines += ["", *_had_with([stored for stored in runs if stored.settings["preset"] == preset])]
     figure = folder / f"figure2-{preset}.png"
     if figure.exists():

@@ -208,8 +208,9 @@ def _evaluated(runner: Runner, seconds: float) -> dict[str, Any]:
 
 
 def _has_diverged(lines: Sequence[dict[str, Any]]) -> bool:
-    """By the last line, so that a run that was stopped after its last evaluation does not train on."""
-    return lines[-1].get("training_loss", 0.0) is None
+    """By the last evaluation, so that a run that was stopped after it does not train on."""
+    losses = [line["training_loss"] for line in lines if "validation_error" in line]
+    return losses[-1:] == [None]
 
 
 def _note_machine(
