@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import plain
 
-from deeprelax.experiments import models, protocol, store
+from deeprelax.experiments import checkpoints, machine, models, protocol, store
 from deeprelax.experiments.data import Data
 from deeprelax.experiments.protocol import OPTIMIZERS, PRESETS, Run
 from deeprelax.experiments.runner import Runner, numerics
@@ -55,8 +55,11 @@ def small(optimizer: str, model: str = "lenet", preset: str = "authors", epochs:
     return dataclasses.replace(protocol.run(preset, model, optimizer, 0, epochs=epochs), batch_size=16, **changes)
 
 
-def final_state(run: Run, out: Path) -> dict[str, Any]:
-    return plain(torch.load(store.checkpoint_of(run, out), weights_only=True)["state"])
+def final_state(run: Run, out: Path) -> str:
+    """The checksum of all its bits."""
+    state = store.read(store.path_of(run, out)).state
+    assert state is not None
+    return state
 
 
 def errors(run: Run, out: Path) -> list[tuple[Any, ...]]:
@@ -86,14 +89,14 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("at", [20, 33])
+@pytest.mark.parametrize(("at", "model"), [(20, "lenet"), (33, "lenet"), (33, "allcnn")])
 def test_a_run_killed_in_its_middle_ends_with_the_same_bits(
-    tmp_path: Path, optimizer: str, at: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, optimizer: str, at: int, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the end of an epoch and within one, in the middle of a cycle, with dropout and batches drawn."""
     monkeypatch.setattr(store, "CHUNK", 7)
-    run = small(optimizer, epochs=2)
-    store.execute(run, LENET, "digest", tmp_path / "whole")
+    run, data = small(optimizer, model, epochs=2), LENET if model == "lenet" else data_for(model)
+    store.execute(run, data, "digest", tmp_path / "whole")
     gradient = Runner._gradient
 
     def dies(self: Runner) -> None:
@@ -104,14 +107,15 @@ def test_a_run_killed_in_its_middle_ends_with_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(Runner, "_gradient", dies)
         with pytest.raises(Killed):
-            store.execute(run, LENET, "digest", tmp_path / "parts", checkpoint_seconds=0)
-    saved = torch.load(store.checkpoint_of(run, tmp_path / "parts"), weights_only=True)
+            store.execute(run, data, "digest", tmp_path / "parts", checkpoint_seconds=0)
+    saved = checkpoints.read(store.checkpoint_of(run, tmp_path / "parts"))
     assert 0 < saved["state"]["done"] <= at
     assert store.read(store.path_of(run, tmp_path / "parts")).ended is None
     torch.manual_seed(999)
-    assert store.execute(run, LENET, "digest", tmp_path / "parts") == store.FINISHED
+    assert store.execute(run, data, "digest", tmp_path / "parts") == store.FINISHED
     assert final_state(run, tmp_path / "whole") == final_state(run, tmp_path / "parts")
     assert errors(run, tmp_path / "whole") == errors(run, tmp_path / "parts")
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 @pytest.mark.parametrize("optimizer", ["entropy-sgd", "sgd"])
@@ -277,9 +281,9 @@ def test_mixed_precision_trains_in_bf16_and_keeps_float32_weights(
 
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", spy)
     run = small("hj", "allcnn", autocast="bf16", epochs=1)
-    assert store.execute(run, data_for("allcnn"), "digest", tmp_path) == store.FINISHED
+    assert store.execute(run, data_for("allcnn"), "digest", tmp_path, deadline=0.0) == store.PAUSED
     assert seen == {torch.bfloat16}
-    weights = torch.load(store.checkpoint_of(run, tmp_path), weights_only=True)["state"]["model"]
+    weights = checkpoints.read(store.checkpoint_of(run, tmp_path))["state"]["model"]
     assert weights["1.weight"].dtype == torch.float32
 
 
@@ -303,16 +307,27 @@ def test_a_stored_run_of_other_settings_or_data_is_refused(tmp_path: Path, chang
         store.execute(other, LENET, digest, tmp_path)
 
 
-def test_damaged_files_of_a_run_are_refused_by_name(tmp_path: Path) -> None:
-    run = small("sgd", epochs=1)
-    store.execute(run, LENET, "digest", tmp_path)
-    lines, checkpoint = store.path_of(run, tmp_path), store.checkpoint_of(run, tmp_path)
-    content = lines.read_text()
-    lines.write_text(content.replace("{", "", 1))
-    with pytest.raises(store.StoreError, match=lines.name):
-        store.read(lines)
-    lines.write_text(content[:-5])  # the machine went down while it was written
-    assert store.read(lines).ended is None
-    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
-    with pytest.raises(store.StoreError, match=checkpoint.name):
-        store.execute(run, LENET, "digest", tmp_path)
+@pytest.mark.filterwarnings("ignore:.*gone on with elsewhere")
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_diverged_run_that_was_killed_before_its_end_was_noted_does_not_train_on(
+    tmp_path: Path, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small("sgd")
+    run = dataclasses.replace(run, options={**run.options, "lr": 1e30})
+    append = store._append
+
+    def dies(path: Path, line: dict[str, Any]) -> None:
+        if "ended" in line:
+            raise Killed
+        append(path, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_append", dies)
+        with pytest.raises(Killed):
+            store.execute(run, LENET, "digest", tmp_path)
+    monkeypatch.setattr(Runner, "advance", lambda self, gradients: pytest.fail("it trained on"))
+    if elsewhere:
+        monkeypatch.setattr(machine, "cpu_model", lambda: "another")
+    assert store.execute(run, LENET, "digest", tmp_path) == store.DIVERGED
+    stored = store.read(store.path_of(run, tmp_path))
+    assert (stored.ended, len(stored.records)) == (store.DIVERGED, 1)

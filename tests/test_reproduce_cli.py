@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import plain
 from rich.console import Console
 from test_cli import write_mnist
 from test_whitening import write_cifar
 
 from deeprelax.cli import main
-from deeprelax.experiments import machine, protocol, search, store, table1
+from deeprelax.experiments import checkpoints, machine, protocol, search, search_trials, store, table1
+from deeprelax.experiments.data import Data
 from deeprelax.experiments.protocol import OPTIMIZERS, PAPER
 
 
@@ -74,7 +74,8 @@ def test_every_line_of_a_run_is_json_with_settings_machine_and_curve(data: Path,
     assert [first["gradients"], second["gradients"]] == [3, 6]
     assert 0 <= second["validation_error"] <= 1
     assert second["gamma"] == 1e4  # no cycle of 20 has ended
-    assert end == {"ended": "finished"}
+    assert end["ended"] == "finished"
+    assert len(end["state"]) == 16
     assert str(data) not in next(iter(lines(tmp_path).values()))
 
 
@@ -121,11 +122,9 @@ def test_a_run_that_meets_the_deadline_is_saved_and_gone_on_with(data: Path, tmp
         assert store.execute(runs[0], images, digest, tmp_path / "parts", deadline=0.0) == store.PAUSED
     assert store.read(store.path_of(runs[0], tmp_path / "parts")).ended is None
     assert table1.execute(runs, loader, tmp_path / "parts", Console(quiet=True)) == []
-    states = [
-        torch.load(store.checkpoint_of(runs[0], tmp_path / part), weights_only=True)["state"]
-        for part in ("whole", "parts")
-    ]
-    assert plain(states[0]) == plain(states[1])
+    whole, parts = (store.read(store.path_of(runs[0], tmp_path / part)) for part in ("whole", "parts"))
+    assert whole.state is not None
+    assert whole.state == parts.state
 
 
 def test_a_killed_process_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
@@ -134,21 +133,19 @@ def test_a_killed_process_ends_with_the_same_bits(data: Path, tmp_path: Path) ->
     run("table1", *arguments, "--out", tmp_path / "whole")
     command = [sys.executable, "-m", "deeprelax", "reproduce", "table1", "--threads", "1", *map(str, arguments)]
     process = subprocess.Popen([*command, "--out", str(tmp_path / "parts")], stdout=subprocess.DEVNULL)
-    (saved,) = (tmp_path / "whole" / "checkpoints").iterdir()
-    saved = tmp_path / "parts" / "checkpoints" / saved.name
+    (file,) = (tmp_path / "whole" / "runs").iterdir()
+    saved = tmp_path / "parts" / "checkpoints" / f"{file.stem}.pt"
     until = time.monotonic() + 60
     while not saved.exists() and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    before = torch.load(saved, weights_only=True)["state"]["done"]
+    before = checkpoints.read(saved)["state"]["done"]
     assert 0 < before < 24
     run("table1", *arguments, "--out", tmp_path / "parts")
-    states = [
-        torch.load(tmp_path / part / "checkpoints" / saved.name, weights_only=True)["state"]
-        for part in ("whole", "parts")
-    ]
-    assert plain(states[0]) == plain(states[1])
+    whole, parts = (store.read(tmp_path / part / "runs" / file.name) for part in ("whole", "parts"))
+    assert whole.state is not None
+    assert whole.state == parts.state
 
 
 def test_the_most_informative_runs_come_first() -> None:
@@ -204,7 +201,7 @@ def test_search_gives_every_optimizer_the_same_budget_and_never_sees_the_test_se
     assert set(rows) == set(OPTIMIZERS)
     budgets = {name: [trial["gradients"] for trial in row["trials"]] for name, row in rows.items()}
     assert len({tuple(each) for each in budgets.values()}) == 1
-    assert len(budgets["sgd"]) == len(search.TRIALS) == len(search.SGD_TRIALS)
+    assert len(budgets["sgd"]) == len(search_trials.TRIALS) + search_trials.FURTHER
     for row in rows.values():
         settings = {json.dumps([trial["options"], trial["drops"]]) for trial in row["trials"]}
         assert len(settings) == len(row["trials"])
@@ -222,7 +219,7 @@ def test_search_gives_every_optimizer_the_same_budget_and_never_sees_the_test_se
 
 def test_a_search_decides_by_images_of_the_training_set(data: Path, tmp_path: Path) -> None:
     loader = table1.Loader(data, tmp_path, torch.device("cpu"))
-    trial = search.plan("authors", ["lenet"], ["sgd"], 1)[0]
+    trial = search_trials.plan("authors", ["lenet"], ["sgd"], 1)[0]
     whole, _ = loader(trial)
     parts, _ = search.held_out(loader, 256)(trial)
     assert (len(parts.train_inputs), len(parts.validation_inputs)) == (256, 42)
@@ -305,7 +302,38 @@ def test_a_terminal_shows_how_far_a_run_is(data: Path, tmp_path: Path) -> None:
     load = table1.Loader(data, tmp_path, torch.device("cpu"))
     table1.execute(runs, load, tmp_path, Console(file=screen, force_terminal=True, width=140))
     assert "2.0/2 effective epochs" in screen.getvalue()
+    assert "all runs of lenet" in screen.getvalue()
     assert "authors-lenet-sgd-2ep-seed0: finished" in screen.getvalue()
+
+
+def test_each_model_has_a_bar_of_its_own_epochs_and_its_ended_runs_are_in_it(tmp_path: Path) -> None:
+    runs = table1.plan("authors", protocol.MODELS, ["sgd"], 2)
+    assert {run.epochs for run in runs} == {67, 195}
+    path = store.path_of(runs[0], tmp_path)
+    path.parent.mkdir()
+    lines = [{"run": runs[0].settings(), "machine": {}, "data": "d"}, {"ended": "finished"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with table1._progress(Console(file=io.StringIO(), force_terminal=True)) as progress:
+        bars = [table1._Bar(progress, model, runs, tmp_path) for model in protocol.MODELS]
+        assert [(task.completed, task.total) for task in progress.tasks] == [(67, 134), (0, 390)]
+        bars[1].show(2.5)
+        bars[0].add(67)
+        bars[1].show(3.5)
+        assert [task.completed for task in progress.tasks] == [134, 3.5]
+
+
+def test_both_data_sets_stay_loaded(tmp_path: Path, monkeypatch) -> None:
+    loaded = []
+
+    def load(name: str, *_: object) -> tuple[Data, str]:
+        loaded.append(name)
+        return Data(name, *[torch.zeros(1)] * 4), name
+
+    monkeypatch.setattr("deeprelax.experiments.inputs.load", load)
+    loader = table1.Loader(None, tmp_path, torch.device("cpu"))
+    for each in table1.plan("authors", protocol.MODELS, ["sgd", "hj"], 2, ablation=True):
+        assert loader(each)[1] == protocol.DATASETS[each.model]
+    assert sorted(loaded) == ["cifar10", "mnist"]
 
 
 @pytest.mark.parametrize("command", [[], ["table1"], ["figure2"], ["search"]])

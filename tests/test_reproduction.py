@@ -43,10 +43,50 @@ def write(runs: list[store.Stored], folder: Path) -> None:
 def test_the_page_names_what_was_not_run_with_its_command(tmp_path: Path) -> None:
     write([stored("lenet", "hj", seed, [0.005], epochs=70) for seed in range(6)], tmp_path / "machine" / "reproduction")
     missing = reproduction.rendered(tmp_path).partition("## What was not run")[2]
+    assert "python bench/reproduce_gpu.py --data DIR --budget-minutes 25" in missing
     command = "deeprelax reproduce table1 --data DIR --device cuda --preset authors"
     assert f"`{command} --models lenet --optimizers entropy-sgd,heat,sgd`" in missing
     assert "--preset authors --models allcnn --optimizers entropy-sgd,heat,hj,sgd`" in missing
     assert "The ablation at full length: LeNet, All-CNN." in missing
+
+
+def test_runs_of_a_search_have_a_table_for_each_preset(tmp_path: Path) -> None:
+    folder = tmp_path / "machine" / "reproduction"
+    write([], folder)
+    runs = [stored("lenet", "hj", 0, [e], epochs=3, preset=p) for p, e in (("authors", 0.01), ("paper", 0.02))]
+    write(runs, folder / "found")
+    page = reproduction.rendered(tmp_path)
+    for preset, value in (("authors", "1.00 @ 3"), ("paper", "2.00 @ 3")):
+        _, heading, table = page.partition(f"## The same with what the search below chose, {preset} preset, machine")
+        assert heading
+        assert table.partition("\n## ")[0].count(f"| LeNet | HJ | 0.50 ± 0.01 @ 70 | {value} |") == 1
+
+
+def test_rows_of_another_precision_and_a_half_ablation_are_still_owed(tmp_path: Path) -> None:
+    runs = [stored("lenet", "hj", seed, [0.005], epochs=70, autocast="bf16") for seed in range(6)]
+    runs += [
+        stored("lenet", "entropy-sgd", seed, [0.005], epochs=80, variant=variant)
+        for variant in ("", "no-scoping")
+        for seed in range(6)
+    ]
+    write(runs, tmp_path / "machine" / "reproduction")
+    page = reproduction.rendered(tmp_path)
+    assert "LeNet, HJ: no statement: bf16 instead of fp32." in page
+    missing = page.partition("## What was not run")[2]
+    assert "--preset authors --models lenet --optimizers heat,hj,sgd`" in missing
+    assert "The ablation at full length: LeNet, All-CNN." in missing
+
+
+def test_the_page_says_what_the_bits_hang_on(tmp_path: Path) -> None:
+    run = stored("lenet", "hj", 0, [0.01], epochs=3)
+    run.header["machine"] |= {"cpu_model": "family 25, model 1", "cpu_capability": "AVX2", "commit": "abc"}
+    run.header["how"] = {"backend": "cuda", "captured": True, "evaluation": "tf32"}
+    write([run, stored("lenet", "sgd", 0, [0.01], epochs=3)], tmp_path / "machine" / "reproduction")
+    page = reproduction.rendered(tmp_path)
+    said = "A, CPU (family 25, model 1), 1 thread, torch 1, AVX2, our kernels avx2, evaluated in tf32, commit abc"
+    assert f"Had with: {said}." in page
+    assert "CPU (which one of that name is not recorded)" in page
+    assert "scopes by 10⁻⁴" in page
 
 
 def test_the_page_says_so_when_nothing_is_left(tmp_path: Path) -> None:
@@ -56,9 +96,9 @@ def test_the_page_says_so_when_nothing_is_left(tmp_path: Path) -> None:
             variants = ("", "no-scoping", "no-noise", "no-scoping-no-noise") if optimizer == "entropy-sgd" else ("",)
             for variant in variants:
                 for seed in range(6):
-                    run = stored(model, optimizer, seed, [paper.error / 100], epochs=paper.epochs, variant=variant)
-                    run.settings["preset"] = preset
-                    run.records[-1]["gamma"] = 1.0
+                    run = stored(
+                        model, optimizer, seed, [paper.error / 100], epochs=paper.epochs, variant=variant, preset=preset
+                    )
                     runs.append(run)
     write(runs, tmp_path / "machine" / "reproduction")
     page = reproduction.rendered(tmp_path)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import pytest
+from rich.console import Console
 
 from deeprelax.experiments import figure2, protocol, store, table1_report
 from deeprelax.experiments.protocol import OPTIMIZERS
@@ -12,18 +16,21 @@ from deeprelax.experiments.protocol import OPTIMIZERS
 
 def stored(
     model: str, optimizer: str, seed: int, errors: list[float], *, epochs: int, ended: str | None = "finished",
-    variant: str = "", device: str = "A",
+    variant: str = "", device: str = "A", preset: str = "authors", autocast: str = "", tf32: bool = False,
 ) -> store.Stored:  # fmt: skip
     """A run as it would be read."""
-    settings = protocol.run("authors", model, optimizer, seed, epochs=epochs, variant=variant).settings()
+    settings = protocol.run(
+        preset, model, optimizer, seed, epochs=epochs, variant=variant, autocast=autocast, tf32=tf32
+    ).settings()
     records = [
         {
             "effective_epoch": epochs * (k + 1) / len(errors), "gradients": k, "validation_error": error,
-            "training_loss": 2 * error, "lr": 1.0, "gamma": None, "seconds": 10.0 * (k + 1),
+            "training_loss": 2 * error, "lr": 1.0, "gamma": settings["options"].get("gamma"), "seconds": 10.0 * (k + 1),
         }
         for k, error in enumerate(errors)
     ]  # fmt: skip
-    return store.Stored({"run": settings, "machine": {"gpu": device}, "data": "d"}, records, ended)
+    machine = {"gpu": device, "cpu": "CPU", "threads": 1, "instruction_set": "avx2", "versions": {"torch": "1"}}
+    return store.Stored({"run": settings, "machine": machine, "data": "d"}, records, ended)
 
 
 def test_a_row_says_what_it_lacks_and_nothing_is_filled_in() -> None:
@@ -43,6 +50,57 @@ def test_a_row_says_what_it_lacks_and_nothing_is_filled_in() -> None:
     assert f"| LeNet | HJ | 0.50 ± 0.01 @ 70 | 2.00 ± 1.41 @ 70 | {lacks} | A, fp32 | 20 |" in table
     complete = [stored("lenet", "sgd", seed, [0.005], epochs=67) for seed in range(6)]
     assert table1_report.rows(complete, "authors")[0].caveats == []
+
+
+def hj(epochs: int, seeds: int = 1, **about: Any) -> list[store.Stored]:
+    return [stored("lenet", "hj", seed, [0.01], epochs=epochs, **about) for seed in range(seeds)]
+
+
+def test_a_longer_run_is_not_the_papers() -> None:
+    (row,) = table1_report.rows(hj(90, seeds=6), "authors")
+    assert row.caveats == ["90 effective epochs instead of 70"]
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        (hj(90, ended=None), "1.00 ± 0.00 @ 70"),  # begun only
+        (hj(90), "1.00 ± 0.00 @ 70"),  # one longer seed
+        (hj(90, seeds=9), "1.00 ± 0.00 @ 70"),
+        (hj(70, seeds=9, autocast="bf16"), "1.00 ± 0.00 @ 70"),
+        (hj(70, seeds=9, tf32=True), "1.00 ± 0.00 @ 70"),
+    ],
+)
+def test_a_complete_row_stands_whatever_else_is_there(others: list[store.Stored], expected: str) -> None:
+    for runs in (hj(70, seeds=6) + others, others + hj(70, seeds=6)):
+        (row,) = table1_report.rows(runs, "authors")
+        assert (row.value, row.caveats) == (expected, [])
+
+
+def test_a_finished_row_is_not_erased_by_one_of_the_papers_length_that_was_begun() -> None:
+    (row,) = table1_report.rows(hj(3) + hj(70, seeds=6, ended=None), "authors")
+    assert row.value == "1.00 @ 3"
+
+
+def test_the_papers_length_in_another_precision_comes_before_a_short_run() -> None:
+    (row,) = table1_report.rows(hj(3, seeds=6) + hj(70, tf32=True), "authors")
+    assert row.caveats == ["1 of 6 seeds", "tf32 instead of fp32"]
+
+
+@pytest.mark.parametrize(("changes", "named"), [({"autocast": "bf16"}, "bf16"), ({"tf32": True}, "tf32")])
+def test_another_precision_is_not_the_papers(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
+    runs = hj(70, seeds=6, **changes)
+    (row,) = table1_report.rows(runs, "authors")
+    assert row.caveats == [f"{named} instead of fp32"]
+    assert f"| {named} instead of fp32 | A, {named} |" in table1_report.markdown([row])
+    screen = io.StringIO()
+    Console(file=screen, width=160).print(table1_report.table([row], ["lenet"]))
+    assert f"{named} instead of fp32" in screen.getvalue()
+    assert f"A, {named}" in screen.getvalue()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text
+        drawn = figure2.draw(runs, "authors", tmp_path)[1].read_text()
+    assert f"HJ in {named} (6 seeds)" in drawn
+    assert f"A, {named}" in drawn
 
 
 def test_figure2_has_three_panels_and_the_same_bytes_for_the_same_runs(tmp_path: Path) -> None:

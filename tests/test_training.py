@@ -8,7 +8,7 @@ import torch
 from deeprelax.experiments import recipes
 from deeprelax.experiments.data import Data, load
 from deeprelax.experiments.models import MODELS, build
-from deeprelax.experiments.training import OPTIMIZERS, DivergedError, Settings, recalibrate, train
+from deeprelax.experiments.training import OPTIMIZERS, DivergedError, Settings, recalibrate, recalibration_order, train
 
 EPOCHS = 14
 
@@ -81,6 +81,41 @@ def test_recalibration_gives_the_training_sets_statistics(digits: Data) -> None:
     maps = model[0](digits.train_inputs)
     torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
     assert norm.momentum == 0.1
+
+
+def recalibrated(data: Data, order: torch.Tensor) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    model = build("digits-cnn", data.train_inputs.shape[1:])
+    recalibrate(model, data.train_inputs[order], batch_size=128)
+    return [value for norm in (model[1], model[5], model[9]) for value in (norm.running_mean, norm.running_var)]
+
+
+def test_recalibration_does_not_depend_on_how_the_images_are_stored(digits: Data) -> None:
+    """Batches of one class each have a smaller variance, and other weights of the classes in it."""
+    by_class = recalibrated(digits, digits.train_targets.argsort(stable=True))
+    shuffled = recalibrated(digits, torch.randperm(1347, generator=torch.Generator().manual_seed(3)))
+    for a, b in zip(by_class, shuffled):
+        assert (a - b).norm() < 0.06 * b.norm()
+
+
+def test_recalibration_averages_as_torch_does_and_asks_the_device_for_nothing(digits: Data) -> None:
+    torch.manual_seed(0)
+    model = build("digits-cnn", digits.train_inputs.shape[1:])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        recalibrate(model, digits.train_inputs, batch_size=128)
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::native_batch_norm" in names
+    assert "aten::_local_scalar_dense" not in names
+    found = [model[1].running_mean.clone(), model[9].running_var.clone()]
+    for norm in (model[1], model[5], model[9]):
+        norm.reset_running_stats()
+        norm.train()
+        norm.momentum = None
+    with torch.no_grad():
+        for chosen in recalibration_order(1347, torch.device("cpu"))[:1280].split(128):
+            model(digits.train_inputs[chosen])
+    assert torch.equal(found[0], model[1].running_mean)
+    assert torch.equal(found[1], model[9].running_var)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deeprelax.experiments import inputs, whitening
+from deeprelax.experiments import cifar, inputs, whitening
 from deeprelax.experiments.cifar import BATCHES, cifar10_arrays
 from deeprelax.experiments.data import DataError
 
@@ -103,7 +105,14 @@ def test_a_damaged_cache_is_replaced(tmp_path: Path) -> None:
     normalised = whitening.normalise(images(300)[:, :6, :6], whitening.PRESETS["authors"])
     expected = whitening.cached(normalised, "authors", "one", tmp_path)
     path = next(tmp_path.iterdir())
-    for damaged in (path.read_bytes()[:1000], path.read_bytes()[:-4000], b""):
+    whole = path.read_bytes()
+    places = [
+        *range(0, 200, 11),
+        *range(200, len(whole) - 400, len(whole) // 8),
+        *range(len(whole) - 400, len(whole), 17),
+    ]
+    flipped = (whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :] for at in places)
+    for damaged in (whole[:1000], whole[:-4000], b"", *flipped):
         path.write_bytes(damaged)
         assert np.array_equal(whitening.cached(normalised, "authors", "one", tmp_path).matrix, expected.matrix)
 
@@ -116,7 +125,7 @@ def test_a_flat_image_becomes_zero() -> None:
 @pytest.mark.parametrize("layout", ["npz", "batches"])
 def test_cifar_is_read_from_both_layouts(tmp_path: Path, layout: str) -> None:
     write_cifar(tmp_path, layout)
-    train_x, train_y, test_x, test_y = cifar10_arrays(tmp_path)
+    train_x, train_y, test_x, test_y = cifar10_arrays(tmp_path, published=False)
     expected = images(70).transpose(0, 3, 1, 2)
     assert np.array_equal(train_x, expected[:50])
     assert np.array_equal(test_x, expected[50:])
@@ -150,6 +159,46 @@ def other_shape(path: Path) -> None:
         path.write_bytes(pickle.dumps({b"data": np.zeros((10, 3071), np.uint8), b"labels": [1] * 10}, protocol=2))
 
 
+def test_batches_that_are_not_the_published_ones_are_refused_with_their_name(tmp_path: Path, monkeypatch) -> None:
+    """Of the published size or not: a flipped pixel is in no way a damaged pickle."""
+    paths = write_cifar(tmp_path, "batches", test=10)
+    with pytest.raises(DataError, match=r"data_batch_1 is damaged: it has 10 images; 10,000 were expected"):
+        cifar10_arrays(tmp_path)
+    monkeypatch.setattr(cifar, "IMAGES", 10)
+    with pytest.raises(DataError, match=r"data_batch_1 is damaged: its MD5 is"):
+        cifar10_arrays(tmp_path)
+    own = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in paths}
+    monkeypatch.setattr(cifar, "BATCHES", own)
+    assert len(cifar10_arrays(tmp_path)[0]) == 50
+    flip_a_bit(paths[3])
+    with pytest.raises(DataError, match=r"data_batch_4 is damaged"):
+        cifar10_arrays(tmp_path)
+
+
+def test_the_md5_of_the_batches_are_torchvisions() -> None:
+    torchvision = pytest.importorskip("torchvision.datasets")
+    published = {name: md5 for name, md5 in [*torchvision.CIFAR10.train_list, *torchvision.CIFAR10.test_list]}
+    assert published == cifar.BATCHES
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_flipped_byte_anywhere_is_refused_or_harmless(tmp_path: Path, compressed: bool) -> None:
+    """Headers, names and times of an archive are not all under a checksum; what is read is."""
+    (path,) = write_cifar(tmp_path, "npz", train=6, test=3)
+    with np.load(path) as archive:
+        held = dict(archive)
+    if not compressed:
+        np.savez(path, **held)
+    expected, content = cifar10_arrays(tmp_path), path.read_bytes()
+    places = [*range(0, 300, 3), *range(300, len(content) - 600, 1701), *range(len(content) - 600, len(content), 3)]
+    for at in places:
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0x41]) + content[at + 1 :])
+        found = None
+        with contextlib.suppress(DataError):
+            found = cifar10_arrays(tmp_path)
+        assert found is None or all(np.array_equal(a, b) for a, b in zip(found, expected))
+
+
 @pytest.mark.parametrize(
     ("layout", "damage"),
     [
@@ -161,7 +210,7 @@ def test_a_damaged_cifar_file_is_refused_with_its_name(tmp_path: Path, layout: s
     path = write_cifar(tmp_path, layout)[-1]
     damage(path)
     with pytest.raises(DataError, match=path.name):
-        cifar10_arrays(tmp_path)
+        cifar10_arrays(tmp_path, published=False)
 
 
 def test_a_batch_file_that_asks_for_code_is_refused_with_its_name(tmp_path: Path) -> None:
@@ -172,7 +221,7 @@ def test_a_batch_file_that_asks_for_code_is_refused_with_its_name(tmp_path: Path
     path = write_cifar(tmp_path, "batches")[2]
     path.write_bytes(pickle.dumps({b"data": Harm(), b"labels": []}, protocol=2))
     with pytest.raises(DataError, match=r"data_batch_3 is damaged: it asks for .*print"):
-        cifar10_arrays(tmp_path)
+        cifar10_arrays(tmp_path, published=False)
 
 
 def test_a_folder_that_is_not_there_is_refused_with_its_name(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from deeprelax.experiments.protocol import OPTIMIZERS
 from deeprelax.experiments.report import LINES, TITLES
 from deeprelax.experiments.store import Stored
-from deeprelax.experiments.table1_report import device_of, groups
+from deeprelax.experiments.table1_report import PAPERS_PRECISION, Key, groups, had_with, precision_of
 
 PANELS = (
     ("lenet", "validation_error", "LeNet on MNIST", "validation error (%)", 100.0),
@@ -44,9 +44,12 @@ def draw(runs: Sequence[Stored], preset: str, out: Path) -> list[Path]:
     for ax, (model, quantity, title, label, scale) in zip(figure.subplots(1, 3), PANELS):
         drawn = 0
         for optimizer in OPTIMIZERS:
-            points = curve(chosen.get((preset, model, optimizer, ""), []), quantity)
+            found = chosen.get((preset, model, optimizer, ""), [])
+            points = curve(found, quantity)
             if points:
-                _line(ax, points, scale, optimizer, drawn)
+                precision = precision_of(found[0].settings)
+                name = TITLES[optimizer] + ("" if precision == PAPERS_PRECISION else f" in {precision}")
+                _line(ax, points, scale, optimizer, name, drawn)
                 drawn += 1
         ax.set_title(title)
         ax.set_xlabel("effective epochs")
@@ -56,8 +59,7 @@ def draw(runs: Sequence[Stored], preset: str, out: Path) -> list[Path]:
         else:
             ax.set(xticks=[], yticks=[])
             ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes)
-    devices = sorted({device_of(stored) for key, found in chosen.items() if key[0] == preset for stored in found})
-    figure.suptitle(f"{preset} preset; bands: one standard deviation over the seeds; {', '.join(devices) or 'no runs'}")
+    figure.suptitle(f"{preset} preset; bands: one standard deviation over the seeds; {_means(chosen, preset)}")
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"figure2-{preset}.{kind}" for kind in ("png", "svg")]
     # The same runs give the same file: no date, and names within the SVG that are not random.
@@ -67,14 +69,22 @@ def draw(runs: Sequence[Stored], preset: str, out: Path) -> list[Path]:
     return paths
 
 
-def _line(ax: Axes, points: Sequence[tuple[float, float, float, int]], scale: float, optimizer: str, nth: int) -> None:
+def _means(chosen: dict[Key, list[Stored]], preset: str) -> str:
+    """The devices and precisions of the runs that are drawn."""
+    drawn = [found for (of, _, _, variant), found in chosen.items() if of == preset and not variant]
+    return "; ".join(sorted({had_with(stored) for found in drawn for stored in found})) or "no runs"
+
+
+def _line(
+    ax: Axes, points: Sequence[tuple[float, float, float, int]], scale: float, optimizer: str, title: str, nth: int
+) -> None:
     style: dict[str, Any] = LINES[optimizer]
     epochs = [at for at, *_ in points]
     means = [scale * mean for _, mean, _, _ in points]
     every = max(1, len(points) // 8)
     seeds = sorted({count for *_, count in points})
     of_seeds = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    name = f"{TITLES[optimizer]} ({of_seeds} seed{'s' if seeds[-1] > 1 else ''})"
+    name = f"{title} ({of_seeds} seed{'s' if seeds[-1] > 1 else ''})"
     ax.plot(
         epochs, means, label=name, linewidth=1.6, markersize=4.5,
         markevery=(min(nth * every // 4, len(points) - 1), every), **style,

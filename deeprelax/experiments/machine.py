@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import platform
+import subprocess
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from deeprelax import kernels
 
 PACKAGES = ("deeprelax", "torch", "triton", "torchvision", "numpy", "scikit-learn", "matplotlib", "rich", "click")
+BITS = ("deeprelax", "torch", "triton")  # of these, those that compute a run
 
 
 def version(package: str) -> str | None:
@@ -36,14 +38,43 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _cpu_says() -> dict[str, str]:
+    """What Linux says of the first core; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
 def cpu_name() -> str:
     """As the system calls it; the architecture where it says nothing."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+    return _cpu_says().get("model name", "") or platform.processor() or platform.machine()
+
+
+def cpu_model() -> str:
+    """Which CPU it is, where its name does not tell: "family 25, model 1, stepping 1"; empty where unknown."""
+    said = _cpu_says()
+    names = {"cpu family": "family", "model": "model", "stepping": "stepping"}
+    return ", ".join(f"{name} {said[key]}" for key, name in names.items() if key in said)
+
+
+def commit() -> str | None:
+    """The package's commit, where it is in a repository of its own, and whether something differs from it."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    said = []
+    for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            done = subprocess.run(["git", *command], capture_output=True, text=True, timeout=20, cwd=root)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        if done.returncode:
+            return None
+        said.append(done.stdout.strip())
+    return f"{said[0]} with changes" if said[1] else said[0]
 
 
 def instruction_sets() -> tuple[str, list[str]]:
@@ -67,10 +98,24 @@ def describe(device: torch.device | None = None) -> dict[str, Any]:
     """The machine and the versions, as plain values for a JSON file."""
     return {
         "cpu": cpu_name(),
+        "cpu_model": cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "instruction_set": instruction_sets()[0],
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES if version(name)},
+        "commit": commit(),
     }
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of two descriptions, each with "machine" and "how", may give a run other bits, in words."""
+    names = ("cpu", "cpu_model", "cpu_capability", "instruction_set", "gpu", "commit")
+    found = {
+        **{name.replace("_", " "): [about["machine"].get(name) for about in (before, now)] for name in names},
+        **{name: [about["machine"].get("versions", {}).get(name) for about in (before, now)] for name in BITS},
+        **{name: [about.get("how", {}).get(name) for about in (before, now)] for name in now["how"]},
+    }
+    return [f"{name} {there} before, {here} now" for name, (there, here) in found.items() if there != here]

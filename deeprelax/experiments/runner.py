@@ -30,6 +30,19 @@ def can_be_captured(run: Run, device: torch.device) -> bool:
     return run.optimizer == "sgd" or kernels.get("auto", device).capturable
 
 
+def why_not_captured(run: Run, device: torch.device) -> str:
+    """Why the gradients of a run on a GPU are no replays of a graph, and what to do; empty on a CPU, and where they are
+    replays."""
+    if device.type != "cuda" or can_be_captured(run, device):
+        return ""
+    backend = kernels.get("auto", device).name
+    reasons = "; ".join(f"{name}: {kernels.why_not(name)}" for name in ("cuda", "triton") if kernels.why_not(name))
+    return (
+        f"its steps are not captured in a CUDA graph, and far slower than they could be: the {backend!r} backend asks "
+        f"the host. {reasons or 'Unset DEEPRELAX_BACKEND'}"
+    )
+
+
 def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     """The run's optimizer; where it can be captured, with what changes from step to step in tensors, as a CUDA graph
     needs it."""
@@ -73,7 +86,8 @@ class Runner:
             raise ValueError(f"batches of {run.batch_size}: the training set has only {images} images")
         self.run = run
         self._device = data.train_inputs.device
-        self._format = torch.channels_last if run.autocast else torch.contiguous_format
+        # Tensor cores take the channels last, and torch would turn every image and map around for them.
+        self._format = torch.channels_last if run.autocast or run.tf32 else torch.contiguous_format
         torch.manual_seed(run.seed)
         self.model = build(run.network, data.train_inputs.shape[1:]).to(self._device)
         self.model.to(memory_format=self._format)  # type: ignore[call-overload]
@@ -95,8 +109,7 @@ class Runner:
     def advance(self, gradients: int) -> None:
         """Take that many gradients, at most as many as are left."""
         if self._step is None:
-            graph = self._device.type == "cuda" and can_be_captured(self.run, self._device)
-            self._step = self._captured() if graph else self._gradient
+            self._step = self._captured() if self._is_captured else self._gradient
         for _ in range(min(gradients, self.total - self.done)):
             if self.done % self.per_epoch == 0:
                 self._begin_epoch()
@@ -110,7 +123,9 @@ class Runner:
         self._cursor.add_(1)
         inputs = self._data.train_inputs.index_select(0, chosen).contiguous(memory_format=self._format)
         targets = self._data.train_targets.index_select(0, chosen)
-        self.optimizer.zero_grad(set_to_none=False)  # a graph needs the gradients where they are
+        # Backward then writes each gradient once instead of adding it to zeros. In a capture it takes memory of the
+        # graph's own, where every replay writes it again; the addresses that the optimizer was given hold.
+        self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             loss = F.cross_entropy(self.model(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -137,6 +152,7 @@ class Runner:
         with torch.cuda.stream(stream):
             self.rehearse()
         torch.cuda.current_stream(self._device).wait_stream(stream)
+        self.optimizer.zero_grad(set_to_none=True)  # the rehearsal's are not the graph's: free them before, not in it
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._gradient()
@@ -168,7 +184,8 @@ class Runner:
 
     def evaluate(self) -> tuple[float, float]:
         """Fraction of the validation images misclassified, and mean training loss in nats without dropout; at x, with
-        batch norm's statistics gathered there. In float32 whatever the training's precision."""
+        batch norm's statistics gathered there. In float32; a GPU rounds factors to TF32 where the training is no more
+        precise."""
         data = self._data
         with at_x(self.optimizer):
             recalibrate(self.model, data.train_inputs, self.run.batch_size)
@@ -176,6 +193,20 @@ class Runner:
             error, _ = evaluate(self.model, data.validation_inputs, data.validation_targets)
         self.model.train()
         return error, loss
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Who computes: the optimizer's backend, whether a GPU replays a graph, and the precision of evaluations."""
+        own = self.run.optimizer != "sgd"
+        return {
+            "backend": kernels.get("auto", self._device).name if own else "torch",
+            "captured": self._is_captured,
+            "evaluation": "tf32" if self._device.type == "cuda" and _in_tf32(self.run) else "fp32",
+        }
+
+    @property
+    def _is_captured(self) -> bool:
+        return self._device.type == "cuda" and can_be_captured(self.run, self._device)
 
     @property
     def rate(self) -> float:
@@ -222,11 +253,17 @@ class Runner:
         return torch.cuda.default_generators[index]
 
 
+def _in_tf32(run: Run) -> bool:
+    """Whether float32 products are rounded to TF32; of a bf16 run those of its evaluations, which would else be most of
+    its time."""
+    return run.tf32 or bool(run.autocast)
+
+
 @contextlib.contextmanager
 def numerics(run: Run, device: torch.device) -> Iterator[None]:
-    """The same algorithms every time, float32 or TF32 as the run says, and the caller's generators left alone."""
+    """The same algorithms every time, in float32 or TF32, and the caller's generators left alone."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = run.tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = _in_tf32(run)
     cuda = device.type == "cuda"
     # Graphs are captured on a stream of the current device.
     current = torch.cuda.device(device) if cuda else contextlib.nullcontext()

@@ -7,51 +7,19 @@ set, on which Table 1 is read, takes no part in the choice.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deeprelax.experiments import protocol, store
+from deeprelax.experiments import files, store
 from deeprelax.experiments.data import Data
 from deeprelax.experiments.protocol import Run
+from deeprelax.experiments.search_trials import score
 from deeprelax.experiments.store import Stored
 
 HELD_OUT_SEED = 0
-# What a trial does to the recipe: factors of η and of γ₀, and whether the rate falls earlier. SGD has no γ, and its
-# share goes to more rates and to both schedules.
-TRIALS: tuple[tuple[float, float, bool], ...] = (
-    (1.0, 1.0, False), (0.3, 1.0, False), (3.0, 1.0, False), (1.0, 0.1, False), (1.0, 10.0, False), (1.0, 1.0, True),
-)  # fmt: skip
-SGD_TRIALS: tuple[tuple[float, float, bool], ...] = (
-    (1.0, 1.0, False), (0.3, 1.0, False), (3.0, 1.0, False), (0.1, 1.0, False), (1.0, 1.0, True), (0.3, 1.0, True),
-)  # fmt: skip
-EARLY = 0.7  # of the fraction of the run at which the recipe's rate falls
-
-
-def plan(preset: str, models: Iterable[str], optimizers: Iterable[str], epochs: int) -> list[Run]:
-    """The trials: the first of every optimizer, then the second, and so on; all of ``epochs`` effective epochs."""
-    optimizers = list(optimizers)
-    return [
-        _trial(preset, model, optimizer, epochs, number)
-        for model in models
-        for number in range(len(TRIALS))
-        for optimizer in optimizers
-    ]
-
-
-def _trial(preset: str, model: str, optimizer: str, epochs: int, number: int) -> Run:
-    rate, smoothing, early = (SGD_TRIALS if optimizer == "sgd" else TRIALS)[number]
-    base = protocol.run(preset, model, optimizer, 0)
-    options = {"lr": base.options["lr"] * rate}
-    if "gamma" in base.options:
-        options["gamma"] = base.options["gamma"] * smoothing
-    drops = tuple((at * (EARLY if early else 1.0), factor) for at, factor in base.drops)
-    return protocol.run(
-        preset, model, optimizer, 0, epochs=epochs, variant=f"trial{number}", options=options, drops=drops,
-        evaluate_every=epochs,
-    )  # fmt: skip
 
 
 def held_out(load: Callable[[Run], tuple[Data, str]], images: int | None) -> Callable[[Run], tuple[Data, str]]:
@@ -90,17 +58,14 @@ def held_out(load: Callable[[Run], tuple[Data, str]], images: int | None) -> Cal
     return load_parts
 
 
-def _score(stored: Stored) -> tuple[float, float]:
-    """Lower is better: error, then training loss; a trial that diverged comes last."""
-    last = stored.records[-1]
-    if stored.ended != store.FINISHED:
-        return float("inf"), float("inf")
-    return last["validation_error"], last["training_loss"]
-
-
-def write(out: Path, preset: str, models: Sequence[str], optimizers: Sequence[str]) -> Path:
-    """Collect the stored trials into OUT/search-PRESET.json, the best one of each row named; the file's path."""
-    ended = [s for s in store.read_all(out / "search") if s.ended is not None and s.settings["preset"] == preset]
+def write(out: Path, preset: str, models: Sequence[str], optimizers: Sequence[str], epochs: int) -> Path:
+    """Collect the stored trials of that length into OUT/search-PRESET.json, the best one of each row named; the file's
+    path."""
+    wanted = (preset, epochs)
+    ended = [
+        s for s in store.read_all(out / "search")
+        if s.ended is not None and (s.settings["preset"], s.settings["epochs"]) == wanted
+    ]  # fmt: skip
     found: dict[str, dict[str, Any]] = {}
     for model in models:
         for optimizer in optimizers:
@@ -108,12 +73,12 @@ def write(out: Path, preset: str, models: Sequence[str], optimizers: Sequence[st
             if trials:
                 found.setdefault(model, {})[optimizer] = _collected(trials)
     path = out / f"search-{preset}.json"
-    store.write_text(path, json.dumps({"preset": preset, "rows": found}, indent=1) + "\n")
+    files.write_text(path, json.dumps({"preset": preset, "rows": found}, indent=1) + "\n")
     return path
 
 
 def _collected(trials: Sequence[Stored]) -> dict[str, Any]:
-    best = min(trials, key=_score).settings
+    best = min(trials, key=score).settings
     return {
         "data": trials[0].header["data"],
         "machine": trials[0].header["machine"],
@@ -146,21 +111,22 @@ def best_of(path: Path, preset: str) -> dict[str, dict[str, dict[str, Any]]]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        rows, of = content["rows"], content["preset"]
-    except (ValueError, KeyError, TypeError) as error:
+        of = content["preset"]
+        found = {
+            model: {
+                optimizer: {
+                    "options": {name: float(value) for name, value in row["best"]["options"].items()},
+                    "drops": tuple((float(at), float(factor)) for at, factor in row["best"]["drops"]),
+                }
+                for optimizer, row in of_model.items()
+            }
+            for model, of_model in content["rows"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a file of `deeprelax reproduce search`: {error}") from error
     if of != preset:
         raise ValueError(f"{path} is of the {of} preset, and --preset is {preset}")
-    return {
-        model: {
-            optimizer: {
-                "options": row["best"]["options"],
-                "drops": tuple((at, factor) for at, factor in row["best"]["drops"]),
-            }
-            for optimizer, row in of_model.items()
-        }
-        for model, of_model in rows.items()
-    }
+    return found
 
 
 def summary(path: Path) -> list[str]:

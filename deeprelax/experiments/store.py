@@ -1,35 +1,33 @@
 """What a run leaves in its folder: a JSON-lines file that grows with every evaluation, and a checkpoint.
 
-The first line of the file is the header: the run's settings, the machine, the data's checksum. A line for each
-evaluation follows, and a last one says how the run ended. The checkpoint holds the same lines, so that after an
-interruption file and state agree: lines written after the checkpoint are dropped and come again.
+The first line of the file is the header: the run's settings, the machine, how it computes, the data's checksum. A line
+for each evaluation follows, and a last one says how the run ended, with a checksum of its last state. The checkpoint
+holds the same lines, so that after an interruption file and state agree: lines written after the checkpoint are dropped
+and come again. It goes when the run has ended. A line tells where a run was gone on with on a machine that may give
+other bits.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import json
-import os
-import pickle
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from deeprelax.experiments import machine
+from deeprelax.experiments import checkpoints, machine
 from deeprelax.experiments.data import Data
+from deeprelax.experiments.files import StoreError, write_text
 from deeprelax.experiments.protocol import Run
-from deeprelax.experiments.runner import Runner, numerics
+from deeprelax.experiments.runner import Runner, numerics, why_not_captured
 
 FINISHED, DIVERGED, PAUSED = "finished", "diverged", "paused"
 CHUNK = 10  # gradients between two looks at the clock
-
-
-class StoreError(Exception):
-    """A stored run cannot be used; the message names the file and says what to do."""
+SETTINGS = {field.name for field in dataclasses.fields(Run)}
+QUANTITIES = {"effective_epoch", "gradients", "validation_error", "training_loss", "lr", "gamma", "seconds"}
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,17 @@ class Stored:
     """One run's file.
 
     Attributes:
-        header: "run" (the settings), "machine", "data".
+        header: "run" (the settings), "machine", "how", "data".
         records: one for each evaluation: effective_epoch, gradients, validation_error (a fraction), training_loss
             (nats), lr, gamma, seconds.
         ended: "finished", "diverged", or None if it is not at its end.
+        state: the checksum of the last state of an ended run; equal for runs of equal bits.
     """
 
     header: dict[str, Any]
     records: list[dict[str, Any]]
     ended: str | None
+    state: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -68,17 +68,23 @@ def read(path: Path) -> Stored:
         StoreError: it is not such a file.
     """
     lines: list[dict[str, Any]] = []
-    texts = path.read_text(encoding="utf-8").splitlines()
-    for number, text in enumerate(texts):
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            if number < len(texts) - 1 or number == 0:
-                raise StoreError(f"{path}, line {number + 1} is damaged: {error}; remove the file") from error
-    if not lines or "run" not in lines[0]:
-        raise StoreError(f"{path} does not begin with the settings of a run; remove it")
-    ended = lines[-1].get("ended")
-    return Stored(lines[0], [line for line in lines[1:] if "validation_error" in line], ended)
+    try:
+        texts = path.read_bytes().splitlines()
+        for number, text in enumerate(texts):
+            try:
+                lines.append(json.loads(text))
+            except ValueError as error:
+                if number < len(texts) - 1 or number == 0:
+                    raise StoreError(f"{path}, line {number + 1} is damaged: {error}; remove the file") from error
+        header, records = lines[0], [line for line in lines[1:] if "validation_error" in line]
+        lacking = {"run", "machine", "data"} - set(header) or SETTINGS - set(header["run"])
+        lacking |= {name for record in records for name in QUANTITIES - set(record)}
+        ended, state = lines[-1].get("ended"), lines[-1].get("state")
+    except (IndexError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path} does not begin with the settings of a run; remove it") from error
+    if lacking:
+        raise StoreError(f"{path} is damaged: it lacks {', '.join(sorted(lacking))}; remove it")
+    return Stored(header, records, ended, state)
 
 
 def read_all(out: Path) -> list[Stored]:
@@ -120,6 +126,7 @@ def execute(
     deadline: float = float("inf"),
     checkpoint_seconds: float = 60.0,
     on_progress: Callable[[int, int, Sequence[dict[str, Any]]], None] = lambda done, total, records: None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> str:
     """Run it from where it stands to its end, or to the deadline.
 
@@ -128,8 +135,9 @@ def execute(
     Args:
         data: on the device to train on.
         deadline: on ``time.monotonic``'s clock; a run that meets it is saved and can be gone on with.
-        checkpoint_seconds: between two checkpoints; there is always one at the end.
+        checkpoint_seconds: between two checkpoints. The last one is removed when the run has ended.
         on_progress: called with the gradients taken and their total, and the evaluations so far.
+        warn: called when another machine goes on with the run, and when a GPU's steps cannot be captured.
 
     Returns:
         "finished", "diverged" or "paused".
@@ -142,64 +150,77 @@ def execute(
     for folder in (path.parent, saved.parent):
         folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        check_same(run, digest, read(path), path)
+        stored = read(path)
+        check_same(run, digest, stored, path)
+        if stored.ended:
+            return stored.ended
     device = data.train_inputs.device
     content = None
     if saved.exists():
-        content = _read_checkpoint(saved)
+        content = checkpoints.read(saved)
         check_same(run, digest, Stored(content["lines"][0], [], None), saved)
     with machine.threads(content["lines"][0]["machine"]["threads"] if content else None), numerics(run, device):
         runner = Runner(run, data)
-        lines: list[dict[str, Any]] = [{"run": run.settings(), "machine": machine.describe(device), "data": digest}]
+        if why := why_not_captured(run, device):
+            warn(f"{run.name}: {why}")
+        about = {"machine": machine.describe(device), "how": runner.how}
+        lines: list[dict[str, Any]] = [{"run": run.settings(), **about, "data": digest}]
         before = 0.0
         if content:
             runner.load_state(content["state"])
             lines, before = content["lines"], content["seconds"]
+            _note_machine(run, lines, about, runner.done, warn)
         write_lines(path, lines)
         start = last_saved = time.monotonic()
-        while runner.done < runner.total:
+        while runner.done < runner.total and not _has_diverged(lines):
             span = run.evaluate_every * runner.per_epoch
             runner.advance(min(CHUNK, span - runner.done % span, runner.total - runner.done))
-            now = time.monotonic()
-            diverged = False
             if runner.done % span == 0 or runner.done == runner.total:
-                error, loss = runner.evaluate()
-                now = time.monotonic()
-                diverged = not loss < float("inf")
-                lines.append(
-                    {
-                        "effective_epoch": runner.done / runner.per_epoch,
-                        "gradients": runner.done,
-                        "validation_error": error,
-                        "training_loss": None if diverged else loss,
-                        "lr": runner.rate,
-                        "gamma": runner.gamma,
-                        "seconds": round(before + now - start, 2),
-                    }
-                )
+                lines.append(_evaluated(runner, before - start))
                 _append(path, lines[-1])
-            on_progress(runner.done, runner.total, lines[1:])
-            at_end = diverged or runner.done == runner.total
+            now = time.monotonic()
+            on_progress(runner.done, runner.total, [line for line in lines if "validation_error" in line])
+            at_end = _has_diverged(lines) or runner.done == runner.total
             paused = now >= deadline and not at_end
             if at_end or paused or now - last_saved >= checkpoint_seconds:
-                content = {"lines": lines, "state": runner.state(), "seconds": before + now - start}
-                _write_atomically(saved, functools.partial(torch.save, content))
+                checkpoints.write(saved, {"lines": lines, "state": runner.state(), "seconds": before + now - start})
                 last_saved = now
             if paused:
                 return PAUSED
-            if diverged:
-                break
-    end = DIVERGED if lines[-1]["training_loss"] is None else FINISHED
-    _append(path, {"ended": end})
+        end = DIVERGED if _has_diverged(lines) else FINISHED
+        _append(path, {"ended": end, "state": checkpoints.digest(runner.state())})
+    saved.unlink(missing_ok=True)
     return end
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise StoreError(f"{path} is damaged: {error}; remove it to begin that run again") from error
-    return content
+def _evaluated(runner: Runner, seconds: float) -> dict[str, Any]:
+    """A line; ``seconds`` and the clock give the run's time."""
+    error, loss = runner.evaluate()
+    return {
+        "effective_epoch": runner.done / runner.per_epoch,
+        "gradients": runner.done,
+        "validation_error": error,
+        "training_loss": loss if loss < float("inf") else None,
+        "lr": runner.rate,
+        "gamma": runner.gamma,
+        "seconds": round(seconds + time.monotonic(), 2),
+    }
+
+
+def _has_diverged(lines: Sequence[dict[str, Any]]) -> bool:
+    """By the last evaluation, so that a run that was stopped after it does not train on."""
+    losses = [line["training_loss"] for line in lines if "validation_error" in line]
+    return losses[-1:] == [None]
+
+
+def _note_machine(
+    run: Run, lines: list[dict[str, Any]], about: dict[str, Any], done: int, warn: Callable[[str], None]
+) -> None:
+    """A line and a warning where the run was last on a machine that may give other bits."""
+    last = next(line for line in reversed(lines) if "machine" in line)
+    if changed := machine.differences(last, about):
+        warn(f"{run.name} is gone on with elsewhere, and the bits of the rest may differ: {'; '.join(changed)}")
+        lines.append({"gone_on_at": done, **about})
 
 
 def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
@@ -207,21 +228,6 @@ def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace the file by this text, at once."""
-    _write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
 def _append(path: Path, line: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """An interruption leaves the old file or the new one, never a part."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deeprelax.experiments import inputs, protocol, store
 from deeprelax.experiments.data import Data
@@ -50,20 +51,20 @@ def plan(
 
 
 class Loader:
-    """Data sets on the device, one at a time: whitened CIFAR-10 takes 0.7 GB."""
+    """Data sets on the device, held once loaded, since runs of both models alternate: whitened CIFAR-10 takes 0.7 GB,
+    MNIST 0.2."""
 
     def __init__(self, folder: Path | None, cache: Path, device: torch.device) -> None:
         self._folder, self._cache, self._device = folder, cache, device
-        self._held: tuple[tuple[str, str], Data, str] | None = None
+        self._held: dict[tuple[str, str], tuple[Data, str]] = {}
 
     def __call__(self, run: Run) -> tuple[Data, str]:
         """The run's data and their checksum."""
         wanted = (DATASETS[run.model], run.preset)
-        if self._held is None or self._held[0] != wanted:
-            self._held = None
+        if wanted not in self._held:
             data, digest = inputs.load(*wanted, self._folder, self._cache)
-            self._held = (wanted, data.to(self._device), digest)
-        return self._held[1], self._held[2]
+            self._held[wanted] = (data.to(self._device), digest)
+        return self._held[wanted]
 
 
 def execute(
@@ -92,32 +93,54 @@ def execute(
     deadline = float("inf") if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     left: list[Run] = []
     with _progress(console) as progress:
-        overall = progress.add_task("all runs", total=sum(run.epochs for run in runs), state="")
-        before = 0
+        bars = {model: _Bar(progress, model, runs, out) for model in dict.fromkeys(run.model for run in runs)}
         for run in runs:
-            if not _has_ended(run, out):
-                if left or time.monotonic() >= deadline:
-                    left.append(run)
-                    continue
-                data, digest = load(run)
-                watch = _Watch(progress, overall, before, run, out, report)
-                how = store.execute(
-                    run, data, digest, out, deadline=deadline, checkpoint_seconds=checkpoint_seconds, on_progress=watch
-                )
-                watch.close()
-                console.print(f"{run.name}: {how}{_error(run, out)}", highlight=False, soft_wrap=True)
-                if how == store.PAUSED:
-                    left.append(run)
-            before += run.epochs
-            progress.update(overall, completed=before)
+            if _has_ended(run, out):
+                continue
+            if left or time.monotonic() >= deadline:
+                left.append(run)
+                continue
+            data, digest = load(run)
+            watch = _Watch(progress, bars[run.model], run, out, report)
+            how = store.execute(
+                run, data, digest, out, deadline=deadline, checkpoint_seconds=checkpoint_seconds, on_progress=watch,
+                warn=functools.partial(console.print, style="yellow", highlight=False, soft_wrap=True),
+            )  # fmt: skip
+            watch.close()
+            console.print(f"{run.name}: {how}{_error(run, out)}", highlight=False, soft_wrap=True)
+            if how == store.PAUSED:
+                left.append(run)
+            else:
+                bars[run.model].add(run.epochs)
     return left
+
+
+class _Bar:
+    """How far all runs of a model are. An epoch of LeNet and one of All-CNN are not of one size, so that a bar of both
+    could tell no time."""
+
+    def __init__(self, progress: Progress, model: str, runs: Sequence[Run], out: Path) -> None:
+        runs = [run for run in runs if run.model == model]
+        self._progress, self._before = progress, sum(run.epochs for run in runs if _has_ended(run, out))
+        self._task = progress.add_task(
+            f"all runs of {model}", total=sum(run.epochs for run in runs), completed=self._before, state=""
+        )
+
+    def show(self, epochs: float) -> None:
+        """So many epochs of the run that is under way."""
+        self._progress.update(self._task, completed=self._before + epochs)
+
+    def add(self, epochs: int) -> None:
+        """A run of so many epochs has ended."""
+        self._before += epochs
+        self.show(0)
 
 
 class _Watch:
     """Moves the two bars while a run is under way, and reports evaluations that were not there before."""
 
-    def __init__(self, progress: Progress, overall: TaskID, before: int, run: Run, out: Path, report: Report) -> None:
-        self._progress, self._overall, self._before, self._run, self._report = progress, overall, before, run, report
+    def __init__(self, progress: Progress, overall: _Bar, run: Run, out: Path, report: Report) -> None:
+        self._progress, self._overall, self._run, self._report = progress, overall, run, report
         self._task = progress.add_task(run.name, total=run.epochs, state="")
         path = store.path_of(run, out)
         self._seen = len(store.read(path).records) if path.exists() else 0
@@ -126,7 +149,7 @@ class _Watch:
         at = self._run.epochs * done / total
         state = f"{records[-1]['validation_error']:.2%}" if records else ""
         self._progress.update(self._task, completed=at, state=state)
-        self._progress.update(self._overall, completed=self._before + at)
+        self._overall.show(at)
         if len(records) > self._seen:
             self._report(self._run, records[self._seen :])
             self._seen = len(records)

@@ -15,8 +15,8 @@ from deeprelax.experiments.report import TITLES
 from deeprelax.experiments.store import DIVERGED, FINISHED, Stored
 
 NAMES = {"lenet": "LeNet", "allcnn": "All-CNN"}
-# What tells two groups of runs apart, besides the seed.
-ASIDE = ("seed",)
+PAPERS_PRECISION = "fp32"
+Key = tuple[str, str, str, str]  # preset, model, optimizer, variant
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ class Row:
             found.append(f"{self.seeds} of {SEEDS} seeds")
         if self.epochs < paper.epochs:
             found.append(f"{self.epochs} of {paper.epochs} effective epochs")
+        if self.epochs > paper.epochs:
+            found.append(f"{self.epochs} effective epochs instead of {paper.epochs}")
+        if self.precision != PAPERS_PRECISION:
+            found.append(f"{self.precision} instead of {PAPERS_PRECISION}")
         if self.diverged:
             found.append(f"{self.diverged} diverged")
         if self.running:
@@ -82,25 +86,43 @@ def precision_of(settings: dict[str, Any]) -> str:
     return settings["autocast"] or ("tf32" if settings["tf32"] else "fp32")
 
 
-def groups(runs: Iterable[Stored]) -> dict[tuple[str, str, str, str], list[Stored]]:
+def had_with(stored: Stored) -> str:
+    """Device and precision."""
+    return f"{device_of(stored)}, {precision_of(stored.settings)}"
+
+
+def groups(runs: Iterable[Stored]) -> dict[Key, list[Stored]]:
     """Runs that differ in the seed only, by preset, model, optimizer and variant.
 
-    Where runs of several settings are there, those with the most effective epochs are taken, and of these the group
-    with the most runs.
+    Where runs of several settings are there, the first that one of these tells apart: some are finished, they are of
+    the paper's length, in its precision, nearer to its length, more are finished, there are more of them. So a run
+    that was only begun, or a longer one, takes no row away.
     """
-    every: dict[tuple[str, str, str, str], dict[str, list[Stored]]] = {}
+    every: dict[Key, dict[str, list[Stored]]] = {}
     for stored in runs:
         settings = stored.settings
         key = (settings["preset"], settings["model"], settings["optimizer"], settings["variant"])
-        same = str(sorted((name, str(value)) for name, value in settings.items() if name not in ASIDE))
+        same = str(sorted((name, str(value)) for name, value in settings.items() if name != "seed"))
         every.setdefault(key, {}).setdefault(f"{same} {device_of(stored)}", []).append(stored)
-    return {
-        key: max(of_settings.values(), key=lambda found: (found[0].settings["epochs"], len(found)))
-        for key, of_settings in every.items()
-    }
+    return {key: max(of_settings.values(), key=rank) for key, of_settings in every.items()}
 
 
-def row(key: tuple[str, str, str, str], found: Sequence[Stored]) -> Row:
+def rank(found: Sequence[Stored]) -> tuple[int, ...]:
+    """Of the groups that could be a row the greatest is taken: see ``groups``."""
+    settings = found[0].settings
+    paper = PAPER[settings["model"], settings["optimizer"]].epochs
+    finished = sum(stored.ended == FINISHED for stored in found)
+    return (
+        finished > 0,
+        settings["epochs"] == paper,
+        precision_of(settings) == PAPERS_PRECISION,
+        -abs(settings["epochs"] - paper),
+        finished,
+        len(found),
+    )
+
+
+def row(key: Key, found: Sequence[Stored]) -> Row:
     """The row of one group."""
     finished = [stored for stored in found if stored.ended == FINISHED]
     errors = [100 * stored.records[-1]["validation_error"] for stored in finished]
@@ -141,37 +163,11 @@ def markdown(found: Sequence[Row], models: Sequence[str] = tuple(NAMES)) -> str:
         if each is None:
             lines.append(f"{start} not run | 0 of {SEEDS} seeds, 0 of {paper.epochs} effective epochs | | |")
         else:
-            differs = ", ".join(each.caveats) or "nothing in seeds and epochs"
+            differs = ", ".join(each.caveats) or "nothing in seeds, epochs and precision"
             lines.append(
                 f"{start} {each.value} | {differs} | {each.device}, {each.precision} | {_seconds(each.seconds)} |"
             )
     return "\n".join(lines) + "\n"
-
-
-def ablation_markdown(found: Sequence[Row]) -> str:
-    """Scoping on and off, noise on and off; empty where no variant was run."""
-    variants = {(each.model, each.variant): each for each in found if each.optimizer == "entropy-sgd"}
-    lines = []
-    for model in NAMES:
-        # A full run of other length is no comparison.
-        if not any(variant and name == model for name, variant in variants):
-            continue
-        for variant, scoping, noise in (
-            ("", "on", "on"),
-            ("no-scoping", "off", "on"),
-            ("no-noise", "on", "off"),
-            ("no-scoping-no-noise", "off", "off"),
-        ):
-            each = variants.get((model, variant))
-            value = f"{each.value} | {each.seeds}" if each else "not run | 0"
-            lines.append(f"| {NAMES[model]} | {scoping} | {noise} | {value} |")
-    if not lines:
-        return ""
-    heading = [
-        "| model | scoping | thermal noise | validation error (%) @ effective epochs | seeds |",
-        "|---|---|---|---|---|",
-    ]
-    return "\n".join(heading + lines) + "\n"
 
 
 def table(found: Sequence[Row], models: Sequence[str]) -> Table:
@@ -179,18 +175,17 @@ def table(found: Sequence[Row], models: Sequence[str]) -> Table:
     result = Table(
         title="Validation error (%) @ effective epochs", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    for heading in ("model", "optimizer", "paper", "here", "fewer than the paper", "device"):
+    for heading in ("model", "optimizer", "paper", "here", "unlike the paper's runs", "had with"):
         result.add_column(heading)
     by_row = {(each.model, each.optimizer): each for each in found if not each.variant}
     for model in models:
         for optimizer in OPTIMIZERS:
             each = by_row.get((model, optimizer))
-            ours = [each.value, ", ".join(each.caveats), each.device] if each else ["not run", "", ""]
+            ours = _ours(each) if each else ["not run", "", ""]
             result.add_row(NAMES[model], TITLES[optimizer], _paper(model, optimizer), *ours)
     for each in found:
         if each.variant:
-            ours = [each.value, ", ".join(each.caveats), each.device]
-            result.add_row(NAMES[each.model], f"{TITLES[each.optimizer]} {each.variant}", "", *ours)
+            result.add_row(NAMES[each.model], f"{TITLES[each.optimizer]} {each.variant}", "", *_ours(each))
     return result
 
 
@@ -200,6 +195,10 @@ def as_json(found: Sequence[Row]) -> list[dict[str, Any]]:
         {**asdict(each), "paper": asdict(PAPER[each.model, each.optimizer]) if not each.variant else None}
         for each in found
     ]
+
+
+def _ours(each: Row) -> list[str]:
+    return [each.value, ", ".join(each.caveats), f"{each.device}, {each.precision}"]
 
 
 def _paper(model: str, optimizer: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -179,11 +180,19 @@ def at_x(optimizer: torch.optim.Optimizer, stay: bool = False) -> Iterator[None]
         optimizer.train()  # type: ignore[attr-defined]
 
 
+@functools.lru_cache(maxsize=4)
+def recalibration_order(images: int, device: torch.device) -> Tensor:
+    """The one order in which ``recalibrate`` goes through a training set of that size, on the device."""
+    return torch.randperm(images, generator=torch.Generator().manual_seed(0)).to(device)
+
+
 @torch.no_grad()
 def recalibrate(model: nn.Module, inputs: Tensor, batch_size: int) -> None:
     """Batch norm's statistics at the present weights: one pass over the training set in train mode, dropout off.
 
     The running averages were gathered at inner points, not at x. The paper's authors do this before every evaluation.
+    The images come in a shuffled order, always the same: files may hold them class by class, and a batch of one class
+    has the statistics of that class. Nothing here waits for the device.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
@@ -193,9 +202,11 @@ def recalibrate(model: nn.Module, inputs: Tensor, batch_size: int) -> None:
     for norm in norms:
         norm.train()
         norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches
-    for batch in torch.split(inputs[: len(inputs) // batch_size * batch_size], batch_size):
-        model(batch)
+    order = recalibration_order(len(inputs), inputs.device)
+    for k, chosen in enumerate(torch.split(order[: len(order) // batch_size * batch_size], batch_size)):
+        for norm in norms:  # a plain average, as of None, for which torch would ask the device how many there were
+            norm.momentum = 1.0 / (k + 1)
+        model(inputs.index_select(0, chosen))
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
 

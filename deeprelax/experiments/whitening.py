@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,7 +120,8 @@ def _read(path: Path, checksum: str, pixels: int) -> Whitening | None:
         with np.load(path, allow_pickle=False) as archive:
             if str(archive["checksum"]) != checksum:
                 return None
-            whitening = Whitening(archive["mean"], archive["matrix"])
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            whitening = Whitening(np.asarray(archive["mean"]), np.asarray(archive["matrix"]))
+    except Exception:  # a damaged archive can fail with almost any exception
         return None
-    return whitening if whitening.matrix.shape == (pixels, pixels) else None
+    fits = whitening.matrix.shape == (pixels, pixels) and whitening.mean.shape == (pixels,)
+    return whitening if fits else None

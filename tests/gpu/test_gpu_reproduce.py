@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +19,11 @@ __all__ = ["narrow"]  # a fixture for every test here
 
 
 @only_real
-@pytest.mark.parametrize("changes", [{}, {"autocast": "bf16"}], ids=["float32", "bf16"])
+@pytest.mark.parametrize("changes", [{}, {"autocast": "bf16"}, {"tf32": True}], ids=["float32", "bf16", "tf32"])
 @pytest.mark.parametrize("model", protocol.MODELS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_captured_run_learns_and_resumes_with_the_same_bits(
-    tmp_path: Path, optimizer: str, model: str, changes: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, optimizer: str, model: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captures = []
     captured = Runner._captured

@@ -1,0 +1,147 @@
+"""What a run leaves is whole, or refused by name; it says what it was had with, and warns where that changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_reproduce import LENET, one_thread, small
+
+from deeprelax.experiments import checkpoints, machine, store
+from deeprelax.experiments.files import StoreError
+from deeprelax.experiments.runner import why_not_captured
+
+__all__ = ["one_thread"]  # a fixture for every test here
+RUN = small("sgd", epochs=2)
+
+
+def flipped(content: bytes, at: int) -> bytes:
+    """One bit of one byte is another."""
+    return content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :]
+
+
+@pytest.fixture(scope="module")
+def paused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run was stopped in its middle."""
+    out = tmp_path_factory.mktemp("paused")
+    assert store.execute(RUN, LENET, "digest", out, deadline=0.0) == store.PAUSED
+    return out
+
+
+def test_no_flipped_byte_of_a_checkpoint_goes_unnoticed(paused: Path, tmp_path: Path) -> None:
+    content = store.checkpoint_of(RUN, paused).read_bytes()
+    path = tmp_path / "checkpoint.pt"
+    for at in range(0, len(content), len(content) // 97):
+        path.write_bytes(flipped(content, at))
+        with pytest.raises(StoreError, match=r"checkpoint\.pt is damaged"):
+            checkpoints.read(path)
+
+
+def test_a_damaged_checkpoint_is_refused_with_its_name(paused: Path, tmp_path: Path) -> None:
+    path = store.checkpoint_of(RUN, tmp_path)
+    path.parent.mkdir()
+    whole = store.checkpoint_of(RUN, paused).read_bytes()
+    for damaged in (whole[:500], whole[:-1], b"", flipped(whole, len(whole) // 2)):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match=path.name):
+            store.execute(RUN, LENET, "digest", tmp_path)
+
+
+def test_damaged_lines_are_refused_with_the_files_name(tmp_path: Path) -> None:
+    store.execute(RUN, LENET, "digest", tmp_path)
+    path = store.path_of(RUN, tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-5])  # the machine went down while it was written
+    assert store.read(path).ended is None
+    refused, places = 0, range(0, len(content), 7)
+    for at in places:
+        path.write_bytes(flipped(content, at))
+        try:
+            store.read(path)
+        except StoreError as error:
+            refused += path.name in str(error)
+    assert refused > len(places) // 10  # a digit for another, and most of a name, are still such a file
+    for damaged in (b"", b"[]\n", b"7\n", b"{}\n", b'{"run": 7, "machine": {}, "data": "d"}\n', content[1:]):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match=path.name):
+            store.read(path)
+
+
+def test_the_checksum_of_a_state_is_of_every_bit() -> None:
+    state = {"a": [torch.zeros(3), 1.5], "b": {"c": torch.ones(2, dtype=torch.bfloat16)}}
+    same = {"a": [torch.zeros(3), 1.5], "b": {"c": torch.ones(2, dtype=torch.bfloat16)}}
+    others: list[Any] = [
+        {"a": [-torch.zeros(3), 1.5], "b": state["b"]},
+        {"a": [torch.zeros(3), 1.25], "b": state["b"]},
+        {"a": state["a"], "b": {"c": torch.ones(2)}},
+        {"a": state["a"], "b": {"c": torch.ones(2, 1, dtype=torch.bfloat16)}},
+        {"a": state["a"]},
+    ]
+    assert checkpoints.digest(state) == checkpoints.digest(same)
+    assert len({checkpoints.digest(each) for each in [state, *others]}) == 6
+
+
+def test_an_ended_run_is_left_alone(tmp_path: Path) -> None:
+    store.execute(RUN, LENET, "digest", tmp_path)
+    before = store.path_of(RUN, tmp_path).read_bytes()
+    assert store.execute(RUN, LENET, "digest", tmp_path) == store.FINISHED
+    assert store.path_of(RUN, tmp_path).read_bytes() == before
+
+
+def test_the_header_says_what_may_change_the_bits(paused: Path) -> None:
+    header = store.read(store.path_of(RUN, paused)).header
+    assert header["machine"]["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert set(header["machine"]) >= {"cpu", "cpu_model", "instruction_set", "threads", "commit", "versions"}
+    assert header["how"] == {"backend": "torch", "captured": False, "evaluation": "fp32"}
+
+
+def test_which_cpu_it_is_is_told_where_its_name_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\nstepping\t: 2\n\nprocessor\t: 1\n"
+    monkeypatch.setattr(Path, "read_text", lambda self: text)
+    assert (machine.cpu_name(), machine.cpu_model()) == ("AMD EPYC", "family 25, model 1, stepping 2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"cpu_model": "family 26"}, "cpu model .* before, family 26 now"),
+        ({"cpu_capability": "NO AVX"}, "cpu capability .* before, NO AVX now"),
+        ({"versions": {"torch": "9.9"}}, r"torch .* before, 9\.9 now"),
+        ({"how": {"backend": "eager", "captured": False, "evaluation": "fp32"}}, "backend torch before, eager now"),
+    ],
+)
+def test_a_run_that_another_machine_goes_on_with_warns_and_keeps_it(
+    tmp_path: Path, changes: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.execute(RUN, LENET, "digest", tmp_path, deadline=0.0)
+    if how := changes.get("how"):
+        monkeypatch.setattr("deeprelax.experiments.runner.Runner.how", how)
+    here = machine.describe()
+    monkeypatch.setattr(machine, "describe", lambda device: {**here, **changes})
+    with pytest.warns(UserWarning, match=f"the bits of the rest may differ: .*{named}"):
+        assert store.execute(RUN, LENET, "digest", tmp_path) == store.FINISHED
+    lines = [json.loads(line) for line in store.path_of(RUN, tmp_path).read_text().splitlines()]
+    assert [line["gone_on_at"] for line in lines if "gone_on_at" in line] == [10]
+    assert len(store.read(store.path_of(RUN, tmp_path)).records) == 2
+
+
+def test_on_the_same_machine_nothing_is_said(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    store.execute(RUN, LENET, "digest", tmp_path, deadline=0.0)
+    store.execute(RUN, LENET, "digest", tmp_path)
+    assert not recwarn.list
+
+
+def test_a_gpu_without_a_backend_that_can_be_captured_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPRELAX_BACKEND", "eager")
+    said = why_not_captured(small("hj"), torch.device("cuda"))
+    assert said.startswith("its steps are not captured in a CUDA graph")
+    assert why_not_captured(RUN, torch.device("cuda")) == ""  # torch's SGD
+    assert why_not_captured(small("hj"), torch.device("cpu")) == ""
+    monkeypatch.setattr(store, "why_not_captured", lambda run, device: said)
+    with pytest.warns(UserWarning, match="sgd-2ep-seed0: its steps are not captured"):
+        store.execute(RUN, LENET, "digest", tmp_path)
