@@ -161,7 +161,7 @@ RECIPES: dict[tuple[str, str, str], Recipe] = {
     ("paper", "allcnn", "entropy-sgd"): Recipe({**_ENTROPY_PAPER, **_ALLCNN}, _EVERY_60),
     ("paper", "lenet", "hj"): Recipe({**_HJ, "lr": 1.0, "gamma": 1.0}, _EVERY_30),
     ("paper", "allcnn", "hj"): Recipe({**_HJ, "lr": 1.0, "gamma": 1.0, **_ALLCNN}, _EVERY_60),
-    ("paper", "lenet", "heat"): Recipe({**_HEAT, "lr": 0.3}, _EVERY_30),  # search: at 1.0 it hardly learns
+    ("paper", "lenet", "heat"): Recipe({**_HEAT, "lr": 0.3}, _EVERY_30),  # a search: at 1.0 it hardly learns
     ("paper", "allcnn", "heat"): Recipe({**_HEAT, "lr": 1.0, **_ALLCNN}, _EVERY_60),
     ("paper", "lenet", "sgd"): Recipe(_SGD, _EVERY_30),
     ("paper", "allcnn", "sgd"): Recipe({**_SGD, **_ALLCNN}, _EVERY_60),
