@@ -405,7 +405,7 @@ def test_a_kernel_that_fails_does_not_take_the_others_with_it(tmp_path: Path) ->
 def test_what_the_budget_does_not_allow_is_left_out_and_named(emulated: Backend, tmp_path: Path) -> None:
     context = make_context({"cuda": emulated}, tmp_path, MadeUpTimer(), seconds=15)
     kernels_part.run(context)
-    assert context.record.results("kernels")["left_out"] == ["cuda: sizes from 128 on"]
+    assert context.record.results("kernels")["left_out"] == ["cuda: sizes from 128 on", "cuda: extras on fp32"]
     assert len(rows(context, "kernels")) == len(RULES) * len(CONFIGURATIONS) * len(KINDS)
     steps_part.run(context)
     assert "resnet50, tiny [cuda]" in context.record.results("steps")["left_out"]
