@@ -21,7 +21,7 @@ from torch import Tensor
 
 import deeprelax
 from deeprelax.bytes_moved import PEER_STREAMS, bytes_moved, peer_bytes_moved
-from deeprelax.contestants import EagerEntropySGD, ForeachEntropySGD, compiled_entropy_sgd
+from deeprelax.contestants import CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
 from deeprelax.experiments.machine import describe
 from deeprelax.workloads import Workload, resnet50_shapes
 
@@ -80,7 +80,7 @@ def contestants(shapes: Sequence[tuple[int, ...]], preset: str) -> dict[str, Ste
     }
     if len(shapes) == 1:
         if preset == "full":
-            steps[COMPILED] = compiled_entropy_sgd(parameters()).step
+            steps[COMPILED] = CompiledEntropySGD(parameters()).step
         steps["C++ loop, streams of EntropySGD"] = plain_loop(entropy_sgd, "z", update_w=True)
         steps["C++ loop, streams of HJ and Heat"] = plain_loop(hj, "p", update_w=False)
     return steps

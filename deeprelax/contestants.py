@@ -70,8 +70,3 @@ class CompiledEntropySGD(EagerEntropySGD):
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
             for y, g, x, z in self._vectors:
                 self.update(y, g, x, z)
-
-
-def compiled_entropy_sgd(params: list[Tensor]) -> EagerEntropySGD:
-    """The plain step under ``torch.compile``."""
-    return CompiledEntropySGD(params)

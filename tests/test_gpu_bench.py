@@ -413,7 +413,7 @@ def test_what_the_budget_does_not_allow_is_left_out_and_named(emulated: Backend,
 
 def test_the_commit_is_that_of_the_repository() -> None:
     head = machine.output(["git", "rev-parse", "HEAD"])
-    assert machine.commit().removesuffix(" with changes") == (head or "unknown")
+    assert machine.about(None, CPU)["commit"].removesuffix(" with changes") == (head or "unknown")
     assert machine.output(["no-such-program"]) is None
 
 

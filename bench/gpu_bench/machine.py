@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deeprelax import kernels
-from deeprelax.experiments.machine import describe
+from deeprelax.experiments.machine import commit, describe
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,14 +25,6 @@ def output(command: list[str]) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def commit() -> str:
-    """The commit that is checked out, and whether something differs from it; "unknown" outside of a repository."""
-    found = output(["git", "rev-parse", "HEAD"])
-    if found is None:
-        return "unknown"
-    return f"{found} with changes" if output(["git", "status", "--porcelain", "--untracked-files=no"]) else found
-
-
 def about(named: str | None, device: torch.device) -> dict[str, Any]:
     """Plain values. ``named`` is the commit where the files are not in a repository."""
     try:
@@ -42,7 +34,7 @@ def about(named: str | None, device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {
         **describe(device),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": named or commit(),
+        "commit": named or commit() or "unknown",
         "cuda": torch.version.cuda,
         "nvcc": getattr(built, "compiler", None),
         "architectures": getattr(built, "architectures", None),

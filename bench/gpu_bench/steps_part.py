@@ -12,7 +12,7 @@ from torch import Tensor
 
 import deeprelax
 from deeprelax.bytes_moved import bytes_moved, peer_bytes_moved
-from deeprelax.contestants import EagerEntropySGD, ForeachEntropySGD, compiled_entropy_sgd
+from deeprelax.contestants import CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
 from deeprelax.workloads import Workload
 from gpu_bench.calls import RULES, Rule
 from gpu_bench.context import Context
@@ -31,7 +31,7 @@ COMPILED = "EntropySGD, noise, torch.compile"  # compiling takes most of a minut
 PLAIN: dict[str, Callable[[list[Tensor]], Any]] = {
     "EntropySGD, noise, eager torch": EagerEntropySGD,
     "EntropySGD, noise, torch._foreach": ForeachEntropySGD,
-    COMPILED: compiled_entropy_sgd,
+    COMPILED: CompiledEntropySGD,
 }
 PEER_STEPS = 5  # between two events
 

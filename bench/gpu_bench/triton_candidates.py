@@ -8,16 +8,16 @@ from collections.abc import Iterator
 import torch
 
 from deeprelax.bytes_moved import bytes_moved
-from deeprelax.kernels import Call, EntropySGDCall, HeatCall, HJCall, Outer, Stream, Table
+from deeprelax.kernels import Table
 from deeprelax.kernels.triton_backend import Launch, Triton
 from deeprelax.kernels.triton_sizes import SIZES, Kind, Sizes
+from gpu_bench.calls import RULES, Rule
 
 DTYPES = {4: torch.float32, 2: torch.bfloat16, 8: torch.float64}  # those with targets first
 WARPS = (2, 4, 8)
 ACCESSES = (1, 2, 4)  # of a thread to one operand
 
 OPTIMIZERS = {"entropy_sgd": "EntropySGD", "hj": "HJ", "heat": "Heat"}
-OUTER = Outer(step=0.1, scale=0.2, lr=0.3, momentum=0.0, nesterov=False)
 
 
 def kinds(rules: tuple[str, ...] = (), dtypes: tuple[str, ...] = ()) -> list[Kind]:
@@ -40,33 +40,9 @@ def candidates(kind: Kind) -> Iterator[Sizes]:
                 yield Sizes(32 * warps * widest * accesses, per_thread, warps)
 
 
-def inner_call(kind: Kind) -> Call:
-    """The call that most of a run consists of, without the options that few use."""
-    rule, _, noise = kind
-    if rule == "hj":
-        return HJCall(False, False, False, 0.1, 0.75, 0.25, 0.0, False, False, OUTER)
-    if rule == "heat":
-        return HeatCall(False, False, False, 0.1, 0.0, False, OUTER, Stream(1, 2))
-    return EntropySGDCall(
-        first=False,
-        last=False,
-        inner_lr=0.1,
-        inv_gamma=2.0,
-        pull=0.2,
-        denominator=1.2,
-        alpha=0.75,
-        one_minus_alpha=0.25,
-        noise_scale=0.01 * noise,
-        weight_decay=0.0,
-        maximize=False,
-        implicit=False,
-        inner_momentum=0.0,
-        inner_nesterov=False,
-        fresh_velocity=False,
-        stochastic_rounding=False,
-        outer=OUTER,
-        stream=Stream(1, 2),
-    )
+def rule_of(kind: Kind) -> Rule:
+    """Whose inner call, what most of a run consists of, is tried: the one that the other parts measure."""
+    return next(rule for rule in RULES if (rule.optimizer, rule.noise) == (OPTIMIZERS[kind[0]], kind[2]))
 
 
 class Work:
@@ -77,7 +53,8 @@ class Work:
     """
 
     def __init__(self, kind: Kind, elements: int, device: torch.device) -> None:
-        self._kind, self._call = kind, inner_call(kind)
+        rule = rule_of(kind)
+        self._kind, self._call = kind, rule.call("inner")
         dtype = DTYPES[kind[1]]
         weight, self._grad = (torch.randn(elements, device=device).to(dtype) for _ in range(2))
         self._table = Table([weight], [0])
@@ -87,7 +64,7 @@ class Work:
             self._buffers.pop("y", None)
         for buffer in self._buffers.values():
             buffer.normal_()
-        self.bytes = bytes_moved(OPTIMIZERS[kind[0]], dtype, "inner") * elements
+        self.bytes = bytes_moved(rule.optimizer, dtype, "inner") * elements
 
     def backend(self, sizes: Sizes) -> Triton:
         """One whose programs of this kind do that much."""

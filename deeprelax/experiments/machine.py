@@ -60,13 +60,13 @@ def cpu_model() -> str:
     return ", ".join(f"{name} {said[key]}" for key, name in names.items() if key in said)
 
 
-def commit() -> str | None:
+def commit(digits: int = 40) -> str | None:
     """The package's commit, where it is in a repository of its own, and whether something differs from it."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     said = []
-    for command in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+    for command in (["rev-parse", f"--short={digits}", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         try:
             done = subprocess.run(["git", *command], capture_output=True, text=True, timeout=20, cwd=root)
         except (OSError, subprocess.TimeoutExpired):
@@ -106,7 +106,7 @@ def describe(device: torch.device | None = None) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES if version(name)},
-        "commit": commit(),
+        "commit": commit(12),
     }
 
 
