@@ -41,16 +41,14 @@ def _rank(found: dict[str, list[Stored]]) -> tuple[int, ...]:
     return (finished, *rank([stored for of_variant in found.values() for stored in of_variant]))
 
 
-def rows(runs: Sequence[Stored], preset: str, model: str) -> dict[str, Row]:
-    """A row for each variant that there is."""
-    return {
-        variant: row((preset, model, ABLATED, variant), found) for variant, found in alike(runs, preset, model).items()
-    }
+def rows(found: dict[str, list[Stored]], preset: str, model: str) -> dict[str, Row]:
+    """A row for each variant that ``alike`` found."""
+    return {variant: row((preset, model, ABLATED, variant), of_variant) for variant, of_variant in found.items()}
 
 
 def is_whole(runs: Sequence[Stored], preset: str, model: str) -> bool:
     """Whether every variant is there with the paper's seeds, length and precision."""
-    found = rows(runs, preset, model)
+    found = rows(alike(runs, preset, model), preset, model)
     return set(found) == set(VARIANTS) and not any(each.caveats for each in found.values())
 
 
@@ -59,14 +57,15 @@ def markdown(runs: Sequence[Stored], preset: str) -> str:
     was run."""
     lines, below = [], []
     for model in MODELS:
-        found = rows(runs, preset, model)
+        compared = alike(runs, preset, model)
+        found = rows(compared, preset, model)
         if not found:
             continue
         for variant, (scoping, noise) in VARIANTS.items():
             each = found.get(variant)
             value = f"{each.value} | {each.seeds} | {each.device}, {each.precision}" if each else "not run | 0 | "
             lines.append(f"| {NAMES[model]} | {scoping} | {noise} | {value} |")
-        below.append(f"{NAMES[model]}: {of_seeds(found.values())} {_scoped(alike(runs, preset, model))}".rstrip())
+        below.append(f"{NAMES[model]}: {of_seeds(found.values())} {_scoped(compared)}".rstrip())
     if not lines:
         return ""
     heading = [
