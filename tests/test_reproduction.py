@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_table1_report import stored
 
-from deeprelax.experiments import reproduction, store, table1_report
+from deeprelax.experiments import reproduction, search, store, table1_report
 from deeprelax.experiments.protocol import PAPER
 
 
@@ -60,6 +60,25 @@ def test_runs_of_a_search_have_a_table_for_each_preset(tmp_path: Path) -> None:
         _, heading, table = page.partition(f"## The same with what the search below chose, {preset} preset, machine")
         assert heading
         assert table.partition("\n## ")[0].count(f"| LeNet | HJ | 0.50 ± 0.01 @ 70 | {value} |") == 1
+
+
+def test_a_search_is_there_with_every_trial_the_one_taken_and_what_it_was_had_with(tmp_path: Path) -> None:
+    trials = []
+    for number, (lr, error, ended) in enumerate([(0.1, 0.012, "finished"), (0.3, 0.25, "diverged")]):
+        trial = stored("lenet", "hj", 0, [error], epochs=3, variant=f"trial{number}", ended=ended)
+        trial.header["data"] = "0123abcd 300 for training, 50 held out"
+        trial.header["run"]["options"] |= {"lr": lr, "gamma": 0.01}
+        trial.header["run"]["drops"] = [[0.5, 0.2], [0.75, 0.04]]
+        trials.append(trial)
+    folder = tmp_path / "results" / "machine" / "reproduction"
+    write(trials, tmp_path / "search")
+    write([], folder)
+    search.write(tmp_path, "authors", ["lenet"], ["hj"], 3).rename(folder / "search-authors.json")
+    page = reproduction.rendered(tmp_path / "results").partition("## Search, authors preset, machine")[2]
+    assert "| LeNet | HJ | 0.1 | 0.01 | 0.50, 0.75 | 0 | **1.2** |" in page
+    assert "| LeNet | HJ | 0.3 | 0.01 | 0.50, 0.75 | 0 | diverged |" in page
+    assert "LeNet: 300 for training, 50 held out; bold:" in page
+    assert "Had with: A, CPU" in page
 
 
 def test_rows_of_another_precision_and_a_half_ablation_are_still_owed(tmp_path: Path) -> None:

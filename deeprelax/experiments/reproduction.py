@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +92,11 @@ python bench/reproduce_gpu.py --data DIR --budget-minutes 25
 """
 
 
-def _had_with(runs: Sequence[Stored]) -> list[str]:
+def _had_with(headers: Iterable[dict[str, Any]]) -> list[str]:
     """What the bits of the runs hang on, a line for each set of runs that had the same."""
     found: dict[str, None] = {}
-    for stored in runs:
-        about, how = stored.header["machine"], stored.header.get("how", {})
+    for header in headers:
+        about, how = header["machine"], header.get("how", {})
         cpu = f"{about['cpu']} ({about.get('cpu_model') or 'which one of that name is not recorded'})"
         threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
         torch = f"torch {about['versions']['torch']}, {about.get('cpu_capability', 'instruction set not recorded')}"
@@ -116,7 +116,7 @@ def _table(rows: Sequence[Row], runs: Sequence[Stored], preset: str, machine: st
     ablation = ablation_report.markdown(runs, preset)
     if ablation:
         lines += ["\nEntropy-SGD with scoping and thermal noise switched off (section 8):\n", ablation.rstrip()]
-    lines += ["", *_had_with([stored for stored in runs if stored.settings["preset"] == preset])]
+    lines += ["", *_had_with(stored.header for stored in runs if stored.settings["preset"] == preset)]
     figure = folder / f"figure2-{preset}.png"
     if figure.exists():
         path = f"../bench/results/{machine}/reproduction/{figure.name}"
@@ -134,7 +134,8 @@ def _found(folder: Path, machine: str) -> list[str]:
         models = [model for model in MODELS if any(row.model == model for row in rows)]
         if rows:
             heading = f"## The same with what the search below chose, {preset} preset, {machine}"
-            parts.append(f"{heading}\n\n{table1_report.markdown(rows, models)}")
+            had_with = _had_with(stored.header for stored in runs if stored.settings["preset"] == preset)
+            parts.append("\n".join([heading, "", table1_report.markdown(rows, models), *had_with, ""]))
     return parts
 
 
@@ -154,7 +155,7 @@ def _search(path: Path, machine: str) -> str:
             for trial in row["trials"]:
                 lines.append(_trial(model, optimizer, trial, row["best"]))
         data = next(iter(of_model.values()))["data"].partition(" ")[2]
-        lines.append(f"\n{NAMES[model]}: {data}; bold: taken by `table1 --found`.")
+        lines += [f"\n{NAMES[model]}: {data}; bold: taken by `table1 --found`.", "", *_had_with(of_model.values())]
     return "\n".join(lines) + "\n"
 
 

@@ -82,6 +82,7 @@ def _collected(trials: Sequence[Stored]) -> dict[str, Any]:
     return {
         "data": trials[0].header["data"],
         "machine": trials[0].header["machine"],
+        "how": trials[0].header.get("how", {}),
         "best": {"options": _open(best), "drops": best["drops"]},
         "trials": [
             {
