@@ -22,6 +22,8 @@ import torch
 from rich.console import Console
 
 from deeprelax.experiments import figure2, protocol, store, table1, table1_report
+from deeprelax.experiments.data import DataError
+from deeprelax.experiments.files import StoreError
 from deeprelax.experiments.protocol import Run
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +35,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget-minutes", type=float, default=None)
     parser.add_argument("--out", type=Path, default=Path("out/reproduction-gpu"), help="runs and checkpoints")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results", help="a folder for each machine")
-    parser.add_argument("--models", type=lambda text: text.split(","), default=list(protocol.MODELS))
+    parser.add_argument("--models", nargs="+", choices=protocol.MODELS, default=list(protocol.MODELS))
     parser.add_argument("--seeds", type=int, default=protocol.SEEDS)
     parser.add_argument("--epochs", type=int, default=None, help="effective epochs; default: the paper's")
     precision = parser.add_mutually_exclusive_group()
@@ -80,6 +82,9 @@ def main(given: list[str] | None = None, device: str = "cuda") -> int:
     try:
         load = table1.Loader(asked.data, asked.out / "cache", where)
         left = table1.execute(runs, load, asked.out, console, budget_minutes=asked.budget_minutes)
+    except (DataError, StoreError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
     finally:
         keep(runs, asked.out, folder)
     for preset in protocol.PRESETS:

@@ -16,19 +16,27 @@ int launch_as(const CudaCall& call, CUstream_st* stream, Do what) {
   return launch<P, R, kFastBlocks<P, Noise>, kBlocks<P, Noise>>(call, stream, what);
 }
 
+// With noise or without, as the call says; loaded are both.
+template <class P, bool Rounding>
+int rounded(const CudaCall& call, CUstream_st* stream, Do what) {
+  if (what == Do::kLoad) {
+    const int error = launch_as<P, true, Rounding>(call, stream, what);
+    return error ? error : launch_as<P, false, Rounding>(call, stream, what);
+  }
+  return (call.numbers.flags & kNoise) != 0 ? launch_as<P, true, Rounding>(call, stream, what)
+                                            : launch_as<P, false, Rounding>(call, stream, what);
+}
+
 template <class P>
 int entropy_sgd(const CudaCall& call, CUstream_st* stream, Do what) {
-  const bool noise = (call.numbers.flags & kNoise) != 0, all = what == Do::kLoad;
-  int error = 0;
   if constexpr (std::is_same_v<P, bfloat16>) {
-    const bool rounding = (call.numbers.flags & kStochasticRounding) != 0;
-    if (all || (rounding && noise)) error = launch_as<P, true, true>(call, stream, what);
-    if (all || (rounding && !noise)) error = error ? error : launch_as<P, false, true>(call, stream, what);
-    if (rounding && !all) return error;
+    if (what == Do::kLoad) {
+      if (const int error = rounded<P, true>(call, stream, what)) return error;
+    } else if ((call.numbers.flags & kStochasticRounding) != 0) {
+      return rounded<P, true>(call, stream, what);
+    }
   }
-  if (all || noise) error = error ? error : launch_as<P, true, false>(call, stream, what);
-  if (all || !noise) error = error ? error : launch_as<P, false, false>(call, stream, what);
-  return error;
+  return rounded<P, false>(call, stream, what);
 }
 
 }  // namespace DR_ISA

@@ -23,7 +23,7 @@ from deeprelax.experiments.reproduce_cli import reproduce
 from deeprelax.experiments.training import OPTIMIZERS, DivergedError, check
 from deeprelax.writable import make_writable
 
-EXTRAS = {"numpy", "scipy", "sklearn", "matplotlib", "rich", "torchvision"}
+EXTRAS = {"numpy", "scipy", "sklearn", "matplotlib", "rich", "filelock", "torchvision"}
 
 
 @contextlib.contextmanager

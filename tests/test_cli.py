@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import gzip
+import hashlib
 import json
 import struct
 import sys
@@ -15,7 +16,8 @@ from click.testing import CliRunner, Result
 
 from deeprelax import kernels
 from deeprelax.cli import main
-from deeprelax.experiments.data import MNIST_FILES, load
+from deeprelax.experiments.cifar import cifar10_arrays
+from deeprelax.experiments.data import MNIST_FILES, PUBLISHED, DataError, load, mnist_arrays
 from deeprelax.experiments.recipes import PLANS
 
 
@@ -193,6 +195,36 @@ def test_a_damaged_or_missing_file_is_refused_with_its_name(tmp_path: Path, dama
     output = run("train", "--dataset", "mnist", "--data", tmp_path, code=1).output
     assert name in output
     assert "missing" in output or "damaged" in output
+
+
+def test_one_bit_of_the_published_mnist_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = write_mnist(tmp_path)
+    digests = [hashlib.md5((raw / name).read_bytes()).hexdigest() for name in MNIST_FILES]
+    for name, digest, count in zip(MNIST_FILES, digests, (64, 64, 20, 20)):
+        monkeypatch.setitem(PUBLISHED, name, (count, digest))
+    mnist_arrays(tmp_path)
+    path = raw / MNIST_FILES[2]
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{MNIST_FILES[2]} is damaged: its MD5 is"):
+        mnist_arrays(tmp_path)
+
+
+@pytest.mark.parametrize("arrays", [mnist_arrays, cifar10_arrays])
+def test_a_torchvision_that_cannot_be_imported_is_told_of_where_it_was_to_download(
+    tmp_path: Path, arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "torchvision":
+                raise RuntimeError("operator torchvision::nms does not exist")
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(DataError, match="downloading it failed: operator torchvision::nms does not exist"):
+        arrays(tmp_path)
 
 
 def test_labels_that_do_not_fit_the_images_are_refused(tmp_path: Path) -> None:

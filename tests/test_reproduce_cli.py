@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import types
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -21,6 +23,7 @@ from test_whitening import write_cifar
 from deeprelax.cli import main
 from deeprelax.experiments import checkpoints, machine, protocol, search, search_trials, store, table1
 from deeprelax.experiments.data import Data
+from deeprelax.experiments.files import StoreError
 from deeprelax.experiments.protocol import OPTIMIZERS, PAPER
 
 
@@ -211,10 +214,83 @@ def test_search_gives_every_optimizer_the_same_budget_and_never_sees_the_test_se
     before = path.read_text()
     assert "finished" not in run("search", *arguments).output  # nothing is run twice
     assert path.read_text() == before
-    chosen = search.best_of(path, "authors")["lenet"]["hj"]
+    chosen = search.best_of(path, "authors", ["lenet"], ["hj"])["lenet"]["hj"]
     (planned,) = table1.plan("authors", ["lenet"], ["hj"], 1, found={"lenet": {"hj": chosen}})
     assert planned.options["gamma"] == chosen["options"]["gamma"]
     assert planned.drops == chosen["drops"]
+
+
+@pytest.fixture(scope="module")
+def sgd_searched(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("searched")
+    run("search", *SEARCH, "--data", data, "--out", out, "--images", 128, "--optimizers", "sgd")
+    return out
+
+
+SEARCH = ("--models", "lenet", "--epochs", 1)
+
+
+def test_a_further_search_takes_no_row_away_and_what_is_not_whole_is_not_taken(
+    data: Path, sgd_searched: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sgd_searched, tmp_path, dirs_exist_ok=True)
+    base = ["--data", data, "--out", tmp_path]
+    each = len(search_trials.TRIALS) + search_trials.FURTHER
+    hj = [*SEARCH, *base, "--images", 128, "--optimizers", "hj", "--budget-minutes", 0]
+    assert f"; {each} trials are left" in run("search", *hj).output
+    path = tmp_path / "search-authors.json"
+    rows = json.loads(path.read_text())["rows"]["lenet"]
+    assert len(rows["sgd"]["trials"]) == each
+    table = ["table1", *base, "--models", "lenet", "--seeds", 1, "--epochs", 1, "--found", path, "--optimizers"]
+    assert "has not all trials of lenet hj" in run(*table, "sgd,hj", code=1).output
+    next((tmp_path / "search" / "runs").glob("*trial7*")).unlink()
+    search.write(tmp_path, "authors", 1)
+    assert "has not all trials of lenet sgd" in run(*table, "sgd", code=1).output
+
+
+def test_what_a_search_found_is_run_and_named_as_not_the_presets(
+    data: Path, sgd_searched: Path, tmp_path: Path
+) -> None:
+    path = sgd_searched / "search-authors.json"
+    content = json.loads(path.read_text())
+    content["rows"]["lenet"]["sgd"]["best"] = {"options": {"lr": 0.0123}, "drops": [[0.5, 0.1]]}
+    (tmp_path / "found.json").write_text(json.dumps(content))
+    run("table1", "--data", data, "--out", tmp_path, "--models", "lenet", "--optimizers", "sgd", "--seeds", 1,
+        "--epochs", 1, "--found", tmp_path / "found.json")  # fmt: skip
+    (stored,) = store.read_all(tmp_path)
+    assert (stored.settings["options"]["lr"], stored.settings["drops"]) == (0.0123, [[0.5, 0.1]])
+    assert "settings other than the preset's" in (tmp_path / "table1-authors.md").read_text()
+
+
+def test_trials_on_other_images_are_refused(data: Path, sgd_searched: Path, tmp_path: Path) -> None:
+    shutil.copytree(sgd_searched, tmp_path, dirs_exist_ok=True)
+    base = [*SEARCH, "--data", data, "--out", tmp_path, "--images", 256, "--optimizers"]
+    assert "is of other data" in run("search", *base, "sgd", code=1).output
+    trials = search_trials.plan("authors", ["lenet"], ["hj"], 1)
+    load = search.held_out(table1.Loader(data, tmp_path, torch.device("cpu")), 256)
+    table1.execute(trials[:1], load, tmp_path / "search", Console(quiet=True))
+    with pytest.raises(StoreError, match="the trials of lenet are of different data"):
+        search.write(tmp_path, "authors", 1)
+
+
+def test_runs_of_one_table_are_of_one_data_set(data: Path, tmp_path: Path) -> None:
+    write_mnist(tmp_path / "other", train=401, test=40)
+    base = ["--out", tmp_path, "--models", "lenet", "--optimizers", "sgd", "--epochs", 1]
+    run("table1", *base, "--data", data, "--seeds", 1)
+    assert "is of other data" in run("table1", *base, "--data", tmp_path / "other", "--seeds", 2, code=1).output
+    assert len(store.read_all(tmp_path)) == 1
+
+
+def test_two_processes_are_not_at_one_run(data: Path, tmp_path: Path) -> None:
+    base = ["--data", data, "--out", tmp_path, "--models", "lenet", "--optimizers", "sgd", "--seeds", 1, "--epochs", 1]
+    (planned,) = table1.plan("authors", ["lenet"], ["sgd"], 1, epochs=1)
+    lock = store.checkpoint_of(planned, tmp_path).with_suffix(".lock")
+    lock.parent.mkdir()
+    with filelock.FileLock(lock):
+        assert "is being written by another process" in " ".join(run("table1", *base, code=1).output.split())
+    assert not (tmp_path / "runs" / f"{planned.name}.jsonl").exists()
+    run("table1", *base)
+    assert not list(lock.parent.iterdir())
 
 
 def test_a_search_decides_by_images_of_the_training_set(data: Path, tmp_path: Path) -> None:
@@ -241,6 +317,10 @@ def test_a_search_decides_by_images_of_the_training_set(data: Path, tmp_path: Pa
         ("table1", ["--data", "no/such/folder"], "no folder no/such/folder"),
         ("table1", ["--device", "toaster"], "'toaster' is no device"),
         ("table1", ["--device", "cuda:99"], "--device cuda:99: torch finds no such GPU here"),
+        ("table1", ["--device", "meta"], "'meta' is neither a CPU nor an NVIDIA GPU"),
+        ("table1", ["--optimizers", "sgd", "--ablation"], "--ablation is of entropy-sgd, which"),
+        ("table1", ["--out", "/proc/no"], "/proc/no"),
+        ("search", ["--out", "/proc/no"], "/proc/no"),
         ("table1", ["--found", __file__], "is not a file of `deeprelax reproduce search`"),
         ("search", ["--models", "lenet", "--images", "400"], "--images 400: with the 66 held out that is more than"),
         ("search", ["--models", "lenet", "--images", "30"], "batches of 128: the training set has only 30 images"),
@@ -250,10 +330,24 @@ def test_bad_input_is_refused_by_name(
     data: Path, tmp_path: Path, command: str, arguments: list[str], named: str
 ) -> None:
     folder = [] if "--data" in arguments else ["--data", str(data)]
-    result = CliRunner().invoke(main, ["reproduce", command, *folder, "--out", str(tmp_path), *arguments])
+    out = [] if "--out" in arguments else ["--out", str(tmp_path)]
+    result = CliRunner().invoke(main, ["reproduce", command, *folder, *out, *arguments])
     assert result.exit_code in (1, 2)
     assert isinstance(result.exception, SystemExit)
     assert named in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("command", ["table1", "search"])
+def test_no_time_at_all_leaves_every_run_and_a_table_that_says_so(data: Path, tmp_path: Path, command: str) -> None:
+    out = tmp_path / "new" / "folder"
+    output = run(command, "--data", data, "--out", out, "--models", "lenet", "--budget-minutes", 0).output
+    assert ("24 of 24 runs are left" if command == "table1" else "; 32 trials are left") in " ".join(output.split())
+
+
+def test_a_backend_that_does_not_work_here_is_named(data: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DEEPRELAX_BACKEND", "nonsense")
+    output = run("table1", "--data", data, "--out", tmp_path, "--models", "lenet", code=1).output
+    assert "DEEPRELAX_BACKEND: no backend is called 'nonsense'" in output
 
 
 def test_a_damaged_data_file_is_refused_with_its_name(tmp_path: Path) -> None:

@@ -44,6 +44,15 @@ def test_what_has_ended_is_kept_for_the_page(tmp_path: Path) -> None:
     assert "## Table 1, authors preset, cpu" in rendered(tmp_path / "results")
 
 
+def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--data", str(tmp_path / "nowhere"), "--out", str(tmp_path), "--results", str(tmp_path / "results")]
+    assert reproduce_gpu.main(asked, device="cpu") == 2
+    assert capsys.readouterr().err.startswith(f"no folder {tmp_path / 'nowhere'}")
+    with pytest.raises(SystemExit):
+        reproduce_gpu.arguments(["--data", "DIR", "--models", "resnet"])
+    assert "'resnet'" in capsys.readouterr().err
+
+
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")

@@ -73,10 +73,10 @@ def test_a_search_is_there_with_every_trial_the_one_taken_and_what_it_was_had_wi
     folder = tmp_path / "results" / "machine" / "reproduction"
     write(trials, tmp_path / "search")
     write([], folder)
-    search.write(tmp_path, "authors", ["lenet"], ["hj"], 3).rename(folder / "search-authors.json")
+    search.write(tmp_path, "authors", 3).rename(folder / "search-authors.json")
     page = reproduction.rendered(tmp_path / "results").partition("## Search, authors preset, machine")[2]
-    assert "| LeNet | HJ | 0.1 | 0.01 | 0.50, 0.75 | 0 | **1.2** |" in page
-    assert "| LeNet | HJ | 0.3 | 0.01 | 0.50, 0.75 | 0 | diverged |" in page
+    assert "| LeNet | HJ | 0.1 | 0.01 | 0.50, 0.75 | 1404 | **1.20** |" in page
+    assert "| LeNet | HJ | 0.3 | 0.01 | 0.50, 0.75 | 1404 | diverged |" in page
     assert "LeNet: 300 for training, 50 held out; bold:" in page
     assert "Had with: A, CPU" in page
 
@@ -106,6 +106,19 @@ def test_the_page_says_what_the_bits_hang_on(tmp_path: Path) -> None:
     assert f"Had with: {said.format('steps by cuda, replayed from a graph')}." in page
     assert "CPU (which one of that name is not recorded)" in page
     assert "scopes by 10⁻⁴" in page
+
+
+def test_the_page_names_every_machine_that_a_run_was_on(tmp_path: Path) -> None:
+    runs = [stored("lenet", "hj", seed, [0.005], epochs=70) for seed in range(6)]
+    elsewhere = {"gone_on_at": 100, "machine": {**runs[0].header["machine"], "gpu": "B"}, "how": {}}
+    write(runs, tmp_path / "machine" / "reproduction")
+    path = tmp_path / "machine" / "reproduction" / "runs" / "2.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], json.dumps(elsewhere), *lines[1:]]) + "\n")
+    page = reproduction.rendered(tmp_path)
+    assert "LeNet, HJ: no statement: 1 gone on with on another machine or version." in page
+    assert "Had with: A, CPU" in page
+    assert "Had with: B, CPU" in page
 
 
 def test_the_page_says_so_when_nothing_is_left(tmp_path: Path) -> None:

@@ -125,7 +125,34 @@ def test_a_run_that_another_machine_goes_on_with_warns_and_keeps_it(
         assert store.execute(RUN, LENET, "digest", tmp_path) == store.FINISHED
     lines = [json.loads(line) for line in store.path_of(RUN, tmp_path).read_text().splitlines()]
     assert [line["gone_on_at"] for line in lines if "gone_on_at" in line] == [10]
-    assert len(store.read(store.path_of(RUN, tmp_path)).records) == 2
+    stored = store.read(store.path_of(RUN, tmp_path))
+    assert len(stored.records) == 2
+    assert [line["gone_on_at"] for line in stored.gone_on] == [10]
+    assert [place["machine"] for place in stored.places] == [here, {**here, **changes}]
+
+
+def test_a_run_does_not_move_between_a_cpu_and_a_gpu(tmp_path: Path) -> None:
+    """Their generators of dropout have nothing in common."""
+    store.execute(RUN, LENET, "digest", tmp_path, deadline=0.0)
+    path = store.checkpoint_of(RUN, tmp_path)
+    content = checkpoints.read(path)
+    content["lines"][0]["machine"]["gpu"] = "NVIDIA H200"
+    checkpoints.write(path, content)
+    with pytest.raises(StoreError, match=r"is of a run on NVIDIA H200, .* on cpu: give --device cuda, or remove it"):
+        store.execute(RUN, LENET, "digest", tmp_path)
+    path.unlink()
+    assert store.execute(RUN, LENET, "digest", tmp_path) == store.FINISHED
+
+
+def test_a_checkpoint_that_outlived_its_run_goes(tmp_path: Path) -> None:
+    """Where a process was killed between the run's last line and the removal."""
+    store.execute(RUN, LENET, "digest", tmp_path, deadline=0.0)
+    path = store.checkpoint_of(RUN, tmp_path)
+    content = path.read_bytes()
+    store.execute(RUN, LENET, "digest", tmp_path)
+    path.write_bytes(content)
+    assert store.execute(RUN, LENET, "digest", tmp_path) == store.FINISHED
+    assert not path.exists()
 
 
 def test_on_the_same_machine_nothing_is_said(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

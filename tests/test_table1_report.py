@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,23 @@ from deeprelax.experiments.protocol import OPTIMIZERS
 def stored(
     model: str, optimizer: str, seed: int, errors: list[float], *, epochs: int, ended: str | None = "finished",
     variant: str = "", device: str = "A", preset: str = "authors", autocast: str = "", tf32: bool = False,
+    data: str = "d", gradients: int | None = None,
 ) -> store.Stored:  # fmt: skip
-    """A run as it would be read."""
+    """A run as it would be read; ``gradients`` of an epoch, else those of all images."""
     settings = protocol.run(
         preset, model, optimizer, seed, epochs=epochs, variant=variant, autocast=autocast, tf32=tf32
     ).settings()
+    per_epoch = gradients or {"lenet": 468, "allcnn": 390}[model]
+    ats = [epochs * (k + 1) / len(errors) for k in range(len(errors))]
     records = [
         {
-            "effective_epoch": epochs * (k + 1) / len(errors), "gradients": k, "validation_error": error,
+            "effective_epoch": ats[k], "gradients": round(ats[k] * per_epoch), "validation_error": error,
             "training_loss": 2 * error, "lr": 1.0, "gamma": settings["options"].get("gamma"), "seconds": 10.0 * (k + 1),
         }
         for k, error in enumerate(errors)
     ]  # fmt: skip
     machine = {"gpu": device, "cpu": "CPU", "threads": 1, "instruction_set": "avx2", "versions": {"torch": "1"}}
-    return store.Stored({"run": settings, "machine": machine, "data": "d"}, records, ended)
+    return store.Stored({"run": settings, "machine": machine, "data": data}, records, ended)
 
 
 def test_a_row_says_what_it_lacks_and_nothing_is_filled_in() -> None:
@@ -47,7 +51,7 @@ def test_a_row_says_what_it_lacks_and_nothing_is_filled_in() -> None:
     table = table1_report.markdown([row])
     assert table.count("not run") == 7
     lacks = "2 of 6 seeds, 1 diverged, 1 not at their end"
-    assert f"| LeNet | HJ | 0.50 ± 0.01 @ 70 | 2.00 ± 1.41 @ 70 | {lacks} | A, fp32 | 20 |" in table
+    assert f"| LeNet | HJ | 0.50 ± 0.01 @ 70 | 2.00 ± 1.41 @ 70 | 2 | {lacks} | A, fp32 | 20 |" in table
     complete = [stored("lenet", "sgd", seed, [0.005], epochs=67) for seed in range(6)]
     assert table1_report.rows(complete, "authors")[0].caveats == []
 
@@ -85,6 +89,41 @@ def test_a_finished_row_is_not_erased_by_one_of_the_papers_length_that_was_begun
 def test_the_papers_length_in_another_precision_comes_before_a_short_run() -> None:
     (row,) = table1_report.rows(hj(3, seeds=6) + hj(70, tf32=True), "authors")
     assert row.caveats == ["1 of 6 seeds", "tf32 instead of fp32"]
+
+
+def test_runs_on_other_images_are_no_seeds_of_a_row() -> None:
+    (row,) = table1_report.rows(hj(70, seeds=4) + hj(70, seeds=2, data="e"), "authors")
+    assert row.caveats == ["4 of 6 seeds"]
+
+
+def test_fewer_images_than_the_papers_are_named() -> None:
+    (row,) = table1_report.rows(hj(70, seeds=6, gradients=234), "authors")
+    assert row.caveats == ["234 gradients an epoch instead of 468: not all images"]
+
+
+def test_settings_that_are_not_the_presets_are_named_and_come_after_those_that_are() -> None:
+    found = hj(70, seeds=6)
+    for run in found:
+        run.settings["options"]["lr"] = 0.51
+    (row,) = table1_report.rows(found, "authors")
+    assert row.caveats == ["settings other than the preset's"]
+    (row,) = table1_report.rows(found + hj(3), "authors")
+    assert (row.value, row.seeds) == ("1.00 @ 3", 1)
+
+
+def test_a_run_that_another_machine_went_on_with_says_so_and_names_both() -> None:
+    runs = hj(70, seeds=6)
+    elsewhere = {"machine": {**runs[0].header["machine"], "gpu": "B"}, "how": {}}
+    runs[2] = dataclasses.replace(runs[2], gone_on=[{"gone_on_at": 100, **elsewhere}])
+    (row,) = table1_report.rows(runs, "authors")
+    assert row.caveats == ["1 gone on with on another machine or version"]
+    assert row.device == "A and B"
+
+
+def test_every_row_has_its_number_of_seeds() -> None:
+    (row,) = table1_report.rows(hj(70, seeds=8), "authors")
+    line = "1.00 ± 0.00 @ 70 | 8 | nothing in seeds, epochs, images, settings and precision |"
+    assert line in table1_report.markdown([row])
 
 
 @pytest.mark.parametrize(("changes", "named"), [({"autocast": "bf16"}, "bf16"), ({"tf32": True}, "tf32")])

@@ -21,15 +21,17 @@ SWITCHED = {name for off in ABLATION.values() for name in off}
 
 def alike(runs: Iterable[Stored], preset: str, model: str) -> dict[str, list[Stored]]:
     """By variant, runs that differ in nothing but what was switched off and the seed: one length, one precision, one
-    device. Of several such sets the one with the most finished variants, and else as a row of the table is chosen.
-    Empty where no variant was run."""
+    device, the same data. Of several such sets the one with the most finished variants, and else as a row of the table
+    is chosen. Empty where no variant was run."""
     every: dict[str, dict[str, list[Stored]]] = {}
     for stored in runs:
         settings = stored.settings
         if (settings["preset"], settings["model"], settings["optimizer"]) == (preset, model, ABLATED):
             options = {name: value for name, value in settings["options"].items() if name not in SWITCHED}
             same = {name: value for name, value in settings.items() if name not in ASIDE}
-            common = f"{sorted(same.items())} {sorted(options.items())} {device_of(stored)}"
+            common = (
+                f"{sorted(same.items())} {sorted(options.items())} {device_of(stored.header)} {stored.header['data']}"
+            )
             if settings["variant"] in VARIANTS:
                 every.setdefault(common, {}).setdefault(settings["variant"], []).append(stored)
     ablated = [found for found in every.values() if any(found)]
@@ -63,14 +65,17 @@ def markdown(runs: Sequence[Stored], preset: str) -> str:
             continue
         for variant, (scoping, noise) in VARIANTS.items():
             each = found.get(variant)
-            value = f"{each.value} | {each.seeds} | {each.device}, {each.precision}" if each else "not run | 0 | "
+            value = "not run | 0 | |"
+            if each:
+                value = f"{each.value} | {each.seeds} | {each.differs} | {each.device}, {each.precision}"
             lines.append(f"| {NAMES[model]} | {scoping} | {noise} | {value} |")
         below.append(f"{NAMES[model]}: {of_seeds(found.values())} {_scoped(compared)}".rstrip())
     if not lines:
         return ""
     heading = [
-        "| model | scoping | thermal noise | validation error (%) @ effective epochs | seeds | device |",
-        "|---|---|---|---|---|---|",
+        "| model | scoping | thermal noise | validation error (%) @ effective epochs | seeds | what differs from the "
+        "paper's runs | device |",
+        "|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*heading, *lines, "", *below]) + "\n"
 
@@ -81,7 +86,7 @@ def of_seeds(found: Iterable[Row]) -> str:
     if seeds == 0:
         return "a row without a finished run is compared with nothing."
     if seeds == 1:
-        return "one seed: differences of this size are no effect, for nothing here says what another seed would give."
+        return "one seed: no difference here tells of an effect, for nothing says what another seed would give."
     return f"{seeds} seeds: ± is one standard deviation over them, and differences within two may be chance."
 
 

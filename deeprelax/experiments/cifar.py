@@ -56,9 +56,9 @@ def cifar10_arrays(folder: Path | None, *, published: bool = True) -> Arrays:
 
 
 def _download(folder: Path) -> None:
-    from torchvision.datasets import CIFAR10
-
     try:
+        from torchvision.datasets import CIFAR10  # fails on import where it was built for another torch
+
         CIFAR10(str(folder), download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{folder} has no {ARCHIVE} and no CIFAR-10, and downloading it failed: {error}") from error

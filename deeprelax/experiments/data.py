@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,14 @@ import torch
 from torch import Tensor
 
 DEFAULT_FOLDER = Path(".data")
-MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+# The length of each file of MNIST, and the MD5 of those that were published. A test's own are shorter.
+PUBLISHED = {
+    "train-images-idx3-ubyte": (60_000, "6bbc9ace898e44ae57da46a324031adb"),
+    "train-labels-idx1-ubyte": (60_000, "a25bea736e30d166cdddb491f175f624"),
+    "t10k-images-idx3-ubyte": (10_000, "2646ac647ad5339dbf082846283269ea"),
+    "t10k-labels-idx1-ubyte": (10_000, "27ae3e4e09519cfbb04c329615203637"),
+}
+MNIST_FILES = tuple(PUBLISHED)
 
 
 class DataError(Exception):
@@ -108,9 +116,9 @@ def _find(raw: Path, name: str) -> Path | None:
 
 
 def _download(folder: Path) -> None:
-    from torchvision.datasets import MNIST
-
     try:
+        from torchvision.datasets import MNIST  # fails on import where it was built for another torch
+
         MNIST(str(folder), download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(f"MNIST is not in {folder / 'MNIST' / 'raw'}, and downloading it failed: {error}") from error
@@ -133,4 +141,7 @@ def _read_idx(raw: Path, name: str) -> np.ndarray:
     expected = header + int(np.prod(shape))
     if len(content) != expected or 0 in shape:
         raise DataError(f"{path} is damaged: {len(content)} bytes, and its header {shape} asks for {expected}")
+    length, md5 = PUBLISHED[name]
+    if shape[0] == length and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
+        raise DataError(f"{path} is damaged: its MD5 is {found}; that of the published file is {md5}")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

@@ -18,7 +18,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """An interruption leaves the old file or the new one, never a part."""
+    """An interruption leaves the old file or the new one, never a part. Its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         write(partial)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
+from deeprelax import kernels
 from deeprelax.experiments import machine, protocol
+from deeprelax.writable import make_writable
 
 if TYPE_CHECKING:  # a console is rich's, which only the extra brings
     from rich.console import Console
@@ -93,11 +95,17 @@ def _prepared(device: str, threads: int | None) -> Iterator[torch.device]:
         where = torch.device(device)
     except RuntimeError as error:
         raise click.BadParameter(f"{device!r} is no device: cpu, cuda or cuda:1", param_hint="--device") from error
+    if where.type not in ("cpu", "cuda"):
+        raise click.BadParameter(f"{device!r} is neither a CPU nor an NVIDIA GPU", param_hint="--device")
     if where.type == "cuda":
         if (where.index or 0) >= torch.cuda.device_count():
             raise click.ClickException(f"--device {device}: torch finds no such GPU here; deeprelax doctor says more")
         # Without it, cuBLAS may sum in another order from run to run. Read when its first handle is made.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        kernels.get("auto", where)
+    except (RuntimeError, ValueError) as error:  # DEEPRELAX_BACKEND names one
+        raise click.ClickException(f"DEEPRELAX_BACKEND: {error}") from error
     with _extras_needed(), machine.threads(threads):
         yield where
 
@@ -109,7 +117,7 @@ def _errors() -> Iterator[None]:
 
     try:
         yield
-    except (DataError, StoreError, ValueError) as error:
+    except (DataError, StoreError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -189,8 +197,8 @@ def table1(
 
     \b
     An effective epoch takes
-      LeNet     30 s of one core of an AMD EPYC (measured), on a GPU less than All-CNN (estimated: 468 replays of a
-                graph of small kernels)
+      LeNet     40 s of one core of an AMD EPYC with the evaluation after it (docs/reproduction.md has the runs), on
+                a GPU less than All-CNN (estimated: 468 replays of a graph of small kernels)
       All-CNN   0.4 to 0.8 s on an H200 with --tf32 or --autocast bf16, longer in float32 (estimated from 90 TFLOP an
                 epoch and from public programs of that size; not measured), half an hour of one such core (estimated
                 from the same at 50 GFLOP/s)
@@ -202,6 +210,8 @@ def table1(
       deeprelax reproduce table1 --data DIR --device cuda --budget-minutes 30    as much of it as half an hour allows
       deeprelax reproduce table1 --data DIR --models lenet --seeds 1 --epochs 3  a first look, on a CPU
     """
+    if ablation and protocol.ABLATED not in optimizers:
+        raise click.UsageError(f"--ablation is of {protocol.ABLATED}, which --optimizers leaves out")
     with _prepared(device, threads) as where:
         from rich.console import Console
 
@@ -211,7 +221,8 @@ def table1(
         console = Console()
         write = _tensorboard(out) if tensorboard else (lambda run, records: None)
         with _errors():
-            chosen = searching.best_of(found, preset) if found else None
+            make_writable(out / f"table1-{preset}.md")
+            chosen = searching.best_of(found, preset, models, optimizers) if found else None
             runs = experiment.plan(
                 preset, models, optimizers, seeds, ablation=ablation, found=chosen, epochs=epochs,
                 evaluate_every=evaluate_every, autocast=autocast or "", tf32=tf32,
@@ -297,18 +308,21 @@ def search(
         from deeprelax.experiments import table1 as experiment
 
         console = Console()
+        make_writable(out / f"search-{preset}.json")
         load = searching.held_out(experiment.Loader(folder, out / "cache", where), images)
         trials = search_trials.plan(preset, models, optimizers, epochs)
         until = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
-        left = experiment.execute(trials, load, out / "search", console, budget_minutes=budget_minutes)
+        left = len(
+            experiment.execute(trials, load, out / "search", console, budget_minutes=budget_minutes, compare=True)
+        )
         for number in range(len(search_trials.TRIALS), len(search_trials.TRIALS) + search_trials.FURTHER):
-            if not left:
-                trials = search_trials.further(preset, models, optimizers, epochs, number, out / "search")
-                rest = None if until is None else (until - time.monotonic()) / 60
-                left = experiment.execute(trials, load, out / "search", console, budget_minutes=rest)
-        path = searching.write(out, preset, models, optimizers, epochs)
+            if left:  # they come from the results of all before
+                left += len(models) * len(optimizers)
+                continue
+            trials = search_trials.further(preset, models, optimizers, epochs, number, out / "search")
+            rest = None if until is None else (until - time.monotonic()) / 60
+            left = len(experiment.execute(trials, load, out / "search", console, budget_minutes=rest, compare=True))
+        path = searching.write(out, preset, epochs)
         for line in searching.summary(path):
             click.echo(line)
-    click.echo(
-        f"written: {path}" + (f"; {len(left)} trials are left: the same command goes on with them" if left else "")
-    )
+    click.echo(f"written: {path}" + (f"; {left} trials are left: the same command goes on with them" if left else ""))

@@ -15,8 +15,9 @@ import torch
 
 from deeprelax.experiments import files, store
 from deeprelax.experiments.data import Data
-from deeprelax.experiments.protocol import Run
-from deeprelax.experiments.search_trials import score
+from deeprelax.experiments.files import StoreError
+from deeprelax.experiments.protocol import MODELS, OPTIMIZERS, Run
+from deeprelax.experiments.search_trials import FURTHER, TRIALS, score
 from deeprelax.experiments.store import Stored
 
 HELD_OUT_SEED = 0
@@ -58,31 +59,39 @@ def held_out(load: Callable[[Run], tuple[Data, str]], images: int | None) -> Cal
     return load_parts
 
 
-def write(out: Path, preset: str, models: Sequence[str], optimizers: Sequence[str], epochs: int) -> Path:
-    """Collect the stored trials of that length into OUT/search-PRESET.json, the best one of each row named; the file's
-    path."""
-    wanted = (preset, epochs)
-    ended = [
-        s for s in store.read_all(out / "search")
-        if s.ended is not None and (s.settings["preset"], s.settings["epochs"]) == wanted
-    ]  # fmt: skip
-    found: dict[str, dict[str, Any]] = {}
-    for model in models:
-        for optimizer in optimizers:
-            trials = [s for s in ended if (s.settings["model"], s.settings["optimizer"]) == (model, optimizer)]
-            if trials:
-                found.setdefault(model, {})[optimizer] = _collected(trials)
+def write(out: Path, preset: str, epochs: int) -> Path:
+    """Collect every stored trial of that preset and length into OUT/search-PRESET.json, the best one of each row named;
+    the file's path.
+
+    Raises:
+        StoreError: trials of a model are of different data.
+    """
+    found: dict[str, dict[str, list[Stored]]] = {}
+    for stored in store.read_all(out / "search"):
+        settings = stored.settings
+        if stored.ended is not None and (settings["preset"], settings["epochs"]) == (preset, epochs):
+            found.setdefault(settings["model"], {}).setdefault(settings["optimizer"], []).append(stored)
+    for model, rows in found.items():
+        data = sorted({stored.header["data"] for trials in rows.values() for stored in trials})
+        if len(data) > 1:
+            raise StoreError(f"{out / 'search'}: the trials of {model} are of different data, {'; '.join(data)}")
+    collected = {
+        model: {optimizer: _collected(found[model][optimizer]) for optimizer in OPTIMIZERS if optimizer in found[model]}
+        for model in MODELS
+        if model in found
+    }
     path = out / f"search-{preset}.json"
-    files.write_text(path, json.dumps({"preset": preset, "rows": found}, indent=1) + "\n")
+    files.write_text(path, json.dumps({"preset": preset, "rows": collected}, indent=1) + "\n")
     return path
 
 
 def _collected(trials: Sequence[Stored]) -> dict[str, Any]:
     best = min(trials, key=score).settings
+    places = [{name: place.get(name, {}) for name in ("machine", "how")} for s in trials for place in s.places]
     return {
         "data": trials[0].header["data"],
-        "machine": trials[0].header["machine"],
-        "how": trials[0].header.get("how", {}),
+        "places": [place for number, place in enumerate(places) if place not in places[:number]],
+        "whole": len(trials) == len(TRIALS) + FURTHER,
         "best": {"options": _open(best), "drops": best["drops"]},
         "trials": [
             {
@@ -104,37 +113,47 @@ def _open(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: settings["options"][name] for name in ("lr", "gamma") if name in settings["options"]}
 
 
-def best_of(path: Path, preset: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """For each model and optimizer in a search's file, "options" and "drops" for ``protocol.run``.
+def best_of(
+    path: Path, preset: str, models: Sequence[str], optimizers: Sequence[str]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """For each of the models and optimizers, "options" and "drops" for ``protocol.run`` from a search's file.
 
     Raises:
-        ValueError: the file is not a search's, or of another preset.
+        ValueError: the file is not a search's, or of another preset, or a row has not had all its trials.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         of = content["preset"]
-        found = {
-            model: {
-                optimizer: {
-                    "options": {name: float(value) for name, value in row["best"]["options"].items()},
-                    "drops": tuple((float(at), float(factor)) for at, factor in row["best"]["drops"]),
-                }
-                for optimizer, row in of_model.items()
-            }
+        rows = {
+            (model, optimizer): (row["whole"], _chosen(row["best"]))
             for model, of_model in content["rows"].items()
+            for optimizer, row in of_model.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a file of `deeprelax reproduce search`: {error}") from error
     if of != preset:
         raise ValueError(f"{path} is of the {of} preset, and --preset is {preset}")
-    return found
+    lacking = [f"{m} {o}" for m in models for o in optimizers if (m, o) not in rows or not rows[m, o][0]]
+    if lacking:
+        raise ValueError(
+            f"{path} has not all trials of {', '.join(lacking)}: `deeprelax reproduce search` goes on with them, and "
+            "--models and --optimizers take those that are there"
+        )
+    return {model: {optimizer: rows[model, optimizer][1] for optimizer in optimizers} for model in models}
+
+
+def _chosen(best: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "options": {name: float(value) for name, value in best["options"].items()},
+        "drops": tuple((float(at), float(factor)) for at, factor in best["drops"]),
+    }
 
 
 def summary(path: Path) -> list[str]:
     """A line for each row of a search's file."""
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     return [
-        f"{model:7} {optimizer:12} best of {len(row['trials'])}: "
+        f"{model:7} {optimizer:12} best of {len(row['trials'])}{'' if row['whole'] else ', not all'}: "
         + ", ".join(f"{name}={value:g}" for name, value in row["best"]["options"].items())
         for model, of_model in rows.items()
         for optimizer, row in of_model.items()

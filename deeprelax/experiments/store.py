@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
+import torch
+
 from deeprelax.experiments import checkpoints, machine
 from deeprelax.experiments.data import Data
 from deeprelax.experiments.files import StoreError, write_text
@@ -40,12 +43,19 @@ class Stored:
             (nats), lr, gamma, seconds.
         ended: "finished", "diverged", or None if it is not at its end.
         state: the checksum of the last state of an ended run; equal for runs of equal bits.
+        gone_on: "gone_on_at" (gradients), "machine" and "how", where another machine went on with it.
     """
 
     header: dict[str, Any]
     records: list[dict[str, Any]]
     ended: str | None
     state: str | None = None
+    gone_on: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    @property
+    def places(self) -> list[dict[str, Any]]:
+        """Every "machine" and "how" that it was had with."""
+        return [self.header, *self.gone_on]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -84,7 +94,7 @@ def read(path: Path) -> Stored:
         raise StoreError(f"{path} does not begin with the settings of a run; remove it") from error
     if lacking:
         raise StoreError(f"{path} is damaged: it lacks {', '.join(sorted(lacking))}; remove it")
-    return Stored(header, records, ended, state)
+    return Stored(header, records, ended, state, [line for line in lines[1:] if "gone_on_at" in line])
 
 
 def read_all(out: Path) -> list[Stored]:
@@ -143,22 +153,48 @@ def execute(
         "finished", "diverged" or "paused".
 
     Raises:
-        StoreError: a file of its name is of another run.
+        StoreError: a file of its name is of another run, or its checkpoint of a CPU's run and this is a GPU, or the
+            other way round; or another process is at this run.
         ValueError: a setting is out of range.
     """
     path, saved = path_of(run, out), checkpoint_of(run, out)
     for folder in (path.parent, saved.parent):
         folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(saved.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise StoreError(f"{path} is being written by another process; give another --out, or wait for it") from error
+    try:
+        return _execute(run, data, digest, path, saved, deadline, checkpoint_seconds, on_progress, warn)
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waits for it finds a run that has ended
+        lock.release()
+
+
+def _execute(
+    run: Run,
+    data: Data,
+    digest: str,
+    path: Path,
+    saved: Path,
+    deadline: float,
+    checkpoint_seconds: float,
+    on_progress: Callable[[int, int, Sequence[dict[str, Any]]], None],
+    warn: Callable[[str], None],
+) -> str:
     if path.exists():
         stored = read(path)
         check_same(run, digest, stored, path)
         if stored.ended:
+            saved.unlink(missing_ok=True)  # of a process that was killed between the two
             return stored.ended
     device = data.train_inputs.device
     content = None
     if saved.exists():
         content = checkpoints.read(saved)
         check_same(run, digest, Stored(content["lines"][0], [], None), saved)
+        _check_device(content["lines"], device, saved)
     with machine.threads(content["lines"][0]["machine"]["threads"] if content else None), numerics(run, device):
         runner = Runner(run, data)
         if why := why_not_captured(run, device):
@@ -211,6 +247,16 @@ def _has_diverged(lines: Sequence[dict[str, Any]]) -> bool:
     """By the last evaluation, so that a run that was stopped after it does not train on."""
     losses = [line["training_loss"] for line in lines if "validation_error" in line]
     return losses[-1:] == [None]
+
+
+def _check_device(lines: Sequence[dict[str, Any]], device: torch.device, saved: Path) -> None:
+    """StoreError where a CPU's run would go on on a GPU, or the other way round: dropout's generators are not alike."""
+    there = next(line for line in reversed(lines) if "machine" in line)["machine"]["gpu"]
+    if bool(there) != (device.type == "cuda"):
+        raise StoreError(
+            f"{saved} is of a run on {there or 'a CPU'}, whose random numbers for dropout cannot be gone on with on "
+            f"{device}: give --device {'cuda' if there else 'cpu'}, or remove it to begin that run again"
+        )
 
 
 def _note_machine(

@@ -75,6 +75,7 @@ def execute(
     *,
     budget_minutes: float | None = None,
     checkpoint_seconds: float = 60.0,
+    compare: bool = False,
     report: Report = lambda run, records: None,
 ) -> list[Run]:
     """Run what is missing.
@@ -82,6 +83,7 @@ def execute(
     Args:
         load: gives a run's data.
         budget_minutes: no run is begun after it, and one that is under way is saved and left for the next call.
+        compare: load the data of every model, also where no run is missing, to see that those there are of them.
         report: called after every evaluation.
 
     Returns:
@@ -92,6 +94,11 @@ def execute(
     """
     deadline = float("inf") if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     left: list[Run] = []
+    unseen = dict.fromkeys(run.model for run in runs)
+    for run in runs if compare else ():
+        if run.model in unseen:
+            _check_data(runs, run.model, load(run)[1], out)
+            del unseen[run.model]
     with _progress(console) as progress:
         bars = {model: _Bar(progress, model, runs, out) for model in dict.fromkeys(run.model for run in runs)}
         for run in runs:
@@ -101,6 +108,9 @@ def execute(
                 left.append(run)
                 continue
             data, digest = load(run)
+            if run.model in unseen:
+                _check_data(runs, run.model, digest, out)
+                del unseen[run.model]
             watch = _Watch(progress, bars[run.model], run, out, report)
             how = store.execute(
                 run, data, digest, out, deadline=deadline, checkpoint_seconds=checkpoint_seconds, on_progress=watch,
@@ -156,6 +166,13 @@ class _Watch:
 
     def close(self) -> None:
         self._progress.remove_task(self._task)
+
+
+def _check_data(runs: Sequence[Run], model: str, digest: str, out: Path) -> None:
+    """StoreError unless all runs of a model that have ended are of these data, for rows are made of them together."""
+    for run in runs:
+        if run.model == model:
+            store.ended(run, digest, out)
 
 
 def _has_ended(run: Run, out: Path) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from deeprelax.experiments.protocol import OPTIMIZERS, PAPER, SEEDS
+from deeprelax.experiments import protocol
+from deeprelax.experiments.protocol import BATCH_SIZE, OPTIMIZERS, PAPER, SEEDS, TRAINING_IMAGES
 from deeprelax.experiments.report import TITLES
 from deeprelax.experiments.store import DIVERGED, FINISHED, Stored
 
@@ -30,6 +31,9 @@ class Row:
         seeds: finished runs.
         diverged: runs whose loss is no longer a number.
         running: runs that are not at their end.
+        moved: runs that another machine or another version of the program went on with.
+        gradients: of an effective epoch; None before the first evaluation.
+        as_preset: whether the settings are the preset's, and not those that a search found or an older version had.
         device, precision: what the runs were had with.
         seconds: of a run, mean.
     """
@@ -44,6 +48,9 @@ class Row:
     seeds: int
     diverged: int
     running: int
+    moved: int
+    gradients: int | None
+    as_preset: bool
     device: str
     precision: str
     seconds: float
@@ -59,13 +66,25 @@ class Row:
             found.append(f"{self.epochs} of {paper.epochs} effective epochs")
         if self.epochs > paper.epochs:
             found.append(f"{self.epochs} effective epochs instead of {paper.epochs}")
+        whole = TRAINING_IMAGES[self.model] // BATCH_SIZE
+        if self.gradients not in (None, whole):
+            found.append(f"{self.gradients} gradients an epoch instead of {whole}: not all images")
+        if not self.as_preset:
+            found.append("settings other than the preset's")
         if self.precision != PAPERS_PRECISION:
             found.append(f"{self.precision} instead of {PAPERS_PRECISION}")
         if self.diverged:
             found.append(f"{self.diverged} diverged")
         if self.running:
             found.append(f"{self.running} not at their end")
+        if self.moved:
+            found.append(f"{self.moved} gone on with on another machine or version")
         return found
+
+    @property
+    def differs(self) -> str:
+        """The caveats in a line."""
+        return ", ".join(self.caveats) or "nothing in seeds, epochs, images, settings and precision"
 
     @property
     def value(self) -> str:
@@ -76,9 +95,9 @@ class Row:
         return f"{self.error:.2f}{deviation} @ {self.epochs}"
 
 
-def device_of(stored: Stored) -> str:
+def device_of(place: dict[str, Any]) -> str:
     """The GPU's name, or the CPU's with its threads."""
-    about = stored.header["machine"]
+    about = place["machine"]
     return about["gpu"] or f"{about['cpu']}, {about['threads']} thread{'s' if about['threads'] > 1 else ''}"
 
 
@@ -87,23 +106,28 @@ def precision_of(settings: dict[str, Any]) -> str:
 
 
 def had_with(stored: Stored) -> str:
-    """Device and precision."""
-    return f"{device_of(stored)}, {precision_of(stored.settings)}"
+    """Devices and precision."""
+    return f"{_devices([stored])}, {precision_of(stored.settings)}"
+
+
+def _devices(found: Iterable[Stored]) -> str:
+    return " and ".join(dict.fromkeys(device_of(place) for stored in found for place in stored.places))
 
 
 def groups(runs: Iterable[Stored]) -> dict[Key, list[Stored]]:
-    """Runs that differ in the seed only, by preset, model, optimizer and variant.
+    """Runs that differ in the seed only, by preset, model, optimizer and variant; of one device, and the same data.
 
-    Where runs of several settings are there, the first that one of these tells apart: some are finished, they are of
-    the paper's length, in its precision, nearer to its length, more are finished, there are more of them. So a run
-    that was only begun, or a longer one, takes no row away.
+    Where runs of several settings are there, the first that one of these tells apart: some are finished, they are as
+    the preset says, of the paper's length, in its precision, nearer to its length, more are finished, there are more
+    of them. So a run that was only begun, or a longer one, takes no row away.
     """
     every: dict[Key, dict[str, list[Stored]]] = {}
     for stored in runs:
         settings = stored.settings
         key = (settings["preset"], settings["model"], settings["optimizer"], settings["variant"])
         same = str(sorted((name, str(value)) for name, value in settings.items() if name != "seed"))
-        every.setdefault(key, {}).setdefault(f"{same} {device_of(stored)}", []).append(stored)
+        same += f" {device_of(stored.header)} {stored.header['data']}"
+        every.setdefault(key, {}).setdefault(same, []).append(stored)
     return {key: max(of_settings.values(), key=rank) for key, of_settings in every.items()}
 
 
@@ -114,12 +138,20 @@ def rank(found: Sequence[Stored]) -> tuple[int, ...]:
     finished = sum(stored.ended == FINISHED for stored in found)
     return (
         finished > 0,
+        as_preset(settings),
         settings["epochs"] == paper,
         precision_of(settings) == PAPERS_PRECISION,
         -abs(settings["epochs"] - paper),
         finished,
         len(found),
     )
+
+
+def as_preset(settings: dict[str, Any]) -> bool:
+    """Whether a stored run's are those that ``protocol`` gives its row now."""
+    named = {name: settings[name] for name in ("epochs", "variant", "autocast", "tf32", "evaluate_every")}
+    row = (settings["preset"], settings["model"], settings["optimizer"], settings["seed"])
+    return protocol.run(*row, **named).settings() == settings
 
 
 def row(key: Key, found: Sequence[Stored]) -> Row:
@@ -135,10 +167,19 @@ def row(key: Key, found: Sequence[Stored]) -> Row:
         seeds=len(finished),
         diverged=sum(stored.ended == DIVERGED for stored in found),
         running=sum(stored.ended is None for stored in found),
-        device=device_of(found[0]),
+        moved=sum(bool(stored.gone_on) for stored in found),
+        gradients=_gradients(found),
+        as_preset=as_preset(settings),
+        device=_devices(found),
         precision=precision_of(settings),
         seconds=statistics.mean(stored.records[-1]["seconds"] for stored in finished) if finished else 0.0,
     )
+
+
+def _gradients(found: Iterable[Stored]) -> int | None:
+    """Of an effective epoch."""
+    last = [stored.records[-1] for stored in found if stored.records]
+    return round(last[0]["gradients"] / last[0]["effective_epoch"]) if last else None
 
 
 def rows(runs: Iterable[Stored], preset: str) -> list[Row]:
@@ -152,8 +193,9 @@ def markdown(found: Sequence[Row], models: Sequence[str] = tuple(NAMES)) -> str:
     """The table, a line for each row of the paper; one without runs says so."""
     by_row = {(each.model, each.optimizer): each for each in found if not each.variant}
     lines = [
-        "| model | optimizer | paper | this program | what differs from the paper's runs | device | s per run |",
-        "|---|---|---|---|---|---|---|",
+        "| model | optimizer | paper | this program | seeds | what differs from the paper's runs | device "
+        "| s per run |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (model, optimizer), paper in PAPER.items():
         if model not in models:
@@ -161,11 +203,11 @@ def markdown(found: Sequence[Row], models: Sequence[str] = tuple(NAMES)) -> str:
         each = by_row.get((model, optimizer))
         start = f"| {NAMES[model]} | {TITLES[optimizer]} | {_paper(model, optimizer)} |"
         if each is None:
-            lines.append(f"{start} not run | 0 of {SEEDS} seeds, 0 of {paper.epochs} effective epochs | | |")
+            lines.append(f"{start} not run | 0 | 0 of {SEEDS} seeds, 0 of {paper.epochs} effective epochs | | |")
         else:
-            differs = ", ".join(each.caveats) or "nothing in seeds, epochs and precision"
             lines.append(
-                f"{start} {each.value} | {differs} | {each.device}, {each.precision} | {_seconds(each.seconds)} |"
+                f"{start} {each.value} | {each.seeds} | {each.differs} | {each.device}, {each.precision} | "
+                f"{_seconds(each.seconds)} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -175,13 +217,13 @@ def table(found: Sequence[Row], models: Sequence[str]) -> Table:
     result = Table(
         title="Validation error (%) @ effective epochs", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    for heading in ("model", "optimizer", "paper", "here", "unlike the paper's runs", "had with"):
+    for heading in ("model", "optimizer", "paper", "here", "seeds", "unlike the paper's runs", "had with"):
         result.add_column(heading)
     by_row = {(each.model, each.optimizer): each for each in found if not each.variant}
     for model in models:
         for optimizer in OPTIMIZERS:
             each = by_row.get((model, optimizer))
-            ours = _ours(each) if each else ["not run", "", ""]
+            ours = _ours(each) if each else ["not run", "0", "", ""]
             result.add_row(NAMES[model], TITLES[optimizer], _paper(model, optimizer), *ours)
     for each in found:
         if each.variant:
@@ -198,7 +240,7 @@ def as_json(found: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _ours(each: Row) -> list[str]:
-    return [each.value, ", ".join(each.caveats), f"{each.device}, {each.precision}"]
+    return [each.value, str(each.seeds), ", ".join(each.caveats), f"{each.device}, {each.precision}"]
 
 
 def _paper(model: str, optimizer: str) -> str:
