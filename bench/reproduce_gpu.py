@@ -12,7 +12,6 @@ Afterwards, here or elsewhere: python bench/reproduction.py
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from deeprelax.experiments import figure2, protocol, store, table1, table1_report
+from deeprelax.experiments import figure2, machine, protocol, store, table1, table1_report
 from deeprelax.experiments.data import DataError
 from deeprelax.experiments.files import StoreError
 from deeprelax.experiments.protocol import Run
@@ -75,7 +74,7 @@ def main(given: list[str] | None = None, device: str = "cuda") -> int:
     if where.type == "cuda" and not torch.cuda.is_available():
         print("torch.cuda.is_available() is False: this needs a GPU, and a build of torch for CUDA", file=sys.stderr)
         return 2
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may sum in another order every time
+    machine.reproducible_cublas(where)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else device
     folder = asked.results / "-".join(name.lower().split()) / "reproduction"
     console, runs = Console(), plan(asked)

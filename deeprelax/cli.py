@@ -155,6 +155,7 @@ def train(
         from deeprelax.experiments.data import DataError, load
 
         try:
+            machine.reproducible_cublas(torch.device(device))
             data = load(dataset, folder).to(torch.device(device))
         except DataError as error:
             raise click.ClickException(str(error)) from error

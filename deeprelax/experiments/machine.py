@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -36,6 +37,13 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def reproducible_cublas(device: torch.device) -> None:
+    """Keep cuBLAS from summing in another order every time. It reads the variable when its first handle is made; what
+    the user has set stays."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _cpu_says() -> dict[str, str]:

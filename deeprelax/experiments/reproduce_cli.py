@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -100,8 +99,7 @@ def _prepared(device: str, threads: int | None) -> Iterator[torch.device]:
     if where.type == "cuda":
         if (where.index or 0) >= torch.cuda.device_count():
             raise click.ClickException(f"--device {device}: torch finds no such GPU here; deeprelax doctor says more")
-        # Without it, cuBLAS may sum in another order from run to run. Read when its first handle is made.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        machine.reproducible_cublas(where)
     try:
         kernels.get("auto", where)
     except (RuntimeError, ValueError) as error:  # DEEPRELAX_BACKEND names one
