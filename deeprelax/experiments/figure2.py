@@ -96,8 +96,11 @@ def _line(
 
 def _decorate(ax: Axes) -> None:
     ax.set_yscale("log")
+    ax.set_xlim(left=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    bottom, top = ax.get_ylim()
+    # A short run stays within a decade, where 1, 2 and 5 may give a single tick.
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if top > 5 * bottom else MaxNLocator(5))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.grid(visible=True, which="major", linewidth=0.4, alpha=0.5)

@@ -198,8 +198,8 @@ def table1(
       LeNet     40 s of one core of an AMD EPYC with the evaluation after it (docs/reproduction.md has the runs), on
                 a GPU less than All-CNN (estimated: 468 replays of a graph of small kernels)
       All-CNN   0.4 to 0.8 s on an H200 with --tf32 or --autocast bf16, longer in float32 (estimated from 90 TFLOP an
-                epoch and from public programs of that size; not measured), half an hour of one such core (estimated
-                from the same at 50 GFLOP/s)
+                epoch and from public programs of that size; not measured), half an hour of one such core, and as
+                much again for an evaluation, which takes two passes over the training set (docs/reproduction.md)
     The table's eight rows are 942 effective epochs a seed.
 
     \b
