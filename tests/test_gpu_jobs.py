@@ -17,12 +17,13 @@ sys.path.insert(0, str(ROOT / "bench"))
 from gpu_bench.jobs import Job  # noqa: E402
 
 PARENT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from gpu_bench.jobs import Job
 from gpu_bench.lifetime import unwind_on_signals
 
 folder = Path(sys.argv[1])
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup, and so left alone
 unwind_on_signals()
 job = Job(["sh", "-c", "echo $$; exec sleep 600"], folder / "job.txt")
 try:
