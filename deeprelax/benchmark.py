@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -99,19 +100,20 @@ def plain_loop(opt: torch.optim.Optimizer, average: str, update_w: bool) -> Step
 
 
 def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds per call, contestants alternating, in rounds; each round begins with the next one."""
+    """Seconds per call, contestants alternating, in rounds of an order drawn anew (always the same draws): whoever came
+    always after the one that leaves the caches in disarray would look slow."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
-    order = list(steps)
+    order, draws = list(steps), random.Random(0)
     for _ in range(rounds):
+        draws.shuffle(order)
         for name in order:
             begin = time.perf_counter()
             steps[name]()
             times[name].append(time.perf_counter() - begin)
             if name == COMPILED:  # it brings an OpenMP runtime of its own, whose threads go on spinning for a while
                 time.sleep(0.1)
-        order.append(order.pop(0))
     return times
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -86,16 +87,17 @@ def cuda_timer() -> DeviceTimer:
 
 
 def measure(contestants: dict[str, Contestant], timer: Timer, rounds: int, warm_up: int = 2) -> dict[str, list[Sample]]:
-    """A sample a round for each; the contestants alternate, and each round begins with the next one."""
+    """A sample a round for each; the contestants alternate, in an order drawn anew for every round (always the same
+    draws): whoever came always after the one that leaves the host's caches in disarray would look slow."""
     for _ in range(warm_up):
         for name, contestant in contestants.items():
             timer(name, contestant)
     samples: dict[str, list[Sample]] = {name: [] for name in contestants}
-    order = list(contestants)
+    order, draws = list(contestants), random.Random(0)
     for _ in range(rounds):
+        draws.shuffle(order)
         for name in order:
             samples[name].append(timer(name, contestants[name]))
-        order.append(order.pop(0))
     return samples
 
 
