@@ -154,8 +154,8 @@ def train(
         from deeprelax.experiments import live, report
         from deeprelax.experiments.data import DataError, load
 
+        machine.reproducible_cublas(torch.device(device))
         try:
-            machine.reproducible_cublas(torch.device(device))
             data = load(dataset, folder).to(torch.device(device))
         except DataError as error:
             raise click.ClickException(str(error)) from error

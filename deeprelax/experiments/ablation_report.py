@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from deeprelax.experiments.protocol import ABLATED, ABLATION, MODELS
 from deeprelax.experiments.store import FINISHED, Stored
-from deeprelax.experiments.table1_report import NAMES, Row, device_of, rank, row
+from deeprelax.experiments.table1_report import NAMES, Row, origin, rank, row
 
 # Of each variant, whether scoping and noise are on.
 VARIANTS = {
@@ -29,9 +29,7 @@ def alike(runs: Iterable[Stored], preset: str, model: str) -> dict[str, list[Sto
         if (settings["preset"], settings["model"], settings["optimizer"]) == (preset, model, ABLATED):
             options = {name: value for name, value in settings["options"].items() if name not in SWITCHED}
             same = {name: value for name, value in settings.items() if name not in ASIDE}
-            common = (
-                f"{sorted(same.items())} {sorted(options.items())} {device_of(stored.header)} {stored.header['data']}"
-            )
+            common = f"{sorted(same.items())} {sorted(options.items())} {origin(stored)}"
             if settings["variant"] in VARIANTS:
                 every.setdefault(common, {}).setdefault(settings["variant"], []).append(stored)
     ablated = [found for found in every.values() if any(found)]

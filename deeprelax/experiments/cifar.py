@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deeprelax.experiments.data import DEFAULT_FOLDER, DataError
+from deeprelax.experiments.data import DEFAULT_FOLDER, DataError, check_published
 
 BATCHES = {  # with the MD5 of each, as torchvision has them
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -107,10 +106,10 @@ def _read_batch(path: Path, md5: str | None) -> tuple[np.ndarray, np.ndarray]:
     if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != PIXELS:
         raise DataError(f"{path} is damaged: data is {images.dtype} {images.shape}; uint8 (n, {PIXELS}) was expected")
     _check_labels(path, "labels", labels, len(images))
-    if md5 is not None and len(images) != IMAGES:
-        raise DataError(f"{path} is damaged: it has {len(images):,} images; {IMAGES:,} were expected")
-    if md5 is not None and (found := hashlib.md5(raw, usedforsecurity=False).hexdigest()) != md5:
-        raise DataError(f"{path} is damaged: its MD5 is {found}; that of the published file is {md5}")
+    if md5 is not None:
+        if len(images) != IMAGES:
+            raise DataError(f"{path} is damaged: it has {len(images):,} images; {IMAGES:,} were expected")
+        check_published(path, raw, md5)
     return images.reshape(-1, 3, 32, 32), labels.astype(np.uint8)
 
 

@@ -14,7 +14,6 @@ import torch
 
 from deeprelax import kernels
 from deeprelax.experiments import machine, protocol
-from deeprelax.writable import make_writable
 
 if TYPE_CHECKING:  # a console is rich's, which only the extra brings
     from rich.console import Console
@@ -213,13 +212,14 @@ def table1(
     with _prepared(device, threads) as where:
         from rich.console import Console
 
+        from deeprelax.cli import _check_writable
         from deeprelax.experiments import search as searching
         from deeprelax.experiments import table1 as experiment
 
         console = Console()
         write = _tensorboard(out) if tensorboard else (lambda run, records: None)
         with _errors():
-            make_writable(out / f"table1-{preset}.md")
+            _check_writable("--out", out / f"table1-{preset}.md")
             chosen = searching.best_of(found, preset, models, optimizers) if found else None
             runs = experiment.plan(
                 preset, models, optimizers, seeds, ablation=ablation, found=chosen, epochs=epochs,
@@ -301,12 +301,13 @@ def search(
     with _prepared(device, threads) as where, _errors():
         from rich.console import Console
 
+        from deeprelax.cli import _check_writable
         from deeprelax.experiments import search as searching
         from deeprelax.experiments import search_trials
         from deeprelax.experiments import table1 as experiment
 
         console = Console()
-        make_writable(out / f"search-{preset}.json")
+        _check_writable("--out", out / f"search-{preset}.json")
         load = searching.held_out(experiment.Loader(folder, out / "cache", where), images)
         trials = search_trials.plan(preset, models, optimizers, epochs)
         until = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes

@@ -9,11 +9,12 @@ other bits.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,73 +161,66 @@ def execute(
     path, saved = path_of(run, out), checkpoint_of(run, out)
     for folder in (path.parent, saved.parent):
         folder.mkdir(parents=True, exist_ok=True)
+    with _alone(path, saved):
+        if path.exists():
+            stored = read(path)
+            check_same(run, digest, stored, path)
+            if stored.ended:
+                saved.unlink(missing_ok=True)  # of a process that was killed between the two
+                return stored.ended
+        device = data.train_inputs.device
+        content = None
+        if saved.exists():
+            content = checkpoints.read(saved)
+            check_same(run, digest, Stored(content["lines"][0], [], None), saved)
+            _check_device(content["lines"], device, saved)
+        with machine.threads(content["lines"][0]["machine"]["threads"] if content else None), numerics(run, device):
+            runner = Runner(run, data)
+            if why := why_not_captured(run, device):
+                warn(f"{run.name}: {why}")
+            about = {"machine": machine.describe(device), "how": runner.how}
+            lines: list[dict[str, Any]] = [{"run": run.settings(), **about, "data": digest}]
+            before = 0.0
+            if content:
+                runner.load_state(content["state"])
+                lines, before = content["lines"], content["seconds"]
+                _note_machine(run, lines, about, runner.done, warn)
+            write_lines(path, lines)
+            start = last_saved = time.monotonic()
+            while runner.done < runner.total and not _has_diverged(lines):
+                span = run.evaluate_every * runner.per_epoch
+                runner.advance(min(CHUNK, span - runner.done % span, runner.total - runner.done))
+                if runner.done % span == 0 or runner.done == runner.total:
+                    lines.append(_evaluated(runner, before - start))
+                    _append(path, lines[-1])
+                now = time.monotonic()
+                on_progress(runner.done, runner.total, [line for line in lines if "validation_error" in line])
+                at_end = _has_diverged(lines) or runner.done == runner.total
+                paused = now >= deadline and not at_end
+                if at_end or paused or now - last_saved >= checkpoint_seconds:
+                    checkpoints.write(saved, {"lines": lines, "state": runner.state(), "seconds": before + now - start})
+                    last_saved = now
+                if paused:
+                    return PAUSED
+            end = DIVERGED if _has_diverged(lines) else FINISHED
+            _append(path, {"ended": end, "state": checkpoints.digest(runner.state())})
+        saved.unlink(missing_ok=True)
+        return end
+
+
+@contextlib.contextmanager
+def _alone(path: Path, saved: Path) -> Iterator[None]:
+    """StoreError where another process is at the run of these files."""
     lock = filelock.FileLock(saved.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise StoreError(f"{path} is being written by another process; give another --out, or wait for it") from error
     try:
-        return _execute(run, data, digest, path, saved, deadline, checkpoint_seconds, on_progress, warn)
+        yield
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waits for it finds a run that has ended
         lock.release()
-
-
-def _execute(
-    run: Run,
-    data: Data,
-    digest: str,
-    path: Path,
-    saved: Path,
-    deadline: float,
-    checkpoint_seconds: float,
-    on_progress: Callable[[int, int, Sequence[dict[str, Any]]], None],
-    warn: Callable[[str], None],
-) -> str:
-    if path.exists():
-        stored = read(path)
-        check_same(run, digest, stored, path)
-        if stored.ended:
-            saved.unlink(missing_ok=True)  # of a process that was killed between the two
-            return stored.ended
-    device = data.train_inputs.device
-    content = None
-    if saved.exists():
-        content = checkpoints.read(saved)
-        check_same(run, digest, Stored(content["lines"][0], [], None), saved)
-        _check_device(content["lines"], device, saved)
-    with machine.threads(content["lines"][0]["machine"]["threads"] if content else None), numerics(run, device):
-        runner = Runner(run, data)
-        if why := why_not_captured(run, device):
-            warn(f"{run.name}: {why}")
-        about = {"machine": machine.describe(device), "how": runner.how}
-        lines: list[dict[str, Any]] = [{"run": run.settings(), **about, "data": digest}]
-        before = 0.0
-        if content:
-            runner.load_state(content["state"])
-            lines, before = content["lines"], content["seconds"]
-            _note_machine(run, lines, about, runner.done, warn)
-        write_lines(path, lines)
-        start = last_saved = time.monotonic()
-        while runner.done < runner.total and not _has_diverged(lines):
-            span = run.evaluate_every * runner.per_epoch
-            runner.advance(min(CHUNK, span - runner.done % span, runner.total - runner.done))
-            if runner.done % span == 0 or runner.done == runner.total:
-                lines.append(_evaluated(runner, before - start))
-                _append(path, lines[-1])
-            now = time.monotonic()
-            on_progress(runner.done, runner.total, [line for line in lines if "validation_error" in line])
-            at_end = _has_diverged(lines) or runner.done == runner.total
-            paused = now >= deadline and not at_end
-            if at_end or paused or now - last_saved >= checkpoint_seconds:
-                checkpoints.write(saved, {"lines": lines, "state": runner.state(), "seconds": before + now - start})
-                last_saved = now
-            if paused:
-                return PAUSED
-        end = DIVERGED if _has_diverged(lines) else FINISHED
-        _append(path, {"ended": end, "state": checkpoints.digest(runner.state())})
-    saved.unlink(missing_ok=True)
-    return end
 
 
 def _evaluated(runner: Runner, seconds: float) -> dict[str, Any]:

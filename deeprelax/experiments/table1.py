@@ -94,11 +94,18 @@ def execute(
     """
     deadline = float("inf") if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     left: list[Run] = []
-    unseen = dict.fromkeys(run.model for run in runs)
+    unseen = {run.model for run in runs}
+
+    def loaded(run: Run) -> tuple[Data, str]:
+        data, digest = load(run)
+        if run.model in unseen:
+            unseen.discard(run.model)
+            _check_data(runs, run.model, digest, out)
+        return data, digest
+
     for run in runs if compare else ():
         if run.model in unseen:
-            _check_data(runs, run.model, load(run)[1], out)
-            del unseen[run.model]
+            loaded(run)
     with _progress(console) as progress:
         bars = {model: _Bar(progress, model, runs, out) for model in dict.fromkeys(run.model for run in runs)}
         for run in runs:
@@ -107,10 +114,7 @@ def execute(
             if left or time.monotonic() >= deadline:
                 left.append(run)
                 continue
-            data, digest = load(run)
-            if run.model in unseen:
-                _check_data(runs, run.model, digest, out)
-                del unseen[run.model]
+            data, digest = loaded(run)
             watch = _Watch(progress, bars[run.model], run, out, report)
             how = store.execute(
                 run, data, digest, out, deadline=deadline, checkpoint_seconds=checkpoint_seconds, on_progress=watch,

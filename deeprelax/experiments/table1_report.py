@@ -101,6 +101,11 @@ def device_of(place: dict[str, Any]) -> str:
     return about["gpu"] or f"{about['cpu']}, {about['threads']} thread{'s' if about['threads'] > 1 else ''}"
 
 
+def origin(stored: Stored) -> str:
+    """What runs have to share beside their settings to be compared: where they were begun, and the data."""
+    return f"{device_of(stored.header)} {stored.header['data']}"
+
+
 def precision_of(settings: dict[str, Any]) -> str:
     return settings["autocast"] or ("tf32" if settings["tf32"] else "fp32")
 
@@ -126,8 +131,7 @@ def groups(runs: Iterable[Stored]) -> dict[Key, list[Stored]]:
         settings = stored.settings
         key = (settings["preset"], settings["model"], settings["optimizer"], settings["variant"])
         same = str(sorted((name, str(value)) for name, value in settings.items() if name != "seed"))
-        same += f" {device_of(stored.header)} {stored.header['data']}"
-        every.setdefault(key, {}).setdefault(same, []).append(stored)
+        every.setdefault(key, {}).setdefault(f"{same} {origin(stored)}", []).append(stored)
     return {key: max(of_settings.values(), key=rank) for key, of_settings in every.items()}
 
 
