@@ -144,7 +144,7 @@ def test_the_authors_outer_steps_have_nesterov_momentum(model: str, optimizer: s
 def test_the_authors_entropy_sgd_has_their_rate_and_stiffness_and_no_gamma_in_the_outer_step(
     model: str, stiffness: float
 ) -> None:
-    """Entropy-SGD's own program: η = 1 comes with an outer step without momentum and an inner velocity that restarts."""
+    """Entropy-SGD's own program: η = 1, no momentum in the outer step, and an inner velocity that restarts."""
     found = settings("authors", model, "entropy-sgd")
     wanted = {"lr": 1.0, "absorb_gamma": True, "momentum": 0.0}
     wanted |= {"inner_momentum": 0.9, "nesterov": True, "carry_inner_momentum": False}

@@ -132,8 +132,8 @@ _ENTROPY_AUTHORS = {
     # comes from: x <- x - η (x - z) without momentum, and an inner velocity (Nesterov 0.9) that begins at zero in every
     # cycle. In their later program for this paper (pratikac/hamilton-jacobi: optim.py) the outer step has Nesterov
     # momentum 0.9 and the inner velocity is carried over, but there η = 0.1. η = 1 with that momentum is an outer step
-    # of ten times x - z: LeNet ends in a dead network after 4 effective epochs. Here weight decay and (y - x)/γ are part
-    # of the inner velocity, as in the later program; in the earlier one they are added after it.
+    # of ten times x - z: LeNet ends in a dead network after 4 effective epochs. Here weight decay and (y - x)/γ are
+    # part of the inner velocity, as in the later program; in the earlier one they are added after it.
     **{"lr": 1.0, "absorb_gamma": True, "temperature": 2e-8},
     **{"inner_momentum": 0.9, "carry_inner_momentum": False, "nesterov": True},
 }
@@ -146,9 +146,9 @@ _HEAT = {"inner_steps": 5, "scoping": 1e-3, "gamma": 1e-4}  # Remark 15, section
 _ALLCNN = {"weight_decay": 1e-3}  # section 7.3
 
 RECIPES: dict[tuple[str, str, str], Recipe] = {
-    # γ₀ = 1/10⁻⁴, and the rate divided by 10 after 2 epochs of 20 passes: the program's README and train.lua, mnistconv.
+    # γ₀ = 1/10⁻⁴, the rate divided by 10 after 2 epochs of 20 passes: the program's README, and mnistconv in train.lua.
     ("authors", "lenet", "entropy-sgd"): Recipe({**_ENTROPY_AUTHORS, "gamma": 1e4}, ((40, 0.1),)),
-    # γ₀ = 1/0.03, and the rate divided by 5 every 3 epochs of 20 passes: the same, cifarconv.
+    # γ₀ = 1/0.03, and the rate divided by 5 every 3 epochs of 20 passes: the same for cifarconv.
     ("authors", "allcnn", "entropy-sgd"): Recipe(
         {**_ENTROPY_AUTHORS, "gamma": 1 / 0.03, **_ALLCNN}, ((60, 0.2), (120, 0.04))
     ),
