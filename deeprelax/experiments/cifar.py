@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deeprelax.experiments.data import DEFAULT_FOLDER, DataError, check_published
+from deeprelax.experiments.data import DEFAULT_FOLDER, DataError, check_published, check_varied
 
 BATCHES = {  # with the MD5 of each, as torchvision has them
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -50,8 +50,9 @@ def cifar10_arrays(folder: Path | None, *, published: bool = True) -> Arrays:
     if not any((batches / name).is_file() for name in BATCHES):
         _download(folder)
     parts = [_read_batch(batches / name, md5 if published else None) for name, md5 in BATCHES.items()]
-    train = parts[:-1]
-    return np.concatenate([x for x, _ in train]), np.concatenate([y for _, y in train]), *parts[-1]
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts[:-1]))
+    check_varied(batches, images)
+    return images, labels, *parts[-1]
 
 
 def _download(folder: Path) -> None:
@@ -75,6 +76,7 @@ def _read_archive(path: Path) -> Arrays:
                 f"{path} is damaged: x_{key} is {images.dtype} {images.shape}; uint8 (n, 32, 32, 3) was expected"
             )
         _check_labels(path, f"y_{key}", labels, len(images))
+    check_varied(path, train_x)
     return _channels_first(train_x), train_y.astype(np.uint8), _channels_first(test_x), test_y.astype(np.uint8)
 
 

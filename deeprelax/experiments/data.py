@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ PUBLISHED = {
 MNIST_FILES = tuple(PUBLISHED)
 
 
-class DataError(Exception):
+class DataError(ValueError):
     """A data folder or file is missing or damaged; the message names it."""
 
 
@@ -102,7 +103,27 @@ def mnist_arrays(folder: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarra
             raise DataError(f"{raw / name} has {len(labels)} labels for {len(images)} images")
         if labels.max() > 9:
             raise DataError(f"{raw / name} is damaged: it has a label {labels.max()}; 0 to 9 were expected")
+    if train_x.shape[1:] != val_x.shape[1:]:
+        raise DataError(
+            f"{raw / MNIST_FILES[2]} has images of {_size(val_x)}, and {MNIST_FILES[0]} of {_size(train_x)}: both must "
+            "be of one size; replace the file that is not MNIST's"
+        )
+    check_varied(raw / MNIST_FILES[0], train_x)
     return train_x, train_y, val_x, val_y
+
+
+def _size(images: np.ndarray) -> str:
+    return "x".join(str(n) for n in images.shape[1:])
+
+
+def check_varied(path: Path, images: np.ndarray) -> None:
+    """DataError, which names the file, if every pixel of every image has one value: no deviation to divide by, and
+    nothing to learn."""
+    if images.min() == images.max():
+        raise DataError(
+            f"{path} has {len(images)} images in which every pixel is {images.flat[0]}: there is nothing to learn; "
+            "replace the file"
+        )
 
 
 def _mnist(folder: Path | None) -> Data:
@@ -138,7 +159,7 @@ def _read_idx(raw: Path, name: str) -> np.ndarray:
     if len(content) < header or content[:4] != bytes((0, 0, 8, ndim)):
         raise DataError(f"{path} is damaged: it does not start as an idx file of bytes in {ndim} dimension(s)")
     shape = tuple(int(n) for n in np.frombuffer(content, ">u4", ndim, offset=4))
-    expected = header + int(np.prod(shape))
+    expected = header + math.prod(shape)  # numpy's product of large numbers would wrap around
     if len(content) != expected or 0 in shape:
         raise DataError(f"{path} is damaged: {len(content)} bytes, and its header {shape} asks for {expected}")
     length, md5 = PUBLISHED[name]
