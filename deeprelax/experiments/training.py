@@ -91,7 +91,8 @@ def check(settings: Settings, data: Data, backend: str = "auto") -> None:
     """Everything about a run that can be refused before it starts.
 
     Raises:
-        ValueError: a setting is out of range, or the model does not fit the images.
+        ValueError: a setting is out of range, the model does not fit the images, or there are fewer gradients than
+            one outer update takes.
         RuntimeError: the backend does not work here.
     """
     count = len(data.train_inputs)
@@ -99,7 +100,20 @@ def check(settings: Settings, data: Data, backend: str = "auto") -> None:
         raise ValueError(f"batch size {settings.batch_size}: 2 to {count} are possible, {data.name}'s training images")
     with torch.random.fork_rng(devices=[]):
         model = build(settings.model, data.train_inputs.shape[1:]).to(data.train_inputs.device)
-    make_optimizer(settings, model, 0, backend)
+    length = make_optimizer(settings, model, 0, backend).param_groups[0].get("inner_steps", 1)
+    total = gradients(settings, data)
+    if total < length:
+        batches = count // settings.batch_size
+        raise ValueError(
+            f"{total} gradients ({settings.epochs} epochs of {batches} batches of {settings.batch_size}) end before "
+            f"the first outer update, which takes L = {length}: the weights would not move; raise --epochs to "
+            f"{-(-length // batches)}, or lower --batch-size or --inner-steps"
+        )
+
+
+def gradients(settings: Settings, data: Data) -> int:
+    """How many a run takes; images that do not fill a batch are left out."""
+    return settings.epochs * (len(data.train_inputs) // settings.batch_size)
 
 
 def train(
@@ -109,6 +123,7 @@ def train(
     *,
     backend: str = "auto",
     on_epoch: Callable[[Result], None] = lambda result: None,
+    on_gradient: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Result, nn.Module]:
     """Train one network.
 
@@ -118,6 +133,7 @@ def train(
         seed: of the weights, the batches, dropout and the optimizer's noise.
         backend: of deeprelax's optimizers.
         on_epoch: called after every effective epoch with the result so far.
+        on_gradient: called after every gradient with their number so far and in the whole run.
 
     Returns:
         The result and the network, with the weights x.
@@ -137,6 +153,7 @@ def train(
         batches = torch.Generator().manual_seed(seed)
         timer = StepTimer(device)
         result = Result(settings.optimizer, seed)
+        done, total = 0, gradients(settings, data)
         for epoch in range(settings.epochs):
             model.train()
             for inputs, targets in _batches(data, settings.batch_size, batches):
@@ -144,6 +161,8 @@ def train(
                 with timer:
                     optimizer.step()
                 optimizer.zero_grad()
+                done += 1
+                on_gradient(done, total)
             scheduler.step()
             with at_x(optimizer, stay=epoch + 1 == settings.epochs):
                 recalibrate(model, data.train_inputs, settings.batch_size)
