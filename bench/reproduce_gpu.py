@@ -21,8 +21,8 @@ import torch
 from rich.console import Console
 
 from deeprelax.experiments import figure2, machine, protocol, store, table1, table1_report
+from deeprelax.experiments.checkpoints import StoreError
 from deeprelax.experiments.data import DataError
-from deeprelax.experiments.files import StoreError
 from deeprelax.experiments.protocol import Run
 
 ROOT = Path(__file__).parent.parent

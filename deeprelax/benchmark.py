@@ -7,7 +7,6 @@ medians over rounds, not the absolute figures. The bytes are those that the upda
 from __future__ import annotations
 
 import importlib
-import json
 import random
 import statistics
 import time
@@ -24,6 +23,7 @@ import deeprelax
 from deeprelax.bytes_moved import PEER_STREAMS, bytes_moved, peer_bytes_moved
 from deeprelax.contestants import CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
 from deeprelax.experiments.machine import describe
+from deeprelax.files import write_json
 from deeprelax.workloads import Workload, resnet50_shapes
 
 # fp32 words that one inner call reads and writes, per element.
@@ -169,11 +169,11 @@ def targets(workload: Workload, times: dict[str, list[float]]) -> list[dict[str,
 
 
 def main(preset: str, output: Path | None, threads: int | None) -> None:
-    """Run the benchmark, print its tables and write ``cpu.json``.
+    """Run the benchmark, print its tables and write its numbers: all of them, or no file.
 
     Args:
         preset: "quick" or "full".
-        output: folder for ``cpu.json``; None writes nothing.
+        output: the JSON file; None writes none.
         threads: how many torch and the kernels use; default torch's.
     """
     from deeprelax.benchmark_report import show
@@ -186,7 +186,8 @@ def main(preset: str, output: Path | None, threads: int | None) -> None:
         "preset": preset,
         "workloads": [],
     }
-    for workload in workloads(preset):
+    planned = workloads(preset)
+    for workload in planned:
         rounds = 24 if workload.elements > 10**6 else 200
         times = measure(contestants(workload.shapes, preset), rounds if preset == "full" else rounds // 3)
         result["workloads"].append(
@@ -199,9 +200,10 @@ def main(preset: str, output: Path | None, threads: int | None) -> None:
                 "targets": targets(workload, times),
             }
         )
-        show(result["workloads"][-1], result["machine"], preset)
+        try:
+            if output is not None and len(result["workloads"]) == len(planned):
+                write_json(output, result)
+        finally:
+            show(result["workloads"][-1], result["machine"], preset)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        path = output / "cpu.json"
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"written: {path}")
+        print(f"written: {output}")

@@ -1,4 +1,4 @@
-"""The command line: ``deeprelax train``, ``deeprelax doctor``, ``deeprelax bench``, ``deeprelax profile``.
+"""The command line: ``deeprelax train``, ``doctor``, ``bench``, ``profile``, ``reproduce``, ``figure1``.
 
 Only torch and click are imported here; what the experiments need beyond them is imported when a command wants it.
 """
@@ -6,6 +6,7 @@ Only torch and click are imported here; what the experiments need beyond them is
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +16,13 @@ import click
 import torch
 
 import deeprelax
-from deeprelax import kernels
+from deeprelax import files, kernels
 from deeprelax.experiments import machine
 from deeprelax.experiments.models import MODELS
 from deeprelax.experiments.recipes import PLANS, settings, takes
 from deeprelax.experiments.reproduce_cli import reproduce
-from deeprelax.experiments.training import OPTIMIZERS, DivergedError, check
-from deeprelax.writable import make_writable
+from deeprelax.experiments.training import OPTIMIZERS, DivergedError, Result, check
+from deeprelax.terminal import InterruptedRun, guarded_output
 
 EXTRAS = {"numpy", "scipy", "sklearn", "matplotlib", "rich", "filelock", "torchvision"}
 
@@ -39,10 +40,10 @@ def _extras_needed() -> Iterator[None]:
         ) from error
 
 
-def _check_writable(option: str, path: Path) -> None:
-    """Better to hear of it now than after the run."""
+def _check_writable(option: str, path: Path, *, make_folder: bool = True) -> None:
+    """Before the run, not after it."""
     try:
-        make_writable(path)
+        files.check_writable(path, make_folder=make_folder)
     except OSError as error:
         raise click.ClickException(f"{option}: {path} cannot be written ({error.strerror or error})") from error
 
@@ -61,7 +62,22 @@ def _recipes() -> str:
     return "\n".join(lines)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """Commands whose results do not depend on whether what they print can be written."""
+
+    def main(self, *arguments: Any, **keywords: Any) -> Any:
+        with guarded_output() as failure:
+            try:
+                return super().main(*arguments, **keywords)
+            except SystemExit as end:
+                if end.code or (error := failure()) is None:
+                    raise
+                if error.errno != errno.EPIPE:  # who closes a pipe has read enough
+                    click.echo(f"standard output: {error.strerror}; files are not affected", err=True)
+                raise SystemExit(1) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(deeprelax.__version__, prog_name="deeprelax")
 def main() -> None:
     """Entropy-SGD, HJ and Heat: the optimizers of "Deep Relaxation" (ICML 2017), fused, for PyTorch.
@@ -72,6 +88,7 @@ def main() -> None:
     deeprelax bench      how fast a step() is, beside torch's own optimizers
     deeprelax profile    where a step's time goes, for a model and an optimizer of yours
     deeprelax reproduce  the paper's Table 1 and Figure 2
+    deeprelax figure1    the paper's Figure 1: a loss and its smoothings
     """
 
 
@@ -155,6 +172,8 @@ def train(
         from deeprelax.experiments.data import DataError, load
 
         machine.reproducible_cublas(torch.device(device))
+        for path in report.paths(out, dataset).values():
+            _check_writable("--out", path)
         try:
             data = load(dataset, folder).to(torch.device(device))
         except DataError as error:
@@ -171,13 +190,35 @@ def train(
                     check(one, data, backend)
                 except (ValueError, RuntimeError) as error:
                     raise click.ClickException(f"{name}: {error}") from error
-            try:
-                results = live.run_all(each, data, range(seeds or plan.seeds), backend, console)
-            except DivergedError as error:
-                raise click.ClickException(str(error)) from error
             about = machine.describe(torch.device(device))
             about["backend"] = kernels.get(backend, torch.device(device)).name
-        report.write(report.Experiment(dataset, each, results, about), out, console)
+            results: dict[str, list[Result]] = {}
+            unfinished: type[click.ClickException] | None = None
+            try:
+                live.run_all(each, data, range(seeds or plan.seeds), backend, console, results)
+            except DivergedError as error:
+                unfinished, why = click.ClickException, str(error)
+            except KeyboardInterrupt:
+                unfinished, why = InterruptedRun, "interrupted"
+        # Under a name of its own: an earlier, complete result stays.
+        name = f"{dataset}-unfinished" if unfinished else dataset
+        if results:
+            try:
+                report.write(report.Experiment(dataset, each, results, about), out, name, console)
+            except OSError as error:
+                raise click.ClickException(str(error)) from error
+        if unfinished:
+            raise unfinished(f"{why}; {_kept(results, len(each) * (seeds or plan.seeds), out / name)}")
+
+
+def _kept(results: dict[str, list[Result]], runs: int, stem: Path) -> str:
+    """What is left of an unfinished comparison, and how to go on."""
+    finished = sum(map(len, results.values()))
+    kept = f"{finished} of {runs} runs had ended and are kept in {stem}.json" if finished else "no run had ended"
+    return (
+        f"{kept}. `train` does not resume a run: --optimizer and --seeds choose what to run again "
+        "(`deeprelax reproduce` has checkpoints)"
+    )
 
 
 @main.command()
@@ -192,12 +233,17 @@ def doctor() -> None:
     lines.append(("threads", f"{torch.get_num_threads()} of {os.cpu_count()} (torch.set_num_threads)"))
     lines.append(("cuda kernels", machine.cuda_kernels() or "not built"))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    lines.append(("gpu", ", ".join(gpus) or "none that torch can use"))
+    nodes = bool(gpus) or any(Path("/dev").glob("nvidia[0-9]*"))
+    lines.append(("gpu", ", ".join(gpus) or ("none that torch can use" if nodes else "no GPU found")))
     for name, value in lines:
         click.echo(f"{name:16} {value}")
     click.echo()
     for name in kernels.NAMES:
         reason = kernels.why_not(name)
+        if reason and name in ("cuda", "triton") and not nodes:
+            # Of what the kernel modules say, only what holds without a GPU as well: that they were not built.
+            built = machine.cuda_kernels() if name == "cuda" else machine.version("triton")
+            reason = "no GPU found" if built else f"no GPU found; {reason}"
         mark = click.style("works", fg="green") if not reason else click.style("not here", fg="yellow")
         click.echo(f"backend {name:8} {mark}" + (f": {reason}" if reason else ""))
     wish = os.environ.get("DEEPRELAX_BACKEND")
@@ -220,7 +266,13 @@ def bench(preset: str, out: Path | None, threads: int | None) -> None:
     with _extras_needed():
         from deeprelax import benchmark
 
-        benchmark.main(preset, out, threads)
+        path = None if out is None else out / "cpu.json"
+        if path is not None:
+            _check_writable("--out", path)
+        try:
+            benchmark.main(preset, path, threads)
+        except OSError as error:
+            raise click.ClickException(str(error)) from error
 
 
 @main.command()
@@ -301,8 +353,8 @@ def profile(
             raise click.UsageError(f"--plot {plot}: its name must end in {', '.join(profile_report.PICTURES)}")
         numbers = None if out is None else out / "profile.json"
         for option, path in (("--out", numbers), ("--plot", plot), ("--trace", trace)):
-            if path is not None:
-                _check_writable(option, path)
+            if path is not None:  # DIR is made; a folder in the name of a FILE is more likely a typing error
+                _check_writable(option, path, make_folder=option == "--out")
         try:
             workload = workloads.typed(shapes) if shapes is not None else workloads.named(model or "resnet50")
             plan = profiling.Plan(
@@ -321,14 +373,15 @@ def profile(
         console = Console()
         if not console.is_terminal:
             console.width = 120
-        profile_report.show(result, console)
         try:
             if numbers is not None:
-                profile_report.write_json(result, numbers)
+                files.write_json(numbers, result)
             if plot is not None:
                 profile_report.draw(result, plot)
         except OSError as error:  # a full disk, say
             raise click.ClickException(str(error)) from error
+        finally:
+            profile_report.show(result, console)
         for path in (numbers, plot, trace):
             if path is not None:
                 click.echo(f"written: {path}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+
+from deeprelax.files import write_picture
 
 
 def place(result: dict[str, Any]) -> str:
@@ -94,12 +95,6 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def write_json(result: dict[str, Any], path: Path) -> None:
-    """Everything."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
 #: A fraction of the yardstick that noise does not explain.
 ABOVE = 1.1
 
@@ -135,8 +130,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0)
     figure.suptitle(f"{headline(result)}\n{place(result)}", fontsize="medium")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_picture(path, figure, dpi=150)
 
 
 def draw_times(ax: Axes, ours: list[dict[str, Any]], peers: list[dict[str, Any]], on_device: bool) -> None:

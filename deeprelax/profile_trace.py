@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
+from deeprelax.files import replacing
 from deeprelax.relaxation import Relaxation
 from deeprelax.step_clocks import watched
-from deeprelax.writable import check_written
 
 
 @contextlib.contextmanager
@@ -30,15 +30,15 @@ def traced(device: torch.device, path: Path) -> Iterator[None]:
         yield
         if on_device:
             torch.cuda.synchronize(device)
-    path.write_bytes(b"")  # so that an earlier trace is not taken for this one
-    found.export_chrome_trace(str(path))  # says nothing when it cannot write
-    check_written(path, "torch's profiler")
+    with replacing(path) as partial:
+        found.export_chrome_trace(str(partial))  # says nothing when it cannot write
+        if not partial.is_file() or partial.stat().st_size == 0:
+            raise OSError(f"torch's profiler has written nothing to {path}")
 
 
 def write_trace(opt: Relaxation, kinds: Sequence[str], device: torch.device, path: Path) -> None:
     """A Chrome trace of two cycles, with a range for every call, named after its kind, and one in it for every run of
     a backend. A path that ends in .gz is compressed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with watched(opt, lambda: record_function("backend.run")), traced(device, path):
         for kind in (*kinds, *kinds):
             with record_function(f"{type(opt).__name__}: {kind} call"):

@@ -21,7 +21,6 @@ from deeprelax.profile_trace import kernels_in, kernels_launched, write_trace
 from deeprelax.profiling import OPTIMIZERS, Plan, figures, profile, sample
 from deeprelax.step_clocks import DeviceClock, HostClock, Sample, Watch, watched
 from deeprelax.workloads import named, typed
-from deeprelax.writable import make_writable
 
 SMALL = typed("64x3,128,64")
 
@@ -430,7 +429,9 @@ def test_bad_input_is_refused_by_name(arguments: list[str], named: str) -> None:
         ("--plot", "/proc/a.png", "--plot: /proc/a.png cannot be written"),
         ("--out", "/proc/foo", "--out: /proc/foo/profile.json cannot be written"),
         ("--trace", "/proc/x.json", "--trace: /proc/x.json cannot be written"),
-        ("--trace", "/dev/full", "--trace: /dev/full cannot be written (/dev/full is there and is no file)"),
+        ("--trace", "/dev/full", "--trace: /dev/full cannot be written (/dev/full exists and is not a file)"),
+        ("--plot", "no/such/folder/a.png", "cannot be written (there is no folder no/such/folder)"),
+        ("--trace", "no/such/folder/a.json", "cannot be written (there is no folder no/such/folder)"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
@@ -443,14 +444,6 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
     assert result.exit_code in (1, 2)
     assert named in " ".join(result.output.split())
     assert not measured
-
-
-def test_trying_a_file_makes_its_folder_and_leaves_no_file_and_what_is_in_one(tmp_path: Path) -> None:
-    make_writable(tmp_path / "new" / "a.png")
-    assert list((tmp_path / "new").iterdir()) == []
-    (tmp_path / "kept").write_text("kept")
-    make_writable(tmp_path / "kept")
-    assert (tmp_path / "kept").read_text() == "kept"
 
 
 def test_a_trace_that_the_profiler_did_not_write_is_an_error_and_not_said_to_be_written(

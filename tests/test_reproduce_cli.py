@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +25,8 @@ from deeprelax.cli import main
 from deeprelax.experiments import checkpoints, machine, protocol, store, table1
 from deeprelax.experiments.data import Data
 from deeprelax.experiments.protocol import OPTIMIZERS, PAPER
+from deeprelax.experiments.runner import Runner
+from deeprelax.terminal import Pace
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +175,50 @@ def test_the_ablation_switches_off_scoping_and_noise_and_nothing_else() -> None:
             n for n, word in (("scoping", "scoping"), ("temperature", "noise")) if f"no-{word}" in variant
         }
         assert all(options[name] == 0 for name in changed)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_saves_the_run_and_the_same_command_resumes_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Once: the run is saved where it is. Twice: it ends at once, and its last checkpoint is left."""
+    arguments = ["--data", data, "--models", "lenet", "--optimizers", "hj", "--seeds", 1, "--epochs", 2,
+                 "--checkpoint-seconds", 0]  # fmt: skip
+    run("table1", *arguments, "--out", tmp_path / "whole")
+    advance = Runner.advance
+
+    def interrupted(runner: Runner, gradients: int) -> None:
+        advance(runner, gradients)
+        for _ in range(times if runner.done == 4 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "advance", interrupted)
+        output = " ".join(run("table1", *arguments, "--out", tmp_path / "parts", code=130).output.split())
+    assert "interrupted" in output
+    assert "same command" in output
+    (saved,) = (tmp_path / "parts" / "checkpoints").glob("*.pt")
+    assert checkpoints.read(saved)["state"]["done"] == (4 if times == 1 else 3)
+    run("table1", *arguments, "--out", tmp_path / "parts")
+    (whole,), (parts,) = (store.read_all(tmp_path / name) for name in ("whole", "parts"))
+    assert whole.state is not None
+    assert whole.state == parts.state
+
+
+def test_without_a_terminal_a_run_says_how_much_time_is_left(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace.__init__, "__defaults__", (0.0,))
+    base = ["--data", data, "--models", "lenet", "--optimizers", "sgd", "--seeds", 1, "--epochs", 3]
+    output = run("table1", *base, "--out", tmp_path).output
+    assert re.search(r"sgd-3ep-seed0: 2.0/3 effective epochs, \d+.\d\d% error, \d+ s left", output)
+
+
+def test_figure2_without_runs_is_an_error_and_makes_no_folder(tmp_path: Path) -> None:
+    output = " ".join(run("figure2", "--out", tmp_path / "new", code=1).output.split())
+    assert "has no run of the authors preset" in output
+    assert not (tmp_path / "new").exists()
 
 
 def test_figure2_says_which_panel_has_no_runs(data: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from test_reproduce_cli import data, run
 
 from deeprelax.experiments import search, search_trials, store, table1
-from deeprelax.experiments.files import StoreError
+from deeprelax.experiments.checkpoints import StoreError
 from deeprelax.experiments.protocol import OPTIMIZERS
 
 __all__ = ["data"]  # a fixture

@@ -11,7 +11,7 @@ import torch
 from test_reproduce import LENET, one_thread, small
 
 from deeprelax.experiments import checkpoints, machine, store
-from deeprelax.experiments.files import StoreError
+from deeprelax.experiments.checkpoints import StoreError
 from deeprelax.experiments.runner import why_not_captured
 
 __all__ = ["one_thread"]  # a fixture for every test here

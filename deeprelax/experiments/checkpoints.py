@@ -13,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deeprelax.experiments.files import StoreError, write_atomically
+from deeprelax.files import write_bytes
+
+
+class StoreError(Exception):
+    """A stored run cannot be used; the message names the file and says what to do."""
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
@@ -22,7 +26,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
     torch.save(content, buffer)
     body = buffer.getvalue()
     checksum = hashlib.sha256(body).hexdigest().encode()
-    write_atomically(path, lambda partial: partial.write_bytes(checksum + b"\n" + body))
+    write_bytes(path, checksum + b"\n" + body)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from deeprelax.experiments.protocol import OPTIMIZERS
 from deeprelax.experiments.report import LINES, TITLES
 from deeprelax.experiments.store import Stored
 from deeprelax.experiments.table1_report import PAPERS_PRECISION, Key, groups, had_with, precision_of
+from deeprelax.files import write_picture
 
 PANELS = (
     ("lenet", "validation_error", "LeNet on MNIST", "validation error (%)", 100.0),
@@ -60,12 +61,11 @@ def draw(runs: Sequence[Stored], preset: str, out: Path) -> list[Path]:
             ax.set(xticks=[], yticks=[])
             ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes)
     figure.suptitle(f"{preset} preset; bands: one standard deviation over the seeds; {_means(chosen, preset)}")
-    out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"figure2-{preset}.{kind}" for kind in ("png", "svg")]
     # The same runs give the same file: no date, and names within the SVG that are not random.
     with matplotlib.rc_context({"svg.hashsalt": "deeprelax"}):
-        figure.savefig(paths[0], dpi=150)
-        figure.savefig(paths[1], metadata={"Date": None})
+        write_picture(paths[0], figure, dpi=150)
+        write_picture(paths[1], figure, metadata={"Date": None})
     return paths
 
 

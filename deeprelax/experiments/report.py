@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from deeprelax import files
 from deeprelax.experiments.training import Result, Settings
 
 TITLES = {"sgd": "SGD", "heat": "Heat", "entropy-sgd": "Entropy-SGD", "hj": "HJ"}
@@ -88,7 +89,7 @@ def write_json(experiment: Experiment, path: Path) -> None:
             for result in results
         ],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    files.write_json(path, content)
 
 
 def draw(experiment: Experiment, path: Path) -> None:
@@ -127,17 +128,33 @@ def draw(experiment: Experiment, path: Path) -> None:
     seeds = len(next(iter(experiment.results.values())))
     bands = f"; bands: one standard deviation over {seeds} seeds" if seeds > 1 else ", one seed"
     figure.suptitle(f"{experiment.dataset}, {first.model}{bands}")
-    figure.savefig(path, dpi=150)
+    files.write_picture(path, figure, dpi=150)
 
 
-def write(experiment: Experiment, folder: Path, console: Console) -> None:
-    """Print the table, write table, picture and JSON into ``folder``, and print their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {kind: folder / f"{experiment.dataset}.{kind}" for kind in ("txt", "png", "json")}
-    console.print(table(experiment))
-    with paths["txt"].open("w", encoding="utf-8") as file:
-        Console(file=file, width=80).print(table(experiment))
-    draw(experiment, paths["png"])
-    write_json(experiment, paths["json"])
-    for kind, what in (("txt", "table"), ("png", "curves"), ("json", "all numbers")):
-        console.print(f"{what:11} {paths[kind]}", soft_wrap=True, highlight=False)
+#: The files of an experiment, and what is in them.
+WRITTEN = {"txt": "table", "png": "curves", "json": "all numbers"}
+
+
+def paths(folder: Path, name: str) -> dict[str, Path]:
+    """The files of an experiment by the suffixes in ``WRITTEN``."""
+    return {kind: folder / f"{name}.{kind}" for kind in WRITTEN}
+
+
+def write(experiment: Experiment, folder: Path, name: str, console: Console) -> None:
+    """Write table, picture and JSON into ``folder``, then print the table and the files' paths. The table is printed
+    even if they cannot be written.
+
+    Raises:
+        OSError: a file cannot be written; the message names it.
+    """
+    written = paths(folder, name)
+    try:
+        write_json(experiment, written["json"])
+        text = io.StringIO()
+        Console(file=text, width=80).print(table(experiment))
+        files.write_text(written["txt"], text.getvalue())
+        draw(experiment, written["png"])
+    finally:
+        console.print(table(experiment))
+    for kind, what in WRITTEN.items():
+        console.print(f"{what:11} {written[kind]}", soft_wrap=True, highlight=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from deeprelax import kernels
 from deeprelax.experiments import machine, protocol
+from deeprelax.terminal import InterruptedRun, asked_to_stop
 
 if TYPE_CHECKING:  # a console is rich's, which only the extra brings
     from rich.console import Console
@@ -109,13 +109,32 @@ def _prepared(device: str, threads: int | None) -> Iterator[torch.device]:
 
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
+    from deeprelax.experiments.checkpoints import StoreError
     from deeprelax.experiments.data import DataError
-    from deeprelax.experiments.files import StoreError
 
     try:
         yield
     except (DataError, StoreError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+@contextlib.contextmanager
+def _stopped_by_ctrl_c(out: Path) -> Iterator[Callable[[], bool]]:
+    """Whether to save the run and stop. The second Ctrl-C does not wait, and leaves the last checkpoint."""
+    try:
+        with asked_to_stop("Ctrl-C: saving the run and stopping; once more stops at once") as stop:
+            yield stop
+    except KeyboardInterrupt:
+        raise InterruptedRun(
+            f"interrupted: finished runs are in {out}, and of the one under way what its last checkpoint holds; the "
+            "same command resumes there"
+        ) from None
+
+
+def _end(stopped: bool) -> None:
+    """The exit code of a command that was interrupted, after what it says of the runs that are left."""
+    if stopped:
+        click.get_current_context().exit(InterruptedRun.exit_code)
 
 
 def _tensorboard(out: Path) -> Callable[[Run, Sequence[dict[str, Any]]], None]:
@@ -189,8 +208,9 @@ def table1(
 ) -> None:
     """Train what is missing of Table 1, and print it beside the paper's.
 
-    Each run leaves a JSON-lines file and a checkpoint in OUT. A run that was killed goes on from its checkpoint and
-    ends with the same bits on the same machine. One seed of every row comes first, then more seeds.
+    Each run leaves a JSON-lines file and a checkpoint in OUT. Ctrl-C saves the run under way and stops. A run that was
+    interrupted or killed is resumed from its checkpoint and ends with the same bits on the same machine. One seed of
+    every row comes first, then more seeds.
 
     \b
     An effective epoch takes
@@ -218,7 +238,7 @@ def table1(
 
         console = Console()
         write = _tensorboard(out) if tensorboard else (lambda run, records: None)
-        with _errors():
+        with _errors(), _stopped_by_ctrl_c(out) as stop:
             _check_writable("--out", out / f"table1-{preset}.md")
             chosen = searching.best_of(found, preset, models, optimizers) if found else None
             runs = experiment.plan(
@@ -227,17 +247,20 @@ def table1(
             )  # fmt: skip
             left = experiment.execute(
                 runs, experiment.Loader(folder, out / "cache", where), out, console, budget_minutes=budget_minutes,
-                checkpoint_seconds=checkpoint_seconds, report=write,
+                checkpoint_seconds=checkpoint_seconds, stop=stop, report=write,
             )  # fmt: skip
             _report(out, preset, models, console)
     if left:
         again = ", ".join(run.name for run in left[:3]) + (", …" if len(left) > 3 else "")
-        click.echo(f"{len(left)} of {len(runs)} runs are left ({again}); the same command goes on with them")
+        saved = f"interrupted; every run is saved in {out}: " if stop() else ""
+        click.echo(f"{saved}{len(left)} of {len(runs)} runs are left ({again}); the same command goes on with them")
+    _end(bool(left) and stop())
 
 
 def _report(out: Path, preset: str, models: Sequence[str], console: Console) -> None:
     """The table from what is stored, on the console and in OUT."""
-    from deeprelax.experiments import ablation_report, files, store, table1_report
+    from deeprelax import files
+    from deeprelax.experiments import ablation_report, store, table1_report
 
     runs = store.read_all(out)
     rows = table1_report.rows(runs, preset)
@@ -247,7 +270,7 @@ def _report(out: Path, preset: str, models: Sequence[str], console: Console) -> 
     parts = table1_report.markdown(rows), ablation_report.markdown(runs, preset)
     text = "\n".join(part for part in parts if part)
     files.write_text(out / f"table1-{preset}.md", text)
-    files.write_text(out / f"table1-{preset}.json", json.dumps(table1_report.as_json(rows), indent=1) + "\n")
+    files.write_json(out / f"table1-{preset}.json", table1_report.as_json(rows))
     click.echo(f"written: {out / f'table1-{preset}.md'}, {out / f'table1-{preset}.json'}")
 
 
@@ -267,7 +290,13 @@ def figure2(out: Path, preset: str) -> None:
         from deeprelax.experiments import figure2 as figure
         from deeprelax.experiments import store
 
-        paths = figure.draw(store.read_all(out), preset, out)
+        runs = [stored for stored in store.read_all(out) if stored.settings["preset"] == preset and stored.records]
+        if not runs:
+            raise click.ClickException(
+                f"{out / 'runs'} has no run of the {preset} preset that was evaluated: `deeprelax reproduce table1 "
+                f"--preset {preset} --out {out}` makes them"
+            )
+        paths = figure.draw(runs, preset, out)
     click.echo("written: " + ", ".join(str(path) for path in paths))
 
 
@@ -298,7 +327,7 @@ def search(
     is not looked at. Every trial's result is stored; `table1 --found OUT/search-PRESET.json` takes the best, and
     without --found nothing does.
     """
-    with _prepared(device, threads) as where, _errors():
+    with _prepared(device, threads) as where, _errors(), _stopped_by_ctrl_c(out) as stop:
         from rich.console import Console
 
         from deeprelax.cli import _check_writable
@@ -312,7 +341,9 @@ def search(
         trials = search_trials.plan(preset, models, optimizers, epochs)
         until = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
         left = len(
-            experiment.execute(trials, load, out / "search", console, budget_minutes=budget_minutes, compare=True)
+            experiment.execute(
+                trials, load, out / "search", console, budget_minutes=budget_minutes, compare=True, stop=stop
+            )
         )
         for number in range(len(search_trials.TRIALS), len(search_trials.TRIALS) + search_trials.FURTHER):
             if left:  # they come from the results of all before
@@ -320,8 +351,11 @@ def search(
                 continue
             trials = search_trials.further(preset, models, optimizers, epochs, number, out / "search")
             rest = None if until is None else (until - time.monotonic()) / 60
-            left = len(experiment.execute(trials, load, out / "search", console, budget_minutes=rest, compare=True))
+            left = len(
+                experiment.execute(trials, load, out / "search", console, budget_minutes=rest, compare=True, stop=stop)
+            )
         path = searching.write(out, preset, epochs)
         for line in searching.summary(path):
             click.echo(line)
     click.echo(f"written: {path}" + (f"; {left} trials are left: the same command goes on with them" if left else ""))
+    _end(bool(left) and stop())

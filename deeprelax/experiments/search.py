@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from deeprelax.experiments import files, store
+from deeprelax.experiments import store
+from deeprelax.experiments.checkpoints import StoreError
 from deeprelax.experiments.data import Data
-from deeprelax.experiments.files import StoreError
 from deeprelax.experiments.protocol import MODELS, OPTIMIZERS, Run
 from deeprelax.experiments.search_trials import FURTHER, TRIALS, score
 from deeprelax.experiments.store import Stored
+from deeprelax.files import write_json
 
 HELD_OUT_SEED = 0
 
@@ -81,7 +82,7 @@ def write(out: Path, preset: str, epochs: int) -> Path:
         if model in found
     }
     path = out / f"search-{preset}.json"
-    files.write_text(path, json.dumps({"preset": preset, "rows": collected}, indent=1) + "\n")
+    write_json(path, {"preset": preset, "rows": collected})
     return path
 
 

@@ -23,10 +23,11 @@ import filelock
 import torch
 
 from deeprelax.experiments import checkpoints, machine
+from deeprelax.experiments.checkpoints import StoreError
 from deeprelax.experiments.data import Data
-from deeprelax.experiments.files import StoreError, write_text
 from deeprelax.experiments.protocol import Run
 from deeprelax.experiments.runner import Runner, numerics, why_not_captured
+from deeprelax.files import append_text, write_text
 
 FINISHED, DIVERGED, PAUSED = "finished", "diverged", "paused"
 CHUNK = 10  # gradients between two looks at the clock
@@ -135,17 +136,19 @@ def execute(
     out: Path,
     *,
     deadline: float = float("inf"),
+    stop: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = 60.0,
     on_progress: Callable[[int, int, Sequence[dict[str, Any]]], None] = lambda done, total, records: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> str:
-    """Run it from where it stands to its end, or to the deadline.
+    """Run it from where it stands to its end, to the deadline, or until it is to stop.
 
     The bits of sums depend on the number of CPU threads: a run that is gone on with keeps the number it began with.
 
     Args:
         data: on the device to train on.
         deadline: on ``time.monotonic``'s clock; a run that meets it is saved and can be gone on with.
+        stop: asked after every gradient; the run is then saved as at the deadline.
         checkpoint_seconds: between two checkpoints. The last one is removed when the run has ended.
         on_progress: called with the gradients taken and their total, and the evaluations so far.
         warn: called when another machine goes on with the run, and when a GPU's steps cannot be captured.
@@ -189,14 +192,17 @@ def execute(
             start = last_saved = time.monotonic()
             while runner.done < runner.total and not _has_diverged(lines):
                 span = run.evaluate_every * runner.per_epoch
-                runner.advance(min(CHUNK, span - runner.done % span, runner.total - runner.done))
+                for _ in range(min(CHUNK, span - runner.done % span, runner.total - runner.done)):
+                    runner.advance(1)
+                    if stop():
+                        break
                 if runner.done % span == 0 or runner.done == runner.total:
                     lines.append(_evaluated(runner, before - start))
                     _append(path, lines[-1])
                 now = time.monotonic()
                 on_progress(runner.done, runner.total, [line for line in lines if "validation_error" in line])
                 at_end = _has_diverged(lines) or runner.done == runner.total
-                paused = now >= deadline and not at_end
+                paused = (now >= deadline or stop()) and not at_end
                 if at_end or paused or now - last_saved >= checkpoint_seconds:
                     checkpoints.write(saved, {"lines": lines, "state": runner.state(), "seconds": before + now - start})
                     last_saved = now
@@ -269,5 +275,4 @@ def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    append_text(path, json.dumps(line) + "\n")

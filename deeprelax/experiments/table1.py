@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from deeprelax.experiments import inputs, protocol, store
 from deeprelax.experiments.data import Data
 from deeprelax.experiments.protocol import ABLATED, ABLATION, DATASETS, Run
+from deeprelax.terminal import Pace
 
 Report = Callable[[Run, Sequence[dict[str, Any]]], None]
 Options = dict[str, dict[str, dict[str, Any]]]
@@ -76,6 +77,7 @@ def execute(
     budget_minutes: float | None = None,
     checkpoint_seconds: float = 60.0,
     compare: bool = False,
+    stop: Callable[[], bool] = lambda: False,
     report: Report = lambda run, records: None,
 ) -> list[Run]:
     """Run what is missing.
@@ -84,6 +86,7 @@ def execute(
         load: gives a run's data.
         budget_minutes: no run is begun after it, and one that is under way is saved and left for the next call.
         compare: load the data of every model, also where no run is missing, to see that those there are of them.
+        stop: when it returns True, the run under way is saved, and it and the rest are left for the next call.
         report: called after every evaluation.
 
     Returns:
@@ -111,13 +114,14 @@ def execute(
         for run in runs:
             if _has_ended(run, out):
                 continue
-            if left or time.monotonic() >= deadline:
+            if left or stop() or time.monotonic() >= deadline:
                 left.append(run)
                 continue
             data, digest = loaded(run)
-            watch = _Watch(progress, bars[run.model], run, out, report)
+            watch = _Watch(progress, bars[run.model], run, out, report, console)
             how = store.execute(
-                run, data, digest, out, deadline=deadline, checkpoint_seconds=checkpoint_seconds, on_progress=watch,
+                run, data, digest, out, deadline=deadline, stop=stop, checkpoint_seconds=checkpoint_seconds,
+                on_progress=watch,
                 warn=functools.partial(console.print, style="yellow", highlight=False, soft_wrap=True),
             )  # fmt: skip
             watch.close()
@@ -151,9 +155,13 @@ class _Bar:
 
 
 class _Watch:
-    """Moves the two bars while a run is under way, and reports evaluations that were not there before."""
+    """Moves the two bars while a run is under way, or prints its progress every minute where there is no terminal, and
+    reports evaluations that were not there before."""
 
-    def __init__(self, progress: Progress, overall: _Bar, run: Run, out: Path, report: Report) -> None:
+    def __init__(
+        self, progress: Progress, overall: _Bar, run: Run, out: Path, report: Report, console: Console
+    ) -> None:
+        self._console, self._pace = console, Pace()
         self._progress, self._overall, self._run, self._report = progress, overall, run, report
         self._task = progress.add_task(run.name, total=run.epochs, state="")
         path = store.path_of(run, out)
@@ -161,9 +169,12 @@ class _Watch:
 
     def __call__(self, done: int, total: int, records: Sequence[dict[str, Any]]) -> None:
         at = self._run.epochs * done / total
-        state = f"{records[-1]['validation_error']:.2%}" if records else ""
+        state = f"{records[-1]['validation_error']:.2%} error" if records else ""
         self._progress.update(self._task, completed=at, state=state)
         self._overall.show(at)
+        if not self._console.is_terminal and (left := self._pace.left(done / total)):
+            words = [f"{self._run.name}: {at:.1f}/{self._run.epochs} effective epochs", state, left]
+            self._console.print(", ".join(filter(None, words)), highlight=False, soft_wrap=True)
         if len(records) > self._seen:
             self._report(self._run, records[self._seen :])
             self._seen = len(records)
@@ -205,8 +216,9 @@ def _progress(console: Console) -> Iterator[Progress]:
         TextColumn("{task.description:40}"),
         BarColumn(bar_width=24),
         TextColumn("{task.completed:.1f}/{task.total:.0f} effective epochs"),
-        TextColumn("{task.fields[state]:>7}"),
+        TextColumn("{task.fields[state]:>13}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    # A few gradients on a slow machine, and an evaluation, take longer than the half minute that rich looks back.
+    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600) as progress:
         yield progress

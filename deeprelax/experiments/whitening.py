@@ -8,11 +8,12 @@ diag(1/√(λ + 0.1)) Uᵀ, as the pipeline of that library, which papers of the
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from deeprelax.files import replacing
 
 CHUNK = 2_000  # images in float64 at a time: 49 MB
 
@@ -107,11 +108,8 @@ def cached(normalised: np.ndarray, name: str, digest: str, folder: Path) -> Whit
     if found is not None:
         return found
     fitted = fit(normalised, preset)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with partial.open("wb") as file:
-        np.savez(file, checksum=np.array(checksum), mean=fitted.mean, matrix=fitted.matrix)
-    partial.replace(path)
+    with replacing(path) as partial:
+        np.savez(partial, checksum=np.array(checksum), mean=fitted.mean, matrix=fitted.matrix)
     return fitted
 
 

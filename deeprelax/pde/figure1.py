@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from deeprelax.files import check_writable, replacing, write_json, write_picture
 from deeprelax.pde.closed_forms import normal_density
 from deeprelax.pde.finite_differences import Evolution, hamilton_jacobi
 from deeprelax.pde.fokker_planck import FokkerPlanck
@@ -214,21 +214,23 @@ def animation(name: str, time: float, beta: float, temperature: float, path: Pat
         title.set_text(f"t = {now:.2f}, β = {beta:g}")
         return [*lines, title]
 
-    FuncAnimation(figure, show, frames=FRAMES).save(path, writer=PillowWriter(fps=10), dpi=80)
+    with replacing(path) as partial:
+        FuncAnimation(figure, show, frames=FRAMES).save(partial, writer=PillowWriter(fps=10), dpi=80)
 
 
 def write(
     out: Path, name: str, time: float, beta: float, temperature: float, animate: bool, say: Callable[[str], None]
 ) -> None:
     """figure1.png, .svg and .json, and with ``animate`` figure1.gif, into ``out``; their paths are said."""
-    _problem(name, time, beta, temperature)  # refuses what is to be refused, before anything is made
-    out.mkdir(parents=True, exist_ok=True)
+    _problem(name, time, beta, temperature)  # refuses what is to be refused, before anything is computed
+    for suffix in ("png", "svg", "json", *(["gif"] if animate else [])):
+        check_writable(out / f"figure1.{suffix}")
     numbers = compute(name, time, beta, temperature)
     figure = picture(numbers)
     for suffix in ("png", "svg"):
-        figure.savefig(out / f"figure1.{suffix}", dpi=150)
+        write_picture(out / f"figure1.{suffix}", figure, dpi=150)
         say(str(out / f"figure1.{suffix}"))
-    (out / "figure1.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+    write_json(out / "figure1.json", numbers, ensure_ascii=False)
     say(str(out / "figure1.json"))
     if animate:
         animation(name, time, beta, temperature, out / "figure1.gif")

@@ -1,0 +1,139 @@
+"""What a terminal does to a program, and what a run must survive: no room, a closed pipe, ASCII alone, and Ctrl-C."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import click
+
+# What is printed where the encoding lacks a character; "?" for others.
+SPELLED = {
+    **{"±": "+-", "×": "x", "µ": "u", "…": "...", "′": "'", "·": "*", "√": "sqrt", "∇": "grad "},
+    **{"η": "eta", "γ": "gamma", "β": "beta", "λ": "lambda", "ρ": "rho", "⁻¹": "^-1", "⁻": "^-", "¹": "1", "₀": "0"},
+}
+
+
+class InterruptedRun(click.ClickException):
+    """Ctrl-C, with what is kept and how to resume."""
+
+    exit_code = 128 + signal.SIGINT
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(SPELLED.get(character, "?") for character in lacking), error.end
+
+
+codecs.register_error("deeprelax.spell", _spell)
+
+
+class _Guarded(io.RawIOBase):
+    """Passes bytes on until that fails; swallows the rest."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self.failure: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._raw.isatty()
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def write(self, content: Any) -> int:
+        if self.failure is None:
+            try:
+                return self._raw.write(content)
+            except OSError as error:
+                self.failure = error
+        return len(content)
+
+
+@contextlib.contextmanager
+def guarded_output() -> Iterator[Callable[[], OSError | None]]:
+    """Inside, writing to ``sys.stdout`` raises nothing, whether the reader of a pipe has gone, the device is full or
+    its encoding lacks a character: what is printed must not cost the run that prints it. Yields a function that returns
+    the first failure."""
+    before = sys.stdout
+    buffer = getattr(before, "buffer", None)
+    if buffer is None:
+        yield lambda: None
+        return
+    with contextlib.suppress(OSError):
+        before.flush()
+    raw = _Guarded(getattr(buffer, "raw", buffer))
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding=before.encoding, errors="deeprelax.spell", line_buffering=True
+    )
+
+    def failure() -> OSError | None:
+        sys.stdout.flush()
+        return raw.failure
+
+    try:
+        yield failure
+    finally:
+        sys.stdout.flush()
+        sys.stdout = before
+
+
+@contextlib.contextmanager
+def asked_to_stop(message: str) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C inside prints ``message`` to standard error and makes the yielded function return True; the
+    second one raises KeyboardInterrupt as usual. Outside of the main thread, and where the signal is ignored, nothing
+    changes."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield lambda: False
+        return
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        asked.set()
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{message}\n".encode("ascii", "replace"))  # no buffer, for the handler may interrupt a print
+
+    before = signal.signal(signal.SIGINT, ask) or signal.default_int_handler
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Pace:
+    """Says now and then how long something will take, where no progress bar can be drawn."""
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._every = seconds
+        self._start = self._last = time.monotonic()
+        self._from: float | None = None
+
+    def left(self, fraction: float) -> str | None:
+        """ "3 min left", ``seconds`` after it was last said; None in between. ``fraction`` is the part that is done."""
+        now = time.monotonic()
+        if self._from is None:
+            self._start, self._from = now, fraction  # a run that is resumed does not begin at 0
+        if now - self._last < self._every or not self._from < fraction < 1:
+            return None
+        self._last = now
+        return f"{duration((now - self._start) * (1 - fraction) / (fraction - self._from))} left"
+
+
+def duration(seconds: float) -> str:
+    """Two digits are enough: "45 s", "21 min", "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

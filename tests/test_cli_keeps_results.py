@@ -1,0 +1,178 @@
+"""A comparison or a benchmark that has run is in its files, whatever the terminal, the disk or the user do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from test_cli import run
+
+from deeprelax import benchmark, benchmark_report, files
+from deeprelax.cli import main
+from deeprelax.experiments import live, report
+from deeprelax.experiments.training import DivergedError
+from deeprelax.terminal import Pace
+from deeprelax.workloads import Workload
+
+TRAIN = ["train", "--optimizer", "sgd", "--epochs", "1", "--seeds", "2"]
+FILES = ["digits.json", "digits.png", "digits.txt"]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark of a moment."""
+    monkeypatch.setattr(benchmark, "workloads", lambda preset: [Workload(name, ((16,),) * 2) for name in ("a", "b")])
+
+
+def full_device() -> IO[str]:
+    return Path("/dev/full").open("w")
+
+
+def closed_pipe() -> IO[str]:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("stdout", [closed_pipe, full_device])
+@pytest.mark.parametrize(("arguments", "written"), [(TRAIN, FILES), (["bench"], ["cpu.json"])])
+def test_files_are_written_where_nothing_can_be_printed(
+    stdout: Callable[[], IO[str]],
+    arguments: list[str],
+    written: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with stdout() as screen, contextlib.suppress(OSError):
+        monkeypatch.setattr(sys, "stdout", screen)
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, "--out", str(tmp_path)])
+    assert end.value.code == 1
+    assert names(tmp_path) == written
+
+
+def test_an_ascii_terminal_gets_its_table(tmp_path: Path) -> None:
+    result = CliRunner(charset="ascii").invoke(main, [*TRAIN, "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "+-" in result.output
+    assert names(tmp_path) == FILES
+
+
+@pytest.mark.parametrize("command", ["train", "bench"])
+@pytest.mark.parametrize("out", ["/proc/no", "taken"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_run(
+    command: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("digits.png", "cpu.json"):  # folders where files are to be
+        (tmp_path / "taken" / name).mkdir(parents=True)
+    monkeypatch.setattr(live, "run_all", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(benchmark, "main", lambda *_: pytest.fail("it ran"))
+    assert "--out: " in run(command, "--out", tmp_path / out, code=1).output
+
+
+def test_a_full_disk_is_named_and_the_table_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: Any, **_: Any) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "write_json", full)
+    output = run(*TRAIN, "--out", tmp_path, code=1).output
+    assert f"No space left on device: '{tmp_path / 'digits.json'}'" in output.replace("\n", "")
+    assert "effective" in output
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_benchmark_is_written_before_its_last_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(benchmark_report, "show", lambda *_: seen.append(names(tmp_path)))
+    run("bench", "--out", tmp_path)
+    assert seen == [[], ["cpu.json"]]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(KeyboardInterrupt(), 130, "interrupted"), (DivergedError("it diverged"), 1, "diverged")],
+)
+@pytest.mark.parametrize("before", [0, 1])
+def test_runs_that_had_ended_are_kept_and_earlier_files_too(
+    error: BaseException, code: int, said: str, before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "digits.json").write_text("earlier")
+    train, calls = live.train, []
+
+    def stops(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) > before:
+            raise error
+        return train(*arguments, **keywords)
+
+    monkeypatch.setattr(live, "train", stops)
+    output = " ".join(run(*TRAIN, "--out", tmp_path, code=code).output.split())
+    assert said in output
+    assert "does not resume" in output
+    assert (tmp_path / "digits.json").read_text() == "earlier"
+    if before:
+        assert "1 of 2 runs had ended" in output
+        content = json.loads((tmp_path / "digits-unfinished.json").read_text())
+        assert [r["seed"] for r in content["runs"]] == [0]
+    else:
+        assert "no run had ended" in output
+        assert names(tmp_path) == ["digits.json"]
+
+
+def test_a_long_run_says_how_much_time_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace.__init__, "__defaults__", (0.0,))
+    output = run(*TRAIN, "--epochs", 2, "--out", tmp_path).output
+    assert "SGD         seed 0: 0.5 of 2 epochs, 0 s left" in output or "seed 0: 0.5 of 2 epochs, 1 s left" in output
+    assert "% error, " in output
+
+
+def test_fewer_gradients_than_one_update_takes_are_refused(tmp_path: Path) -> None:
+    output = " ".join(
+        run("train", "--optimizer", "entropy-sgd", "--epochs", 1, "--out", tmp_path, code=1).output.split()
+    )
+    assert "10 gradients (1 epochs of 10 batches of 128)" in output
+    assert "L = 20" in output
+    assert "raise --epochs to 2" in output
+    run("train", "--optimizer", "entropy-sgd", "--epochs", 2, "--seeds", 1, "--out", tmp_path)
+
+
+def test_every_command_is_in_the_help_and_can_be_asked_for_its_own() -> None:
+    for name in main.commands:
+        assert f"deeprelax {name} " in (main.help or "")
+        assert "Usage:" in run(name, "--help").output
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU")
+def test_doctor_says_that_there_is_no_gpu_and_blames_no_driver() -> None:
+    lines = run("doctor").output.splitlines()
+    told = [line for line in lines if line.startswith(("gpu ", "backend cuda", "backend triton"))]
+    assert len(told) == 3
+    assert all("no GPU found" in line for line in told)
+    assert not any("driver" in line for line in told)
+
+
+def test_the_command_line_imports_nothing_beyond_click_and_what_the_package_does() -> None:
+    code = (
+        "import sys, deeprelax; before = set(sys.modules)\nimport deeprelax.cli\n"
+        "print({n.partition('.')[0] for n in set(sys.modules) - before} - set(sys.stdlib_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert eval(done.stdout) <= {"click", "deeprelax"}
+
+
+def test_the_files_of_an_experiment_are_those_that_are_checked(tmp_path: Path) -> None:
+    assert sorted(path.name for path in report.paths(tmp_path, "digits").values()) == FILES

@@ -1,0 +1,83 @@
+"""What a terminal does to a program does not reach the run: no room, a closed pipe, ASCII, Ctrl-C."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from deeprelax.terminal import Pace, asked_to_stop, duration, guarded_output
+
+
+def test_what_cannot_be_encoded_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding="ascii"))
+    with guarded_output() as failure:
+        print("0.50 ± 0.01, γ, 語")
+        assert failure() is None
+    assert screen.getvalue().decode() == "0.50 +- 0.01, gamma, ?\n"
+
+
+def test_a_failure_to_print_is_kept_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with guarded_output() as failure:
+            for _ in range(3):
+                print("lost", flush=True)
+            assert failure().strerror == "No space left on device"
+        assert sys.stdout is full
+
+
+def test_an_output_without_bytes_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", screen)
+    with guarded_output() as failure:
+        print("±")
+        assert failure() is None
+    assert screen.getvalue() == "±\n"
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)
+
+
+def test_the_first_ctrl_c_asks_and_the_second_stops(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with asked_to_stop("saving") as stop:
+        assert not stop()
+        interrupt()
+        assert stop()
+        assert "saving" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with asked_to_stop("saving") as stop:
+            interrupt()
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_time_left_is_of_the_speed_since_the_start_and_said_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    pace = Pace(60.0)
+    said = []
+    for second in range(0, 130, 10):
+        now[0] = second
+        said.append(pace.left(0.5 + second / 1000))  # resumed at half, a thousandth a second
+    assert said == [None] * 6 + ["7 min left"] + [None] * 5 + ["6 min left"]
+
+
+def test_durations_have_two_digits() -> None:
+    assert [duration(s) for s in (45, 99, 1260, 12_600)] == ["45 s", "99 s", "21 min", "3.5 h"]
