@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,11 @@ def addresses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture(autouse=True)
 def _no_backend_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DEEPRELAX_BACKEND", raising=False)
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """SIGINT reaches Python as from a terminal: background jobs of a shell start with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -179,7 +179,7 @@ def test_the_ablation_switches_off_scoping_and_noise_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_saves_the_run_and_the_same_command_resumes_it(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: None, times: int
 ) -> None:
     """Once: the run is saved where it is. Twice: it ends at once, and its last checkpoint is left."""
     arguments = ["--data", data, "--models", "lenet", "--optimizers", "hj", "--seeds", 1, "--epochs", 2,

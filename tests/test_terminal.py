@@ -46,7 +46,7 @@ def interrupt() -> None:
     time.sleep(0.01)
 
 
-def test_the_first_ctrl_c_asks_and_the_second_stops(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_first_ctrl_c_asks_and_the_second_stops(heard: None, capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     with asked_to_stop("saving") as stop:
         assert not stop()
