@@ -7,6 +7,7 @@ DEEPRELAX_CPU and DEEPRELAX_CUDA: 0 leaves the kernels out, 1 makes a failure an
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from setuptools.command.build_ext import build_ext
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
-# One source per instruction set, compiled with its flags; csrc/cpu_module.cpp chooses among them at run time.
+# Sources that are compiled once per instruction set, with its flags; csrc/cpu_module.cpp chooses among them.
 # The AVX-512 intrinsics of g++ 12 read variables that they leave undefined on purpose, and warn of it.
 # -march comes first, and last on the command line: a default or CFLAGS of -march=native must not widen the baseline.
 INSTRUCTION_SETS = {
@@ -33,7 +34,7 @@ if not X86:  # there the baseline is NEON or what else the compiler makes of vec
     INSTRUCTION_SETS = {"baseline": []}
 
 # The noise needs its loops unrolled; for the rules -O2 gives the same speed in a third of the compiler's time.
-OPTIMISATION = {"cpu_noise": ["-O3"], "cpu_rules": ["-O2"], "cpu_stream": ["-O3"]}
+OPTIMISATION = {"cpu_noise": ["-O3"], "cpu_stream": ["-O3"]}
 
 # The noise's chains are longer than a processor's scheduler is deep. Scheduling before the allocation of registers,
 # which g++ leaves off on x86, brings the normals from 1.08 to 0.95 ns each on one thread (AVX2, AMD EPYC).
@@ -42,14 +43,46 @@ SCHEDULING = ["-fschedule-insns", "-fsched-pressure"]
 # Bit-identical results need every multiplication and addition rounded on its own: no contraction, no fast-math.
 FLAGS = ["-O2", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi"]
 
+# What a user's CFLAGS and LDFLAGS must not bring along: while linking, g++ takes these to mean that denormals are zero
+# in the whole process, torch included (crtfastmath.o).
+FAST_MATH = {"-Ofast", "-ffast-math", "-funsafe-math-optimizations", "-mdaz-ftz"}
 
-def flags_of(source: str) -> list[str]:
-    """The flags that one source needs beyond FLAGS, from its name."""
-    part, _, instruction_set = Path(source).stem.rpartition("_")
-    portable = INSTRUCTION_SETS["baseline"]
-    return OPTIMISATION.get(part, OPTIMISATION.get(Path(source).stem, [])) + INSTRUCTION_SETS.get(
-        instruction_set, portable
-    )
+# The update rules, (type, header) each, of csrc/abi.h.
+RULES = re.findall(r"\bRULE\((\w+), (\w+)\)", Path("csrc/abi.h").read_text())
+
+
+def rule_flags(rule: str, header: str) -> list[str]:
+    """What makes csrc/cpu_rule.cpp and csrc/cuda_rule.cu those of one rule."""
+    return [f"-DDR_RULE={rule}", f'-DDR_HEADER="{header}.h"']
+
+
+def cpu_units(source: str) -> dict[str, list[str]]:
+    """What a source is compiled to: the name of each object, and its flags beyond FLAGS."""
+    part = Path(source).stem
+    flags = OPTIMISATION.get(part, [])
+    if part == "cpu_noise":
+        return {f"noise_{name}": flags + march for name, march in INSTRUCTION_SETS.items()}
+    if part == "cpu_rule":
+        return {
+            f"{rule[1]}_{name}": flags + march + rule_flags(*rule)
+            for name, march in INSTRUCTION_SETS.items()
+            for rule in RULES
+        }
+    return {part: flags + INSTRUCTION_SETS["baseline"]}
+
+
+def cuda_units(source: str) -> dict[str, list[str]]:
+    """The same for a CUDA source, beyond NVCC_FLAGS."""
+    if Path(source).stem == "cuda_rule":
+        return {header: rule_flags(rule, header) for rule, header in RULES}
+    return {Path(source).stem: []}
+
+
+def without_fast_math(compiler) -> None:
+    """Takes FAST_MATH out of the commands that a distutils compiler runs."""
+    for name, command in vars(compiler).items():
+        if isinstance(command, list) and all(isinstance(word, str) for word in command):
+            setattr(compiler, name, [word for word in command if word not in FAST_MATH])
 
 
 # Machine code for these, and PTX of the newest for what comes after; DEEPRELAX_CUDA_ARCHS="90;100" names others.
@@ -104,18 +137,18 @@ class BuildKernels(build_ext):
                 print(f"deeprelax: no {name} kernels ({self.problems[name]})", file=sys.stderr)
 
     def build_cpu(self, ext):
+        without_fast_math(self.compiler)
         compile_all = self.compiler.compile
         scheduling = SCHEDULING if all(has_flag(self.compiler, flag) for flag in SCHEDULING) else []
 
-        def compile_each(sources, extra_postargs=None, **kwargs):
-            def compile_one(source):
-                flags = [*(extra_postargs or []), *flags_of(source)]
-                if "cpu_noise" in source:
-                    flags += scheduling
-                return compile_all([source], extra_postargs=flags, **kwargs)
+        def compile_each(sources, output_dir=None, extra_postargs=None, **kwargs):
+            def compile_one(source, name, flags):
+                flags = [*(extra_postargs or []), *flags, *(scheduling if "noise" in name else [])]
+                return compile_all([source], output_dir=f"{output_dir}/{name}", extra_postargs=flags, **kwargs)
 
+            every = [(source, name, flags) for source in sources for name, flags in cpu_units(source).items()]
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                return [obj for objects in pool.map(compile_one, sources) for obj in objects]
+                return [obj for objects in pool.map(lambda unit: compile_one(*unit), every) for obj in objects]
 
         self.compiler.compile = compile_each
         try:
@@ -139,18 +172,19 @@ class BuildKernels(build_ext):
         folder.mkdir(parents=True, exist_ok=True)
         newest = max(Path(p).stat().st_mtime for p in ext.depends)
 
-        def compile_one(source):
+        def compile_one(source, name, flags):
             device = targets[:1] if "module" in source else targets  # the module has no device code
-            command = [compiler, *NVCC_FLAGS, *device, *includes, define, "-c", source]
-            made, stamp = folder / (Path(source).stem + ".o"), folder / (Path(source).stem + ".command")
+            command = [compiler, *NVCC_FLAGS, *flags, *device, *includes, define, "-c", source]
+            made, stamp = folder / f"{name}.o", folder / f"{name}.command"
             fresh = made.exists() and made.stat().st_mtime > max(newest, Path(source).stat().st_mtime)
             if not fresh or not stamp.exists() or stamp.read_text() != str(command):
                 call([*command, "-o", str(made)])
                 stamp.write_text(str(command))
             return str(made)
 
+        every = [(source, name, flags) for source in ext.sources for name, flags in cuda_units(source).items()]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_one, ext.sources))
+            objects = list(pool.map(lambda unit: compile_one(*unit), every))
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
         call([compiler, "-shared", "-cudart=static", *objects, "-o", str(output)])
@@ -166,11 +200,9 @@ HEADERS = sorted(str(p) for p in Path("csrc").glob("*.h"))
 
 
 def cpu_extension() -> Pybind11Extension:
-    sources = ["cpu_module.cpp", "cpu_stream.cpp"]
-    sources += [f"cpu_{part}_{name}.cpp" for name in INSTRUCTION_SETS for part in ("rules", "noise")]
     return Pybind11Extension(
         "deeprelax._cpu",
-        [f"csrc/{name}" for name in sources],
+        [f"csrc/cpu_{part}.cpp" for part in ("rule", "noise", "module", "stream")],
         cxx_std=17,
         extra_compile_args=FLAGS,
         depends=HEADERS,
@@ -178,9 +210,7 @@ def cpu_extension() -> Pybind11Extension:
 
 
 def cuda_extension() -> Extension:
-    # The one that takes longest first: as many are compiled at a time as there are cores.
-    names = ["entropy_sgd", "hj", "heat", "module", "clock"]
-    return Extension("deeprelax._cuda", [f"csrc/cuda_{name}.cu" for name in names], depends=HEADERS)
+    return Extension("deeprelax._cuda", ["csrc/cuda_rule.cu", "csrc/cuda_module.cu"], depends=HEADERS)
 
 
 setup(ext_modules=[cpu_extension(), cuda_extension()], cmdclass={"build_ext": BuildKernels})

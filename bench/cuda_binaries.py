@@ -1,6 +1,8 @@
 """What nvcc made of the CUDA kernels: registers, spills, accesses, and the order of their loads. Needs no GPU.
 
-Run: python bench/cuda_binaries.py   (writes bench/results/nvcc/registers.json; tests/test_cuda_binaries.py compares)
+Run: python bench/cuda_binaries.py
+
+It writes bench/results/nvcc/registers.json, and tests/kernels/test_cuda_binaries.py compares.
 """
 
 from __future__ import annotations
@@ -17,18 +19,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from deeprelax.kernels.abi import Flag
+
 RECORD = Path(__file__).parent / "results" / "nvcc" / "registers.json"
 DTYPES = {"d": "float64", "f": "float32", "NS0_8bfloat16E": "bfloat16", "NS0_7float16E": "float16"}
-RULES = {"10EntropySGD": "EntropySGD", "2HJ": "HJ", "4Heat": "Heat"}
 MANGLED = re.compile(
-    r"_ZN9deeprelax4cuda6updateI(?P<dtype>d|f|NS0_\d+b?float16E)[df]NS0_(?P<rule>10EntropySGD|2HJ|4Heat)I\S*?"
-    r"(?:Lb(?P<noise>[01])ELb(?P<rounding>[01])E)?EELb(?P<fast>[01])ELi\d+EEEv"
+    r"_ZN9deeprelax4cuda6updateI(?P<dtype>d|f|NS0_\d+b?float16E)[df]NS0_\d+(?P<rule>\w+?)ELj(?P<on>\d+)E"
+    r"Lb(?P<fast>[01])ELi\d+EEEv"
 )
+CLOCK = re.compile(r"_ZN9deeprelax4cuda9tick_onceINS0_\d+(?P<rule>\w+?)EEEv")
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One instance of ``update`` in csrc/cuda_kernels.h."""
+    """One instance of ``update`` in csrc/cuda_rule.cu."""
 
     rule: str
     dtype: str
@@ -43,13 +47,19 @@ class Kernel:
 
 
 def kernel(mangled: str) -> Kernel | None:
-    """The kernel of that symbol; None for the clock's."""
+    """The kernel of that symbol; None for a clock's."""
     found = MANGLED.match(mangled)
     if found is None:
         return None
-    rule = RULES[found["rule"]]
-    noise = rule == "Heat" or found["noise"] == "1"
-    return Kernel(rule, DTYPES[found["dtype"]], found["fast"] == "1", noise, found["rounding"] == "1")
+    on = int(found["on"])  # the options that it is compiled with
+    noise, rounding = bool(on & Flag.NOISE), bool(on & Flag.STOCHASTIC_ROUNDING)
+    return Kernel(found["rule"], DTYPES[found["dtype"]], found["fast"] == "1", noise, rounding)
+
+
+def name_of(mangled: str) -> str:
+    """What the record calls the kernel of that symbol."""
+    clock = CLOCK.match(mangled)
+    return f"clock of {clock['rule']}" if clock else str(kernel(mangled))
 
 
 def module() -> Any:
@@ -192,8 +202,7 @@ def record() -> dict[str, Any]:
     found: dict[str, dict[str, str]] = {}
     for architecture, symbols in usage().items():
         for symbol, used in symbols.items():
-            name = str(kernel(symbol) or "clock")
-            registers.setdefault(name, {})[architecture] = used.registers
+            registers.setdefault(name_of(symbol), {})[architecture] = used.registers
         for symbol, text in code(architecture):
             if instance := kernel(symbol):
                 shown = [str(loop) for loop in loops(text) if loop.aligned or not instance.fast]

@@ -30,6 +30,8 @@ def table(result: dict[str, Any], source: str) -> str:
         "",
     ]
     for w in result["workloads"]:
+        if w["elements"] < 100_000:
+            continue
         lines += [
             f"| {w['name']} | ns/parameter | GB/s | × fused AdamW |",
             "|---|---|---|---|",
@@ -39,6 +41,7 @@ def table(result: dict[str, Any], source: str) -> str:
             ),
             "",
         ]
+    lines += host(result["workloads"])
     lines += ["| target | bound | measured |", "|---|---|---|"]
     for w in result["workloads"]:
         for t in w["targets"]:
@@ -46,6 +49,18 @@ def table(result: dict[str, Any], source: str) -> str:
             missed = "" if t["met"] else " (missed)"
             lines.append(f"| {t['promise']} | {bound} | {t['measured']:.2f}{missed} |")
     return "\n".join(lines) + "\n"
+
+
+def host(workloads: list[dict[str, Any]]) -> list[str]:
+    """Host time of ``step()`` on small tensors: a column for each number of them."""
+    small = [w for w in workloads if w["elements"] < 100_000]
+    counts = [f"{w['shapes']:,} tensor{'s' * (w['shapes'] > 1)}" for w in small]
+    lines = [f"| µs of `step()` (× fused SGD) | {' | '.join(counts)} |", "|---|" + "---|" * len(small)]
+    for name in ("EntropySGD", "HJ", "Heat", "torch.optim.SGD(fused=True)", "torch.optim.AdamW(fused=True)"):
+        rows = [next(r for r in w["contestants"] if r["name"] == name) for w in small]
+        cells = [f"{r['microseconds']:.0f} ({r['by_fused_sgd']:.2f})" for r in rows]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def on_gpu(result: dict[str, Any], source: str) -> str:
@@ -70,7 +85,7 @@ python bench/readme.py
 
 """
 
-NO_SIZES = """How much one program of the Triton kernels does (`kernels/triton_sizes.py`) has not been measured on a GPU
+NO_SIZES = """How much one program of the Triton kernels does (`kernels/triton/sizes.py`) has not been measured on a GPU
 either: the sizes there are reasoned, and what would be fastest is still owed. This command measures it, and prints what
 that file should say:
 

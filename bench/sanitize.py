@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import importlib
 from array import array
-from dataclasses import replace
 
 import torch
-from gpu_bench.calls import KINDS, RULES
+from gpu_bench.calls import KINDS, RULES, Rule
 from torch import Tensor
 
 import deeprelax
-from deeprelax.kernels import Backend, Call, EntropySGDCall, Table
-from deeprelax.kernels.cuda_backend import Cuda
+from deeprelax.kernels import Backend, Flag, Scalars, Table
+from deeprelax.kernels.cuda import Cuda
+from deeprelax.optim.bucket import buffers_of
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -30,17 +30,19 @@ def at_offset(size: int, offset: int, dtype: torch.dtype, device: torch.device) 
     return torch.randn(size + offset, device=device).to(dtype)[offset:]
 
 
-def run(backend: Backend, call: Call, chunk: int, dtype: torch.dtype, offset: int, device: torch.device) -> None:
+def run(
+    backend: Backend, rule: Rule, call: Scalars, chunk: int, dtype: torch.dtype, offset: int, device: torch.device
+) -> None:
     """One call on weights and gradients that begin ``offset`` elements into their memory; one has no gradient."""
     weights = [at_offset(size, offset, dtype, device) for size in sizes(chunk)]
     grads: list[Tensor | None] = [at_offset(w.numel(), offset, dtype, device) for w in weights]
     grads[3] = None
     # A start in mid-call of Philox takes every element by itself.
     table = Table(weights, list(range(len(weights))), starts=[0, 1, 0, 4, 0, 2, 8])
-    kept = [b for b in call.buffers if b != "y" or table.compute_dtype != dtype]
-    buffers = {name: table.new_buffer() for name in kept}
+    rounded = bool(call.flags & Flag.STOCHASTIC_ROUNDING)
+    buffers = {name: table.new_buffer() for name in buffers_of(rule.kernel, table.compute_dtype != dtype, rounded)}
     addresses = array("q", [0 if g is None else g.data_ptr() for g in grads])
-    backend.run(call, table, grads, addresses, buffers)
+    backend.bind(rule.kernel, table, buffers).run(call, grads, addresses)
 
 
 def everything(backend: Backend, chunk: int, device: torch.device) -> int:
@@ -50,11 +52,11 @@ def everything(backend: Backend, chunk: int, device: torch.device) -> int:
         for rule in RULES:
             for kind in KINDS:
                 for weight_decay, offset in ((0.0, 0), (0.0, 1), (0.01, 0), (0.01, 3)):
-                    call = rule.call(kind, weight_decay)
-                    run(backend, call, chunk, dtype, offset, device)
+                    run(backend, rule, rule.call(kind, weight_decay), chunk, dtype, offset, device)
                     count += 1
-                    if dtype == torch.bfloat16 and isinstance(call, EntropySGDCall):
-                        run(backend, replace(call, stochastic_rounding=True), chunk, dtype, offset, device)
+                    if dtype == torch.bfloat16 and rule.optimizer == "EntropySGD":
+                        call = rule.call(kind, weight_decay, int(Flag.STOCHASTIC_ROUNDING))
+                        run(backend, rule, call, chunk, dtype, offset, device)
                         count += 1
     return count
 

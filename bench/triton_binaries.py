@@ -1,9 +1,11 @@
 """What Triton makes of the Triton kernels, ahead of time, for NVIDIA GPUs that need not be there.
 
-Compiled is what ``Triton.run``, ``run_ticked`` and ``tick`` would launch: the same arguments, specialised by the same
+Compiled is what ``run``, ``run_ticked`` and ``tick`` would launch: the same arguments, specialised by the same
 code.
 
-Run: python bench/triton_binaries.py   (writes bench/results/triton/registers.json; tests/test_triton_ptx.py compares)
+Run: python bench/triton_binaries.py
+
+It writes bench/results/triton/registers.json, and tests/kernels/test_triton_ptx.py compares.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import subprocess
 import tempfile
 from array import array
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,107 +27,107 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from deeprelax.kernels import Call, Clock, EntropySGDCall, HeatCall, HJCall, Outer, Stream, Table, Tick
-from deeprelax.kernels.settings import AnySettings, EntropySGDSettings, HeatSettings, HJSettings
-from deeprelax.kernels.triton_backend import Launch, Triton
+from deeprelax.kernels import RULES, ClockMemory, Flag, Hyper, Scalars, Table, Tick
+from deeprelax.kernels.triton.backend import Launch, Triton
 
 RECORD = Path(__file__).parent / "results" / "triton" / "registers.json"
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
-OUTER = Outer(step=0.1, scale=0.2, lr=0.3, momentum=0.9, nesterov=True)
-ENTROPY_SGD = EntropySGDCall(
-    first=False,
-    last=False,
-    inner_lr=0.1,
-    inv_gamma=2.0,
-    pull=0.1,
-    denominator=1.1,
-    alpha=0.75,
-    one_minus_alpha=0.25,
-    noise_scale=0.01,
-    weight_decay=0.01,
-    maximize=True,
-    implicit=False,
-    inner_momentum=0.9,
-    inner_nesterov=True,
-    fresh_velocity=False,
-    stochastic_rounding=False,
-    outer=OUTER,
-    stream=Stream(1, 2),
-)
-HJ = HJCall(False, False, False, 0.1, 0.75, 0.25, 0.01, True, False, OUTER)
-HEAT = HeatCall(False, False, False, 0.1, 0.01, True, OUTER, Stream(1, 2))
-BUFFERS = {call.rule: call.buffers for call in (EntropySGDCall, HJCall, HeatCall)}
-FIRST, LAST = {"first": True}, {"last": True}
+SHARED: dict[str, float] = {"outer_step": 0.1, "outer_scale": 0.2, "lr": 0.3, "momentum": 0.9, "weight_decay": 0.01}
+REALS: dict[str, dict[str, float]] = {
+    "entropy_sgd": {
+        **{"inner_lr": 0.1, "inv_gamma": 2.0, "pull": 0.1, "denominator": 1.1, "alpha": 0.75, "one_minus_alpha": 0.25},
+        **{"noise_scale": 0.01, "inner_momentum": 0.9},
+    },
+    "hj": {"gamma": 0.1, "alpha": 0.75, "one_minus_alpha": 0.25},
+    "heat": {"noise_scale": 0.1},
+}
+FIRST, LAST, IMPLICIT, ROUNDING = Flag.FIRST, Flag.LAST, Flag.IMPLICIT, Flag.STOCHASTIC_ROUNDING
 
-# name: (call, dtype, compute capability)
-KERNELS: dict[str, tuple[Call, torch.dtype, int]] = {
-    "entropy_sgd inner": (ENTROPY_SGD, torch.float32, 90),
-    "entropy_sgd inner, sm_80": (ENTROPY_SGD, torch.float32, 80),
-    "entropy_sgd inner, sm_100": (ENTROPY_SGD, torch.float32, 100),
-    "entropy_sgd without noise": (replace(ENTROPY_SGD, noise_scale=0.0, inner_momentum=0.0), torch.float32, 90),
-    "entropy_sgd first": (replace(ENTROPY_SGD, fresh_velocity=True, **FIRST), torch.float32, 90),
-    "entropy_sgd last": (replace(ENTROPY_SGD, **LAST), torch.float32, 90),
-    "entropy_sgd implicit": (replace(ENTROPY_SGD, implicit=True), torch.float32, 90),
-    "entropy_sgd bf16": (ENTROPY_SGD, torch.bfloat16, 90),
-    "entropy_sgd bf16, sm_80": (ENTROPY_SGD, torch.bfloat16, 80),
-    "entropy_sgd bf16 stochastic": (replace(ENTROPY_SGD, stochastic_rounding=True), torch.bfloat16, 90),
-    "entropy_sgd fp16 last": (replace(ENTROPY_SGD, **LAST), torch.float16, 90),
-    "entropy_sgd implicit float64": (replace(ENTROPY_SGD, implicit=True), torch.float64, 90),
-    "hj first": (replace(HJ, **FIRST), torch.float32, 90),
-    "hj inner": (HJ, torch.float32, 90),
-    "hj last bf16": (replace(HJ, **LAST), torch.bfloat16, 90),
-    "hj inner bf16, sm_100": (HJ, torch.bfloat16, 100),
-    "heat first": (replace(HEAT, take_param=True, **FIRST), torch.float32, 80),
-    "heat inner": (HEAT, torch.float32, 90),
-    "heat last bf16": (replace(HEAT, **LAST), torch.bfloat16, 90),
-    "heat inner bf16, sm_100": (HEAT, torch.bfloat16, 100),
-    "heat inner float64": (HEAT, torch.float64, 90),
+
+def scalars(rule: str, flags: int = 0, **changes: float) -> Scalars:
+    """Those of an inner call with every optional term, and these changes."""
+    reals = {**SHARED, **REALS[rule], "inv_scale": 1.0, **changes}
+    flags |= Flag.MAXIMIZE | Flag.NESTEROV
+    if reals.get("noise_scale"):
+        flags |= Flag.NOISE
+    return Scalars(**reals, flags=int(flags), key0=1, step=2)
+
+
+ENTROPY_SGD, HJ, HEAT = (scalars(rule) for rule in ("entropy_sgd", "hj", "heat"))
+
+# name: (rule, scalars, dtype, compute capability)
+KERNELS: dict[str, tuple[str, Scalars, torch.dtype, int]] = {
+    "entropy_sgd inner": ("entropy_sgd", ENTROPY_SGD, torch.float32, 90),
+    "entropy_sgd inner, sm_80": ("entropy_sgd", ENTROPY_SGD, torch.float32, 80),
+    "entropy_sgd inner, sm_100": ("entropy_sgd", ENTROPY_SGD, torch.float32, 100),
+    "entropy_sgd without noise": (
+        "entropy_sgd",
+        scalars("entropy_sgd", noise_scale=0.0, inner_momentum=0.0),
+        torch.float32,
+        90,
+    ),
+    "entropy_sgd first": ("entropy_sgd", scalars("entropy_sgd", FIRST | Flag.FRESH_VELOCITY), torch.float32, 90),
+    "entropy_sgd last": ("entropy_sgd", scalars("entropy_sgd", LAST), torch.float32, 90),
+    "entropy_sgd implicit": ("entropy_sgd", scalars("entropy_sgd", IMPLICIT), torch.float32, 90),
+    "entropy_sgd bf16": ("entropy_sgd", ENTROPY_SGD, torch.bfloat16, 90),
+    "entropy_sgd bf16, sm_80": ("entropy_sgd", ENTROPY_SGD, torch.bfloat16, 80),
+    "entropy_sgd bf16 stochastic": ("entropy_sgd", scalars("entropy_sgd", ROUNDING), torch.bfloat16, 90),
+    "entropy_sgd fp16 last": ("entropy_sgd", scalars("entropy_sgd", LAST), torch.float16, 90),
+    "entropy_sgd implicit float64": ("entropy_sgd", scalars("entropy_sgd", IMPLICIT), torch.float64, 90),
+    "hj first": ("hj", scalars("hj", FIRST), torch.float32, 90),
+    "hj inner": ("hj", HJ, torch.float32, 90),
+    "hj last bf16": ("hj", scalars("hj", LAST), torch.bfloat16, 90),
+    "hj inner bf16, sm_100": ("hj", HJ, torch.bfloat16, 100),
+    "heat first": ("heat", scalars("heat", FIRST | Flag.TAKE_PARAM), torch.float32, 80),
+    "heat inner": ("heat", HEAT, torch.float32, 90),
+    "heat last bf16": ("heat", scalars("heat", LAST), torch.bfloat16, 90),
+    "heat inner bf16, sm_100": ("heat", HEAT, torch.bfloat16, 100),
+    "heat inner float64": ("heat", HEAT, torch.float64, 90),
 }
 
-SHARED: dict[str, Any] = {
-    "inner_steps": 4,
-    "keep": 0.9,
-    "momentum": 0.9,
-    "nesterov": True,
-    "weight_decay": 0.01,
-    "maximize": True,
-}
-ENTROPY_SGD_SETTINGS = EntropySGDSettings(
-    **SHARED,
-    alpha=0.75,
-    temperature=1e-3,
-    implicit=False,
-    absorb_gamma=False,
-    inner_momentum=0.9,
-    carry_inner_momentum=False,
-    stochastic_rounding=False,
-)
-HJ_SETTINGS = HJSettings(**SHARED, alpha=0.75, warm_start=True)
-HEAT_SETTINGS = HeatSettings(**SHARED)
 
-# name: (settings, dtype, compute capability); all four places in the cycle
-TICKED: dict[str, tuple[AnySettings, torch.dtype, int]] = {
-    "entropy_sgd ticked": (ENTROPY_SGD_SETTINGS, torch.float32, 90),
-    "entropy_sgd ticked bf16": (ENTROPY_SGD_SETTINGS, torch.bfloat16, 90),
-    "entropy_sgd ticked without noise, sm_100": (replace(ENTROPY_SGD_SETTINGS, temperature=0.0), torch.float32, 100),
+def hyper(rule: str, flags: int = 0, **changes: float) -> Hyper:
+    """Hyper-parameters with every optional term, and these changes."""
+    flags |= Flag.MAXIMIZE | Flag.NESTEROV
+    values = {"keep": 0.9, "momentum": 0.9, "weight_decay": 0.01}
+    if rule != "heat":
+        values["alpha"] = 0.75
+    if rule == "hj":
+        flags |= Flag.WARM_START
+    if rule == "entropy_sgd":
+        values |= {"temperature": 1e-3, "inner_momentum": 0.9}
+    return Hyper(inner_steps=4, flags=int(flags), **(values | changes))
+
+
+# name: (rule, hyper-parameters, dtype, compute capability); all four places in the cycle
+TICKED: dict[str, tuple[str, Hyper, torch.dtype, int]] = {
+    "entropy_sgd ticked": ("entropy_sgd", hyper("entropy_sgd"), torch.float32, 90),
+    "entropy_sgd ticked bf16": ("entropy_sgd", hyper("entropy_sgd"), torch.bfloat16, 90),
+    "entropy_sgd ticked without noise, sm_100": (
+        "entropy_sgd",
+        hyper("entropy_sgd", temperature=0.0),
+        torch.float32,
+        100,
+    ),
     "entropy_sgd ticked implicit float64, sm_80": (
-        replace(ENTROPY_SGD_SETTINGS, implicit=True, temperature=0.0),
+        "entropy_sgd",
+        hyper("entropy_sgd", IMPLICIT, temperature=0.0),
         torch.float64,
         80,
     ),
-    "hj ticked, sm_120": (HJ_SETTINGS, torch.float32, 120),
-    "hj ticked bf16, sm_80": (HJ_SETTINGS, torch.bfloat16, 80),
-    "heat ticked, sm_120": (HEAT_SETTINGS, torch.float32, 120),
-    "heat ticked fp16, sm_100": (HEAT_SETTINGS, torch.float16, 100),
+    "hj ticked, sm_120": ("hj", hyper("hj"), torch.float32, 120),
+    "hj ticked bf16, sm_80": ("hj", hyper("hj"), torch.bfloat16, 80),
+    "heat ticked, sm_120": ("heat", hyper("heat"), torch.float32, 120),
+    "heat ticked fp16, sm_100": ("heat", hyper("heat"), torch.float16, 100),
 }
 
-# name: (settings, compute capability)
-TICKS: dict[str, tuple[AnySettings, int]] = {
-    "tick of entropy_sgd": (ENTROPY_SGD_SETTINGS, 90),
-    "tick of entropy_sgd, sm_120": (ENTROPY_SGD_SETTINGS, 120),
-    "tick of hj, sm_80": (HJ_SETTINGS, 80),
-    "tick of heat, sm_100": (HEAT_SETTINGS, 100),
+# name: (rule, compute capability)
+TICKS: dict[str, tuple[str, int]] = {
+    "tick of entropy_sgd": ("entropy_sgd", 90),
+    "tick of entropy_sgd, sm_120": ("entropy_sgd", 120),
+    "tick of hj, sm_80": ("hj", 80),
+    "tick of heat, sm_100": ("heat", 100),
 }
 
 
@@ -156,27 +158,31 @@ def compile_ahead(launch: Launch, capability: int) -> Compiled:
     return Compiled(compiled.asm["ptx"], compiled.asm["cubin"])
 
 
-def new_tick(settings: AnySettings) -> Tick:
+def new_tick(rule: str, hyper: Hyper) -> Tick:
+    """Of a group with a scaler, at its first call."""
     one = torch.ones(1)
-    return Tick(settings, Clock(torch.device("cpu")), one, one.double(), one, one, missing=False)
+    return Tick(RULES[rule], hyper, ClockMemory(torch.device("cpu")), one, one.double(), one, one)
 
 
 def launch_of(name: str) -> tuple[Launch, int]:
     """What would be launched, and the compute capability."""
     backend = Triton()
     if name in TICKS:
-        settings, capability = TICKS[name]
-        return backend.launch_tick(new_tick(settings)), capability
-    what, dtype, capability = KERNELS[name] if name in KERNELS else TICKED[name]
+        rule, capability = TICKS[name]
+        return backend.launch_tick(new_tick(rule, hyper(rule))), capability
+    rule, what, dtype, capability = KERNELS[name] if name in KERNELS else TICKED[name]
     weight = torch.zeros(2048, dtype=dtype)
     table = Table([weight], [0])
-    buffers = {name: table.new_buffer() for name in BUFFERS[what.rule]}
-    if dtype == table.compute_dtype or getattr(what, "stochastic_rounding", False):
-        buffers.pop("y", None)
+    names = ["x", RULES[rule].acc, "momentum_buffer"]
+    if rule == "entropy_sgd":
+        names.append("inner_momentum_buffer")
+        if dtype != table.compute_dtype and not what.flags & ROUNDING:
+            names.append("y")
+    update = backend.bind(RULES[rule], table, {name: table.new_buffer() for name in names})
     addresses = array("q", [weight.data_ptr()])
-    if isinstance(what, Call):
-        return backend.launch(what, table, addresses, buffers), capability
-    return backend.launch_ticked(new_tick(what), table, addresses, buffers), capability
+    if isinstance(what, Scalars):
+        return update.launch(what, addresses), capability
+    return update.launch_ticked(new_tick(rule, what), addresses), capability
 
 
 @cache

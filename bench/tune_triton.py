@@ -1,6 +1,6 @@
 """Sweeps the work of one program of the Triton kernels: elements, consecutive elements of a thread, warps.
 
-For each kind of kernel in kernels/triton_sizes.py an inner call runs with every candidate, alternating with the others
+For each kind of kernel in kernels/triton/sizes.py an inner call runs with every candidate, alternating with the others
 and with a copy. As each kind ends, the line for that file is printed, and the figures are written: first those of fp32,
 then of bf16, then of fp64.
 
@@ -28,7 +28,7 @@ from gpu_bench.timing import Contestant, HostTimer, Sample, Timer, cuda_timer, f
 from gpu_bench.triton_ahead import Ahead
 from gpu_bench.triton_candidates import Work, candidates, kinds
 
-from deeprelax.kernels.triton_sizes import SIZES, Kind, Sizes
+from deeprelax.kernels.triton.sizes import SIZES, Kind, Sizes
 
 CALLS = 3  # between two events
 NOISE = 1.005  # what the fastest has to gain for the present sizes to be changed
@@ -107,7 +107,7 @@ def choose(kind: Kind, chosen: list[Sizes], samples: dict[str, list[Sample]]) ->
 
 
 def line(kind: Kind, sizes: Sizes) -> str:
-    """Of kernels/triton_sizes.py."""
+    """Of kernels/triton/sizes.py."""
     return f'    ("{kind[0]}", {kind[1]}, {kind[2]}): Sizes({sizes.block}, {sizes.per_thread}, {sizes.warps}),'
 
 

@@ -1,16 +1,11 @@
-// What the CUDA kernels are asked to do: by the Python module deeprelax._cuda, for the kernels of cuda_*.cu.
+// What the module deeprelax._cuda calls: for each rule its kernels and its clock, of cuda_rule.cu.
 #pragma once
 
-#include "call.h"
-#include "clock.h"
+#include "abi.h"
 
 struct CUstream_st;
 
 namespace deeprelax {
-
-struct CudaChunk {  // a row of DeviceTable.chunks: `number` counts pieces of kCudaChunk elements of the tensor
-  int32_t tensor, number;
-};
 
 // Elements of a block, and its threads: 16 elements a thread, which it takes in steps of 16 bytes of its weights.
 // bench/gpu.py measures others.
@@ -22,36 +17,25 @@ struct CudaChunk {  // a row of DeviceTable.chunks: `number` counts pieces of kC
 #endif
 constexpr int kCudaChunk = DR_CUDA_CHUNK, kCudaThreads = DR_CUDA_THREADS;
 
-struct CudaCall {
-  Rule rule;
-  DType dtype;
-  Numbers numbers;
-  const Numbers* ticked;  // on the device; null: `numbers` are those of the call
-  bool fast;              // FastScalars in cuda_kernels.h may serve it
-  // On the device.
-  const int64_t *weights, *grads;  // addresses, one a tensor; 0: no gradient
-  const Tensor* tensors;
-  const CudaChunk* chunks;
-  int64_t n_chunks;
-  void *x, *y, *average, *momentum, *velocity;
-};
-
 // What a function below does, with one kernel or all that the call might take: launches on the stream; loads onto the
 // current device, so that none need be loaded while a graph is captured; runs the same code on the host, thread by
 // thread, for tests without a GPU. Returns a cudaError_t.
 enum class Do : int { kLaunch, kLoad, kEmulate };
 
-int cuda_entropy_sgd(const CudaCall&, CUstream_st* stream, Do what);
-int cuda_hj(const CudaCall&, CUstream_st* stream, Do what);
-int cuda_heat(const CudaCall&, CUstream_st* stream, Do what);
-int cuda_tick(Rule, const cuda::Settings&, const cuda::Sources&, cuda::Clock*, Numbers*, CUstream_st* stream, Do what);
+namespace cuda {
 
-#ifdef __CUDACC__
-// The runtime loads a kernel when it is first asked about it.
-inline int load_kernel(const void* kernel) {
-  cudaFuncAttributes unused;
-  return cudaFuncGetAttributes(&unused, kernel);
-}
-#endif
+#define DR_DECLARE_RULE(Rule, header) struct Rule;
+DR_RULES(DR_DECLARE_RULE)
 
+// One update of the launch. Its scalars are `ticked`, on the device, or, where that is null, `scalars`. What the host
+// knows of the call's options chooses the kernel.
+template <class R>
+int run(const CudaLaunch&, const DeviceScalars& scalars, const DeviceScalars* ticked, uint32_t options,
+        CUstream_st* stream, Do what);
+
+// Derives the scalars of the next call from a clock on the device, and advances it.
+template <class R>
+int advance(const Hyper&, const Sources&, ClockWords*, DeviceScalars*, CUstream_st* stream, Do what);
+
+}  // namespace cuda
 }  // namespace deeprelax

@@ -1,16 +1,25 @@
 // The Python module deeprelax._cuda: launches the kernels on the stream that Python passes in. Stateless.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <string>
 
 #include "cuda.h"
-#include "module.h"
+#include "describe.h"
+#include "options.h"
 
 namespace py = pybind11;
 using namespace deeprelax;
 
 namespace {
+
+#define DR_NAME(_, name) #name,
+constexpr const char* kRules[] = {DR_RULES(DR_NAME)};
+constexpr const char* kDTypes[] = {DR_DTYPES(DR_NAME)};
+
+#define DR_RUN(Rule, header) cuda::run<cuda::Rule>,
+constexpr decltype(&cuda::run<cuda::HJ>) kRun[] = {DR_RULES(DR_RUN)};
+#define DR_ADVANCE(Rule, header) cuda::advance<cuda::Rule>,
+constexpr decltype(&cuda::advance<cuda::HJ>) kAdvance[] = {DR_RULES(DR_ADVANCE)};
 
 template <class T>
 T* at(uintptr_t address) {
@@ -24,83 +33,82 @@ void raise(int error, const std::string& what) {
   throw std::runtime_error(what + ": " + cudaGetErrorString(code) + " (" + cudaGetErrorName(code) + ")");
 }
 
-// Where a launch goes: device, stream, and whether it is emulated on the host.
-using Where = std::tuple<int, uintptr_t, bool>;
-
-constexpr const char* kRules[] = {"entropy_sgd", "hj", "heat"};
-constexpr const char* kDTypes[] = {"float64", "float32", "bfloat16", "float16"};
-
-template <class Launch>
-void on_device(const Where& where, Do what, const std::string& name, Launch launch) {
-  const auto [device, stream, emulated] = where;
+// `describe` names the work if it fails.
+template <class Work, class Describe>
+void on_device(int device, bool emulated, Work work, Describe describe) {
   if (emulated) {
-    if (what == Do::kLaunch) launch(nullptr, Do::kEmulate);
+    work(Do::kEmulate);
     return;
   }
-  const std::string place = name + " on cuda:" + std::to_string(device);
-  py::gil_scoped_release released;
-  // torch has made it current, but this runtime, linked statically, is not torch's.
-  raise(cudaSetDevice(device), place);
-  raise(launch(at<CUstream_st>(stream), what), place);
-}
-
-int one_call(const CudaCall& call, CUstream_st* stream, Do what) {
-  switch (call.rule) {
-    case Rule::kEntropySGD:
-      return cuda_entropy_sgd(call, stream, what);
-    case Rule::kHJ:
-      return cuda_hj(call, stream, what);
-    case Rule::kHeat:
-      return cuda_heat(call, stream, what);
+  int error;
+  {
+    py::gil_scoped_release released;
+    // torch has made it current, but this runtime, linked statically, is not torch's.
+    error = cudaSetDevice(device);
+    if (!error) error = work(Do::kLaunch);
   }
-  return cudaErrorInvalidValue;
+  if (error) raise(error, describe() + " on cuda:" + std::to_string(device));
 }
 
-void run(int rule, int dtype, uint32_t flags, const std::array<double, kReals>& reals, std::array<uint32_t, 3> stream,
-         uintptr_t ticked, bool fast, const std::array<uintptr_t, 4>& tables, int64_t n_chunks,
-         const std::array<uintptr_t, 5>& buffers, const Where& where) {
-  CudaCall call{};
-  call.rule = static_cast<Rule>(rule);
-  call.dtype = static_cast<DType>(dtype);
-  call.numbers = numbers_of(reals.data(), flags, stream.data());
-  call.ticked = at<const Numbers>(ticked);
-  call.fast = fast;
-  call.weights = at<const int64_t>(tables[0]);
-  call.grads = at<const int64_t>(tables[1]);
-  call.tensors = at<const Tensor>(tables[2]);
-  call.chunks = at<const CudaChunk>(tables[3]);
-  call.n_chunks = n_chunks;
-  call.x = at<void>(buffers[0]);
-  call.y = at<void>(buffers[1]);
-  call.average = at<void>(buffers[2]);
-  call.momentum = at<void>(buffers[3]);
-  call.velocity = at<void>(buffers[4]);
-  const std::string name = std::string(kRules[rule]) + "<" + kDTypes[dtype] + ">, " + std::to_string(n_chunks) +
-                           " chunks of " + std::to_string(kCudaChunk) + " elements or fewer";
-  on_device(where, Do::kLaunch, name, [&](CUstream_st* on, Do what) { return one_call(call, on, what); });
+void start(const CudaLaunch& launch, const DeviceScalars& scalars, const DeviceScalars* ticked, uint32_t options,
+           uintptr_t stream) {
+  on_device(
+      launch.device, launch.emulated,
+      [&](Do what) { return kRun[launch.rule](launch, scalars, ticked, options, at<CUstream_st>(stream), what); },
+      [&] {
+        return std::string(kRules[launch.rule]) + "<" + kDTypes[launch.dtype] + ">, " +
+               std::to_string(launch.n_chunks) + " chunks of " + std::to_string(kCudaChunk) + " elements or fewer";
+      });
 }
 
-void tick(int rule, const TickSettings& settings, const TickSources& sources, uintptr_t clock, uintptr_t numbers,
-          const Where& where) {
-  const std::string name = std::string("tick of ") + kRules[rule] + ", one thread";
-  on_device(where, Do::kLaunch, name, [&](CUstream_st* on, Do what) {
-    return cuda_tick(static_cast<Rule>(rule), cuda::settings_of(settings), cuda::sources_of(sources),
-                     at<cuda::Clock>(clock), at<Numbers>(numbers), on, what);
-  });
+void run(uintptr_t launch, uintptr_t scalars_address, uintptr_t stream) {
+  DeviceScalars scalars;
+  scalars.wide = *at<const Scalars<double>>(scalars_address);
+  scalars.wide.flags = cuda::options_of(scalars.wide);
+  scalars.narrow = cuda::rounded<float>(scalars.wide);
+  start(*at<const CudaLaunch>(launch), scalars, nullptr, scalars.wide.flags, stream);
 }
 
-// Every kernel for weights of that type, and the clock's.
-void load(int dtype, const Where& where) {
-  on_device(where, Do::kLoad, std::string("loading the kernels for ") + kDTypes[dtype], [&](CUstream_st* on, Do what) {
-    CudaCall call{};
-    call.dtype = static_cast<DType>(dtype);
-    int error = cuda_tick(call.rule, {}, {}, nullptr, nullptr, on, what);
-    for (Rule rule : {Rule::kEntropySGD, Rule::kHJ, Rule::kHeat}) {
-      call.rule = rule;
-      if (!error) error = one_call(call, on, what);
-    }
-    return error;
-  });
+// What the host knows of the options of a call whose scalars are on the device.
+uint32_t options_of(const Hyper& hyper) {
+  uint32_t options = hyper.flags;
+  if (hyper.temperature != 0) options |= kNoise;
+  if (hyper.inner_momentum != 0) options |= kInnerMomentum;
+  if (hyper.inner_steps == 1) options |= kPhase;
+  return options;
+}
+
+void run_ticked(uintptr_t launch, uintptr_t hyper, uintptr_t ticked, uintptr_t stream) {
+  start(*at<const CudaLaunch>(launch), {}, at<const DeviceScalars>(ticked), options_of(*at<const Hyper>(hyper)),
+        stream);
+}
+
+void tick(unsigned rule, uintptr_t hyper, uintptr_t sources, uintptr_t clock, uintptr_t scalars, int device,
+          bool emulated, uintptr_t stream) {
+  on_device(
+      device, emulated,
+      [&](Do what) {
+        return kAdvance[rule](*at<const Hyper>(hyper), *at<const Sources>(sources), at<ClockWords>(clock),
+                              at<DeviceScalars>(scalars), at<CUstream_st>(stream), what);
+      },
+      [&] { return std::string("tick of ") + kRules[rule] + ", one thread"; });
+}
+
+// Every kernel for weights of that type, and the clocks'.
+void load(uint32_t dtype, int device) {
+  CudaLaunch launch{};
+  launch.dtype = dtype;
+  on_device(
+      device, false,
+      [&](Do) {
+        int error = 0;
+        for (const auto advance : kAdvance)
+          if (!error) error = advance({}, {}, nullptr, nullptr, nullptr, Do::kLoad);
+        for (const auto run : kRun)
+          if (!error) error = run(launch, {}, nullptr, 0, nullptr, Do::kLoad);
+        return error;
+      },
+      [&] { return std::string("loading the kernels for ") + kDTypes[dtype]; });
 }
 
 // Why no GPU can be used, or an empty text.
@@ -114,14 +122,14 @@ std::string problem() {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-  m.doc() = "CUDA kernels of deeprelax. Stateless; addresses and sizes are integers; see kernels/cuda_backend.py.";
-  m.def("run", &run, "One call of an update rule on a table of tensors, in place: one launch.");
+  m.doc() = "CUDA kernels of deeprelax. Stateless; addresses and sizes are integers; see kernels/cuda.py.";
+  m.def("run", &run, "One update of a CudaLaunch with Scalars, both by address, in place: one launch.");
+  m.def("run_ticked", &run_ticked, "The same with the scalars that tick() has derived on the device.");
   m.def("tick", &tick, "Derives the scalars of the next call from a clock on the device, and advances the clock.");
   m.def("load", &load, "Loads the kernels for weights of a type onto a device, where they are not there yet.");
   m.def("problem", &problem, "Why no GPU can be used here; empty if one can.");
+  m.def("abi", &describe_abi, "Names, values and offsets of csrc/abi.h.");
   m.attr("chunk") = kCudaChunk;
-  m.attr("clock_bytes") = sizeof(cuda::Clock);
-  m.attr("numbers_bytes") = sizeof(Numbers);
   m.attr("compiler") = std::to_string(__CUDACC_VER_MAJOR__) + "." + std::to_string(__CUDACC_VER_MINOR__) + "." +
                        std::to_string(__CUDACC_VER_BUILD__);
 #ifdef DR_CUDA_ARCHITECTURES

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "abi.h"
+
 namespace deeprelax::dlpack {
 
 struct DataType {
@@ -34,17 +36,22 @@ struct ExchangeAPI {
 };
 
 // What a list of tensors must be like. `layouts` holds for each tensor ndim, then its sizes, then its strides.
+// clang-format off
+#define DR_EXPECTED(FIELD)                                                               \
+  FIELD(const dlpack::ExchangeAPI*, api) FIELD(const int64_t*, layouts)                 \
+  FIELD(int64_t, count) FIELD(int32_t, type_code) FIELD(int32_t, type_bits)             \
+  FIELD(int32_t, device_type) FIELD(int32_t, device_id)
+// clang-format on
+
 struct Expected {
-  DataType dtype;
-  Device device;
-  const int64_t* layouts;
+  DR_EXPECTED(DR_DECLARE)
 };
 
 enum class Match : int { kNo = 0, kAll = 1, kSomeMissing = 2 };
 
 // Writes the tensors' addresses, 0 for None; kNo if one is not as expected, is no tensor of its own memory, or has no
 // address although it has elements. Strides count only in dimensions larger than 1.
-inline Match match(const ExchangeAPI& api, PyObject* tensors, const Expected& expected, int64_t* addresses) {
+inline Match match(const Expected& expected, PyObject* tensors, int64_t* addresses) {
   const int64_t* layout = expected.layouts;
   Match result = Match::kAll;
   for (Py_ssize_t k = 0; k < PyList_GET_SIZE(tensors); ++k) {
@@ -58,12 +65,12 @@ inline Match match(const ExchangeAPI& api, PyObject* tensors, const Expected& ex
       continue;
     }
     Tensor t;
-    if (api.tensor_from_object(object, &t) != 0) {
+    if (expected.api->tensor_from_object(object, &t) != 0) {
       PyErr_Clear();
       return Match::kNo;
     }
-    if (t.ndim != ndim || t.dtype.code != expected.dtype.code || t.dtype.bits != expected.dtype.bits ||
-        t.device.type != expected.device.type || t.device.id != expected.device.id)
+    if (t.ndim != ndim || t.dtype.code != expected.type_code || t.dtype.bits != expected.type_bits ||
+        t.device.type != expected.device_type || t.device.id != expected.device_id)
       return Match::kNo;
     bool empty = false;
     for (int64_t i = 0; i < ndim; ++i) {

@@ -203,7 +203,7 @@ DR_HD typename Compute<P>::type round_to(typename Compute<P>::type v) {
   return Convert<P>::wide(Convert<P>::narrow(v));
 }
 
-// x where the two weights are equal, else w: see take_x in rules.h.
+// x where the two weights are equal, else w: see take_x in update.h.
 template <class T>
 DR_HD T where_equal(T a, T b, T x, T w) {
   return a == b ? x : w;

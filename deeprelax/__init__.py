@@ -2,9 +2,9 @@
 (Chaudhari, Oberman, Osher, Soatto, Carlier; ICML 2017) as drop-in, fused ``torch.optim`` optimizers."""
 
 from deeprelax import kernels
-from deeprelax.entropy_sgd import EntropySGD
-from deeprelax.heat import Heat
-from deeprelax.hj import HJ
+from deeprelax.optim.entropy_sgd import EntropySGD
+from deeprelax.optim.heat import Heat
+from deeprelax.optim.hj import HJ
 
 __version__ = "0.1.0"
 __all__ = ["HJ", "EntropySGD", "Heat", "kernels"]

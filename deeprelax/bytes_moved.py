@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from deeprelax.kernels.calls import COMPUTE_DTYPE
+from deeprelax.kernels.abi import COMPUTE_DTYPE
 
 #: The calls of a cycle of L: L = 1 has one "only", L = 2 a "first" and a "last".
 KINDS = ("first", "inner", "last", "only")

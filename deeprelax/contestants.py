@@ -1,6 +1,6 @@
 """Entropy-SGD's inner step as one would write it in plain torch: what the fused kernels are measured against.
 
-These draw with ``torch.randn_like`` and round as torch pleases; the bit-exact reference is ``kernels/eager.py``.
+These draw with ``torch.randn_like`` and round as torch pleases; the bit-exact reference is ``kernels/reference.py``.
 """
 
 from __future__ import annotations

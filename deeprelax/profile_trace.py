@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, record_function
 
 from deeprelax.files import replacing
-from deeprelax.relaxation import Relaxation
+from deeprelax.optim.relaxation import Relaxation
 from deeprelax.step_clocks import watched
 
 

@@ -23,8 +23,8 @@ import deeprelax
 from deeprelax.benchmark import Step, measure, ratio
 from deeprelax.bytes_moved import PEER_STREAMS, bytes_moved, peer_bytes_moved, streams, width
 from deeprelax.experiments.machine import describe
+from deeprelax.optim.relaxation import Relaxation
 from deeprelax.profile_trace import kernels_launched, write_trace
-from deeprelax.relaxation import Relaxation
 from deeprelax.step_clocks import Clock, DeviceClock, Event, HostClock, Sample, watched
 from deeprelax.workloads import Workload
 
@@ -212,7 +212,7 @@ def profile(plan: Plan, peers: bool = True, trace: Path | None = None) -> dict[s
         "elements": plan.workload.elements,
         "dtype": str(plan.dtype).removeprefix("torch."),
         "device": plan.device.type,
-        "backend": opt._sets[0][0].backend.name,
+        "backend": opt._shared.plans[0].buckets[0].backend.name,
         "rounds": plan.rounds,
         "machine": describe(plan.device),
         "date": date.today().isoformat(),

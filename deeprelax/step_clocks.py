@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 from deeprelax.benchmark import Step
-from deeprelax.relaxation import Relaxation
+from deeprelax.kernels import Update
+from deeprelax.optim.relaxation import Relaxation
 
 
 class Sample(NamedTuple):
@@ -40,38 +41,40 @@ class Watch:
 
 
 class Watched:
-    """A backend that notes every run on a watch.
+    """A bucket's update that notes every run on a watch.
 
     Args:
-        backend: what runs.
+        update: what runs.
         watch: where it is noted.
         around: entered for every run.
     """
 
-    def __init__(self, backend: Any, watch: Watch, around: Callable[[], AbstractContextManager[Any]]) -> None:
-        self.name = backend.name
-        self._backend, self._watch, self._around = backend, watch, around
+    def __init__(self, update: Update, watch: Watch, around: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._update, self._watch, self._around = update, watch, around
 
     def run(self, *arguments: Any, **keywords: Any) -> None:
         begin = time.perf_counter()
         with self._around():
-            self._backend.run(*arguments, **keywords)
+            self._update.run(*arguments, **keywords)
         self._watch.seconds += time.perf_counter() - begin
         self._watch.runs += 1
+
+    def run_ticked(self, *arguments: Any, **keywords: Any) -> None:
+        raise AssertionError("only optimizers that are not capturable are watched")
 
 
 @contextlib.contextmanager
 def watched(opt: Relaxation, around: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Iterator[Watch]:
-    """The optimizer's backends are ``Watched`` meanwhile."""
-    sets = [params for group in opt._sets for params in group]
-    backends, watch = [params.backend for params in sets], Watch()
-    for params in sets:
-        params.backend = Watched(params.backend, watch, around)
+    """The updates of the optimizer's buckets are ``Watched`` meanwhile."""
+    buckets = [bucket for plan in opt._shared.plans for bucket in plan.buckets]
+    updates, watch = [bucket.update for bucket in buckets], Watch()
+    for bucket in buckets:
+        bucket.update = Watched(bucket.update, watch, around)
     try:
         yield watch
     finally:
-        for params, backend in zip(sets, backends):
-            params.backend = backend
+        for bucket, update in zip(buckets, updates):
+            bucket.update = update
 
 
 class Clock(Protocol):

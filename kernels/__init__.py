@@ -15,23 +15,27 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .calls import Call, EntropySGDCall, HeatCall, HJCall, Outer, Table, memory_order
-from .clock import Clock, Tick
-from .eager import Eager
+from .abi import Flag, Hyper, Scalars
+from .clock import ClockMemory, Tick
 from .noise import Stream
+from .reference import Eager
+from .scalars import RULES, CycleState, Rule
+from .table import Table, memory_order
 
 __all__ = [
     "NAMES",
+    "RULES",
     "Backend",
-    "Call",
-    "Clock",
-    "EntropySGDCall",
-    "HJCall",
-    "HeatCall",
-    "Outer",
+    "ClockMemory",
+    "CycleState",
+    "Flag",
+    "Hyper",
+    "Rule",
+    "Scalars",
     "Stream",
     "Table",
     "Tick",
+    "Update",
     "available",
     "get",
     "memory_order",
@@ -42,37 +46,41 @@ NAMES = ("cpu", "cuda", "triton", "eager")
 OLDEST_TRITON = (3, 6)
 
 
+class Update(Protocol):
+    """One launch: a rule bound to a table of tensors and its state buffers."""
+
+    def run(self, scalars: Scalars, grads: list[Tensor | None], addresses: array[int]) -> None:
+        """One update of every weight of the table, in place.
+
+        Args:
+            scalars: of this call. They are read before this returns.
+            grads: for each weight its gradient, in the weight's memory layout, or None.
+            addresses: of the gradients, 0 for None.
+        """
+
+    def run_ticked(self, tick: Tick, grads: list[Tensor | None], addresses: array[int]) -> None:
+        """``run`` with the scalars that ``Backend.tick`` has derived from the clock of a captured step."""
+
+
 class Backend(Protocol):
     """Runs update rules in place."""
 
     name: str
     capturable: bool  # whether a CUDA graph of tick and run_ticked can be captured
 
-    def run(
-        self,
-        call: Call,
-        table: Table,
-        grads: list[Tensor | None],
-        addresses: array[int],
-        buffers: dict[str, Tensor],
-    ) -> None:
-        """One update of every weight of the table: see ``eager.Eager.run``."""
+    def bind(self, rule: Rule, table: Table, buffers: dict[str, Tensor], capturable: bool = False) -> Update:
+        """Everything of an update that stays the same from call to call.
 
-    def prepare(self, table: Table, capturable: bool) -> None:
-        """Make what a step on this table will need and cannot make without waiting for the device, or in a capture."""
+        Args:
+            rule: the update rule.
+            table: the weights.
+            buffers: flat state buffers by name: "x", the rule's ``acc``, and where there are any "y",
+                "momentum_buffer" and "inner_momentum_buffer".
+            capturable: also make what ``run_ticked`` needs and cannot make in a capture.
+        """
 
     def tick(self, tick: Tick) -> None:
-        """Derive the scalars of a group's next call from its clock, and advance the clock: ``clock.Tick``."""
-
-    def run_ticked(
-        self,
-        tick: Tick,
-        table: Table,
-        grads: list[Tensor | None],
-        addresses: array[int],
-        buffers: dict[str, Tensor],
-    ) -> None:
-        """``run`` with the scalars that ``tick`` has derived."""
+        """Derive the scalars of a group's next call from its clock, and advance the clock: ``Tick.on_host``."""
 
 
 @cache
@@ -85,7 +93,7 @@ def _load(name: str) -> tuple[Backend | None, str]:
             module = importlib.import_module("deeprelax._cpu")
         except ImportError as error:
             return None, _why_no_cpu(error)
-        from .native import NativeCPU
+        from .cpu import NativeCPU
 
         try:
             return NativeCPU(module), ""
@@ -96,7 +104,7 @@ def _load(name: str) -> tuple[Backend | None, str]:
             module = importlib.import_module("deeprelax._cuda")
         except ImportError as error:
             return None, _why_no_cuda(error)
-        from .cuda_backend import Cuda
+        from .cuda import Cuda
 
         return Cuda(module), ""
     if name == "triton":
@@ -105,7 +113,7 @@ def _load(name: str) -> tuple[Backend | None, str]:
             # 3.5 takes roots of denormals to be zero.
             if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
                 return None, f"looked for triton 3.6 or newer and found {version}; pip install 'triton>=3.6'"
-            from .triton_backend import Triton
+            from .triton.backend import Triton
         except ImportError as error:
             return None, f"looked for the package 'triton' ({error}); pip install triton"
         return Triton(), ""

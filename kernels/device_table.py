@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calls import Table
+from .table import Table
 
 # Uploads that may be under way at once. Addresses rarely change, and each copy takes microseconds.
 RING = 4
@@ -106,11 +106,12 @@ class Upload:
 
 
 class DeviceTable:
-    """A ``Table`` on its device.
+    """A ``Table`` on its device. To be made with the device current: ``guard``.
 
     Args:
         table: the table.
         chunk: elements of a chunk.
+        capturable: also make what a capture needs and cannot make.
 
     Attributes:
         chunks: int32, shape (n, 2): tensor, and which of its pieces of ``chunk`` elements.
@@ -120,7 +121,7 @@ class DeviceTable:
         whole_calls: whether every chunk begins with the first element of a Philox call.
     """
 
-    def __init__(self, table: Table, chunk: int) -> None:
+    def __init__(self, table: Table, chunk: int, capturable: bool) -> None:
         chunks = table.chunks(chunk)[:, :2].clone()
         chunks[:, 1] //= chunk
         self.chunks = chunks.to(torch.int32).contiguous().to(table.device)
@@ -129,8 +130,5 @@ class DeviceTable:
         addresses = torch.frombuffer(table.weight_addresses, dtype=torch.int64).clone()
         self.weights = addresses.to(table.device)
         self.grads = Upload(len(table.weights), torch.int64, table.device)
-
-    def prepare(self, capturable: bool) -> None:
-        """What a capture will need and cannot make."""
         if capturable:
             self.grads.prepare()

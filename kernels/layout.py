@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from array import array
 from collections.abc import Sequence
+from ctypes import addressof
 from functools import cache
 from itertools import repeat
 from operator import attrgetter, eq, is_
@@ -12,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .abi import Expected
 
 # DLPack's type codes.
 FLOAT, BFLOAT = 2, 4
@@ -23,13 +27,21 @@ LAYOUT, DTYPE, DEVICE, SHAPE = map(attrgetter, ("layout", "dtype", "device", "sh
 
 
 @cache
-def _native() -> tuple[Any, Any] | None:
-    """The native module and torch's exchange capsule (seen in torch 2.11 and 2.13), or None where one is missing."""
+def _native() -> tuple[Any, int] | None:
+    """The native module and the address of torch's exchange API (torch 2.11 and newer have it), or None."""
     capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     try:
-        return None if capsule is None else (importlib.import_module("deeprelax._cpu"), capsule)
+        return None if capsule is None else (importlib.import_module("deeprelax._cpu"), _pointer(capsule))
     except ImportError:
         return None
+
+
+def _pointer(capsule: Any) -> int:
+    """What a capsule holds."""
+    name, get = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return int(get(capsule, name(capsule)))
 
 
 def same_strides(shape: Sequence[int], a: Sequence[int], b: Sequence[int]) -> bool:
@@ -59,19 +71,26 @@ class Layout:
         self.strides = [tuple(s) for s in strides]
         numbers = [n for shape, s in zip(shapes, strides) for n in (len(shape), *shape, *s)]
         self._flat = array("q", numbers or [0])
-        self._dtype = (BFLOAT if dtype == torch.bfloat16 else FLOAT, dtype.itemsize * 8)
-        self._device: tuple[int, int] | None = None
+        self._none = array("q", bytes(8 * len(self.shapes)))
+        self._native = _native() if device.type in ("cpu", "cuda") else None
+        if self._native is not None:
+            device_type, device_id = torch.empty(0, device=device).__dlpack_device__()
+            self._expected = Expected(
+                api=self._native[1],
+                layouts=self._flat.buffer_info()[0],
+                count=len(self.shapes),
+                type_code=BFLOAT if dtype == torch.bfloat16 else FLOAT,
+                type_bits=dtype.itemsize * 8,
+                device_type=int(device_type),
+                device_id=device_id,
+            )
 
     def addresses(self, tensors: list[Tensor | None]) -> tuple[array[int], bool] | None:
         """The tensors' addresses, 0 for None, and whether any is None; or None if one is not as it has to be."""
-        native = _native()
-        if native is None or self.device.type not in ("cpu", "cuda"):
+        if self._native is None:
             return self._addresses_in_python(tensors)
-        if self._device is None:
-            self._device = tuple(map(int, torch.empty(0, device=self.device).__dlpack_device__()))  # type: ignore[assignment]
-        module, capsule = native
-        found = array("q", bytes(8 * len(tensors)))
-        matched = module.match(capsule, tensors, self._dtype, self._device, self._flat, found)
+        found = self._none[:]
+        matched = self._native[0].match(addressof(self._expected), tensors, found.buffer_info()[0])
         return (found, matched == SOME_MISSING) if matched else None
 
     def _addresses_in_python(self, tensors: list[Tensor | None]) -> tuple[array[int], bool] | None:

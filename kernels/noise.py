@@ -2,7 +2,7 @@
 
 Noise is a pure function of (seed, replica, step, parameter index, element index), so that every backend, block
 size, thread count and sharding draws the same bits. ``csrc/philox.h`` and ``csrc/normal.h`` are this file in C++,
-``kernels/triton_noise.py`` is this file in Triton: same names, same order of operations.
+``kernels/triton/noise.py`` is this file in Triton: same names, same order of operations.
 """
 
 from __future__ import annotations

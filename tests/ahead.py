@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from triton.backends.compiler import GPUTarget
 
-from deeprelax.kernels import triton_clock, triton_kernels
-from deeprelax.kernels.triton_backend import Launch
+from deeprelax.kernels.triton import clock, kernels
+from deeprelax.kernels.triton.backend import Launch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 
@@ -40,7 +40,7 @@ class Driver:
         self.launched = 0
         monkeypatch.setattr("triton.runtime.driver._active", self)
         monkeypatch.setattr("triton.compiler.compile", self._compile)
-        for kernel in (triton_kernels.update, triton_clock.tick):
+        for kernel in (kernels.update, clock.tick):
             monkeypatch.setattr(kernel, "device_caches", defaultdict(kernel.create_binder))
 
     def get_current_device(self) -> int:

@@ -5,62 +5,46 @@ from __future__ import annotations
 import functools
 from array import array
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import conftest
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deeprelax import kernels
-from deeprelax.kernels import Backend, Table, Tick
+from deeprelax.kernels import Tick, Update
 
 BACKENDS = ["eager", "cpu", "cuda"]
 
 
 def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Let the optimizers of this test run on that backend with CPU tensors; "cuda" is its code, emulated."""
+    """Let ``make`` give the optimizers of this test that backend with CPU tensors; "cuda" is its code, emulated."""
     if name == "cuda":
         module = pytest.importorskip("deeprelax._cuda")
-        from deeprelax.kernels.cuda_backend import Cuda
+        from deeprelax.kernels.cuda import Cuda
 
-        emulated = Cuda(module, emulated=True)
-        for place in ("deeprelax.param_set.get", "deeprelax.clocked.get"):
-            monkeypatch.setattr(place, lambda *_: emulated)
+        monkeypatch.setitem(conftest.BACKENDS, "auto", Cuda(module, emulated=True))
     elif kernels.why_not(name):
         pytest.skip(kernels.why_not(name))
     else:
-        monkeypatch.setenv("DEEPRELAX_BACKEND", name)
+        monkeypatch.setitem(conftest.BACKENDS, "auto", name)
 
 
 class Recorder:
-    """A backend that notes what it is asked for and does it when the graph is replayed."""
+    """An update that notes what it is asked for and does it when the graph is replayed."""
 
-    capturable = True
-
-    def __init__(self, real: Backend, launches: list[Callable[[], None]]) -> None:
-        self.name = real.name
+    def __init__(self, real: Update, launches: list[Callable[[], None]]) -> None:
         self._real = real
         self._launches = launches
 
     def run(self, *arguments: Any) -> None:
         raise AssertionError("a captured step must not bake its scalars in")
 
-    def prepare(self, table: Table, capturable: bool) -> None:
-        raise AssertionError("memory cannot be pinned in a capture")
-
-    def tick(self, tick: Tick) -> None:
-        self._launches.append(functools.partial(self._real.tick, tick))
-
-    def run_ticked(
-        self,
-        tick: Tick,
-        table: Table,
-        grads: list[Tensor | None],
-        addresses: array[int],
-        buffers: dict[str, Tensor],
-    ) -> None:
-        self._launches.append(functools.partial(self._real.run_ticked, tick, table, grads, addresses, buffers))
+    def run_ticked(self, tick: Tick, grads: list[Tensor | None], addresses: array[int]) -> None:
+        self._launches.append(functools.partial(self._real.run_ticked, tick, grads, addresses))
 
 
 class Operations(TorchDispatchMode):
@@ -94,14 +78,21 @@ class Graph:
 
     def capture(self, opt: Any, monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any] | None = None) -> Graph:
         with monkeypatch.context() as patch:
-            for place in ("deeprelax.relaxation.capturing", "deeprelax.clocked.capturing"):
-                patch.setattr(place, lambda device: True)
-            for params in (params for sets in opt._sets for params in sets):
-                patch.setattr(params, "backend", Recorder(params.backend, self._launches))
-            patch.setattr(opt, "_tick_backend", lambda: opt._sets[0][0].backend)
+            for module in ("groups", "relaxation", "clock", "device_clock"):
+                patch.setattr(f"deeprelax.optim.{module}.capturing", lambda device: True)
+            for plan in opt._shared.plans:
+                for bucket in plan.buckets:
+                    patch.setattr(bucket, "update", Recorder(bucket.update, self._launches))
+                    patch.setattr(bucket, "backend", SimpleNamespace(name="recorder", capturable=True))
+                if hasattr(plan.clock, "backend"):
+                    tick = functools.partial(self._record, plan.clock.backend.tick)
+                    patch.setattr(plan.clock, "backend", SimpleNamespace(tick=tick))
             with Operations(self._launches):
                 (work or opt.step)()
         return self
+
+    def _record(self, tick: Callable[[Tick], None], of: Tick) -> None:
+        self._launches.append(functools.partial(tick, of))
 
     @torch.no_grad()
     def replay(self) -> None:

@@ -29,8 +29,8 @@ from gpu_bench.timing import Contestant, Sample  # noqa: E402
 
 from deeprelax import kernels  # noqa: E402
 from deeprelax.contestants import EagerEntropySGD  # noqa: E402
-from deeprelax.kernels import Backend  # noqa: E402
-from deeprelax.kernels.cuda_backend import Cuda  # noqa: E402
+from deeprelax.kernels import Backend, Flag  # noqa: E402
+from deeprelax.kernels.cuda import Cuda  # noqa: E402
 from deeprelax.workloads import Workload  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -59,13 +59,18 @@ class Breaking(Cuda):
         super().__init__(module, emulated=True)
         self.how, self.lost = how, False
 
-    def run(self, call: Any, table: Any, *arguments: Any) -> None:
-        if table.dtype == torch.bfloat16 and call.first:
-            if self.how == "abort":
-                os.abort()
-            self.lost = True
-        self.synchronize()
-        super().run(call, table, *arguments)
+    def bind(self, rule: Any, table: Any, *arguments: Any) -> Any:
+        update = super().bind(rule, table, *arguments)
+
+        def run(scalars: Any, *gradients: Any) -> None:
+            if table.dtype == torch.bfloat16 and scalars.flags & Flag.FIRST:
+                if self.how == "abort":
+                    os.abort()
+                self.lost = True
+            self.synchronize()
+            update.run(scalars, *gradients)
+
+        return SimpleNamespace(run=run, run_ticked=update.run_ticked)
 
     def synchronize(self) -> None:
         if self.lost:
@@ -81,7 +86,7 @@ def main() -> int:
         backend = Breaking(module, how)
         synchronize = backend.synchronize
     real = kernels.get
-    for place in ("deeprelax.param_set", "deeprelax.clocked"):
+    for place in ("deeprelax.optim.bucket", "deeprelax.optim.device_clock"):
         importlib.import_module(place).get = lambda name, device: backend if name == "cuda" else real(name, device)
     cuda = SimpleNamespace(
         is_available=lambda: True,

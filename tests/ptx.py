@@ -1,4 +1,4 @@
-"""What a 16-byte access of a kernel of ``triton_kernels.update`` depends on, read from its PTX."""
+"""What a 16-byte access of a kernel of ``triton/kernels.py`` depends on, read from its PTX."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 
 # Parameters of ``update``, by number; those that lead to a chunk and the scalars are left out.
-OPERANDS = {2: "weights", 3: "grads", 4: "x", 5: "y", 6: "a", 7: "m", 8: "v"}
+OPERANDS = {2: "weights", 3: "grads", 4: "x", 5: "y", 6: "acc", 7: "m", 8: "v"}
 REGISTER = r"%(?:rd|rs|r|p|f|fd)\d+|\w+_param_\d+"
 FAST = re.compile(r"(ld|st)\.global\.(?:v4\.b32|v2\.b64)")
 

@@ -59,7 +59,7 @@ def test_an_unknown_optimizer_dtype_or_kind_is_refused(unknown: Any) -> None:
 def memory(opt: Any, p: Tensor) -> dict[str, Tensor]:
     """Every stream of a one-parameter optimizer, by the name that ``streams`` gives it."""
     state = {BUFFERS[name]: value for name, value in opt.state[p].items()}
-    return {"w": p.detach(), "g": p.grad, **state}
+    return {"w": p.data, "g": p.grad, **state}  # .data: not a write that the optimizer sees
 
 
 def after(opt: Any, p: Tensor, content: dict[str, Tensor], clock: dict[str, Any]) -> dict[str, Tensor]:

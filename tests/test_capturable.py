@@ -14,6 +14,8 @@ from conftest import SETTINGS, make, parameters, plain, same_bits, set_gradients
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, OneCycleLR, StepLR
 
+from deeprelax.optim import groups
+
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "none": lambda opt: LambdaLR(opt, lambda step: 1.0),
     "lambda": lambda opt: LambdaLR(opt, lambda step: 1 / (1 + 0.3 * step)),
@@ -184,7 +186,7 @@ def test_parameters_on_two_devices_are_refused_with_both_names(name: str) -> Non
     opt = make(name, params, capturable=True)
     opt.param_groups[0]["params"][1] = Parameter(torch.ones(2, device="meta"))
     with pytest.raises(ValueError, match="here is on cpu, there on meta"):
-        opt._device()
+        groups.one_device(opt)
 
 
 def test_capturing_needs_capturable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +207,9 @@ def test_capturing_while_a_parameter_has_no_gradient_is_refused_with_its_name(
         Graph().capture(opt, monkeypatch)
     assert check()
     params[1].requires_grad_(False)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=r"frozen.*run one step\(\)"):
+        Graph().capture(opt, patch)
+    opt.step()  # its state goes, which a graph could not repeat
     Graph().capture(opt, monkeypatch)
 
 
@@ -222,7 +227,7 @@ def test_the_eager_backend_is_not_captured(name: str, monkeypatch: pytest.Monkey
     use(monkeypatch, "eager")
     opt = make(name, params := dense(), capturable=True)
     set_gradients(params, 0)
-    monkeypatch.setattr("deeprelax.relaxation.capturing", lambda device: True)
+    monkeypatch.setattr("deeprelax.optim.device_clock.capturing", lambda device: True)
     with pytest.raises(RuntimeError, match="'eager' backend cannot be captured"):
         opt.step()
 

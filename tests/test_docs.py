@@ -9,7 +9,7 @@ import pytest
 from deeprelax.experiments.reproduction import rendered
 
 ROOT = Path(__file__).parent.parent
-COLUMN_FILES = {2: "kernels/eager.py", 4: "kernels/triton_rules.py"}
+COLUMN_FILES = {2: "kernels/reference.py", 4: "kernels/triton/rules.py"}
 
 
 def places() -> list[tuple[str, str]]:

@@ -15,7 +15,8 @@ from torch import Tensor
 import deeprelax
 from deeprelax import kernels
 from deeprelax.bytes_moved import bytes_moved, peer_bytes_moved
-from deeprelax.kernels import Backend, Eager
+from deeprelax.kernels import Backend, Flag
+from deeprelax.kernels.reference import Eager
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
@@ -38,16 +39,17 @@ from gpu_bench.calls import (  # noqa: E402
 from gpu_bench.context import Context, Scale  # noqa: E402
 from gpu_bench.record import Budget, Record  # noqa: E402
 from gpu_bench.timing import Contestant, Sample, Timer  # noqa: E402
+from updates import Watched  # noqa: E402
 
 
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> Backend:
     """The CUDA kernels' code on CPU tensors, for optimizers that ask for "cuda" too."""
     module = pytest.importorskip("deeprelax._cuda")
-    from deeprelax.kernels.cuda_backend import Cuda
+    from deeprelax.kernels.cuda import Cuda
 
     backend, real = Cuda(module, emulated=True), kernels.get
-    for place in ("deeprelax.param_set.get", "deeprelax.clocked.get"):
+    for place in ("deeprelax.optim.bucket.get", "deeprelax.optim.device_clock.get"):
         monkeypatch.setattr(place, lambda name, device: backend if name == "cuda" else real(name, device))
     return backend
 
@@ -126,7 +128,7 @@ def test_an_extra_is_the_inner_call_that_its_name_says(extra: Extra, dtype: torc
     assert all(map(torch.equal, moved[0], moved[1]))
     same_as_plain = all(map(torch.equal, moved[0], moved[2]))
     assert same_as_plain == (extra == EXTRAS[0])
-    grads = memory._memory(RULES[0], dtype, 2**9, 0, extra.shift)[1]
+    grads = memory._bound(emulated, RULES[0], dtype, 2**9, 0, extra.shift)[1]
     assert grads[0] is not None
     assert (grads[0].data_ptr() % 16 == 0) == (extra.name != "gradient unaligned")
 
@@ -147,7 +149,8 @@ def test_what_is_timed_is_the_reference_call(rule: Rule, configuration: Configur
     seen = []
     for kind in KINDS:
         call = rule.call(kind, configuration.weight_decay)
-        assert (call.first, call.last) == (kind == "first", kind == "last")
+        ends = call.flags & Flag.FIRST, call.flags & Flag.LAST
+        assert tuple(map(bool, ends)) == (kind == "first", kind == "last")
         memories = []
         for backend in (emulated, Eager()):
             torch.manual_seed(0)
@@ -190,8 +193,8 @@ def test_no_call_is_on_memory_that_the_one_before_has_left_in_the_cache(
     """Contestants and rounds go on where the one before has ended."""
     seen: list[int] = []
 
-    class Noting(Eager):
-        def run(self, call: Any, table: Any, *_: Any) -> None:
+    class Noting(Watched):
+        def before(self, rule: Any, table: Any, scalars: Any) -> None:
             seen.append(table.weights[0].storage_offset() // 128)
 
     memory = Memory(2**11, CPU, cache=128 * COPY_BYTES)  # of one slice's copy
@@ -208,9 +211,9 @@ def test_every_slice_is_launched_on_before_it_is_timed(tmp_path: Path, monkeypat
     """What a table uploads when it is first used must not be in a sample."""
     events: list[Any] = []
 
-    class Noting(Eager):
-        def run(self, call: Any, table: Any, *_: Any) -> None:
-            events.append((call.rule, table.dtype, table.weights[0].storage_offset()))
+    class Noting(Watched):
+        def before(self, rule: Any, table: Any, scalars: Any) -> None:
+            events.append((rule.name, table.dtype, table.weights[0].storage_offset()))
 
     class Timing(MadeUpTimer):
         def __call__(self, name: str, contestant: Contestant) -> Sample:
@@ -355,7 +358,7 @@ def test_a_tuner_that_has_no_time_is_left_out_and_named(context: Context, tmp_pa
     assert context.record.results("sweep")["left_out"] == ["tune.py: 5 s were left"]
 
 
-class Noting(Eager):
+class Noting(Watched):
     """Notes which kernels it is asked for."""
 
     name = "noting"
@@ -365,12 +368,11 @@ class Noting(Eager):
         self.seen: set[Any] = set()
         self.ticked: set[Any] = set()
 
-    def run_ticked(self, tick: Any, table: Any, *arguments: Any) -> None:
-        self.ticked.add((tick.settings, table.dtype))
-
-    def run(self, call: Any, table: Any, *arguments: Any) -> None:
-        noise = getattr(call, "noise_scale", 0.0) != 0
-        self.seen.add((call.rule, noise, call.first, call.last, call.weight_decay, table.dtype))
+    def before(self, rule: Any, table: Any, scalars: Any) -> None:
+        if scalars is None:
+            self.ticked.add((rule.name, table.dtype))
+        else:
+            self.seen.add((rule.name, scalars.flags, scalars.weight_decay, table.dtype))
 
 
 def test_all_that_will_be_measured_is_compiled_ahead_by_one_of_the_shards(tmp_path: Path) -> None:
@@ -384,15 +386,17 @@ def test_all_that_will_be_measured_is_compiled_ahead_by_one_of_the_shards(tmp_pa
     assert len(ahead.seen) == len(RULES) * len(CONFIGURATIONS) * len(KINDS) + 1  # bf16 with weight decay
 
 
-class BrokenBackend(Eager):
+class BrokenBackend(Watched):
     """Fails in one rule."""
 
     name = "broken"
 
-    def run(self, call: Any, *arguments: Any) -> None:
-        if call.rule == "heat":
+    def __init__(self) -> None:
+        super().__init__(Eager())
+
+    def before(self, rule: Any, table: Any, scalars: Any) -> None:
+        if rule.name == "heat":
             raise RuntimeError("no heat here")
-        super().run(call, *arguments)
 
 
 def test_a_kernel_that_fails_does_not_take_the_others_with_it(tmp_path: Path) -> None:
@@ -420,14 +424,14 @@ def test_the_commit_is_that_of_the_repository() -> None:
 def test_the_sanitizers_run_takes_every_rule_dtype_and_kind_of_call(emulated: Backend) -> None:
     seen = set()
 
-    class Noting(Eager):
-        def run(self, call: Any, table: Any, grads: Any, addresses: Any, buffers: Any) -> None:
+    class Noting(Watched):
+        def before(self, rule: Any, table: Any, scalars: Any) -> None:
             aligned = {w.data_ptr() % 16 == 0 for w in table.weights if w.numel()}
-            seen.add((call.rule, table.dtype, call.first, call.last, aligned == {True}))
-            emulated.run(call, table, grads, addresses, buffers)
+            place = scalars.flags & (Flag.FIRST | Flag.LAST)
+            seen.add((rule.name, table.dtype, place, aligned == {True}))
             ends = (w.storage_offset() + w.numel() == w.untyped_storage().nbytes() // w.itemsize for w in table.weights)
             assert all(ends)
 
-    count = sanitize.everything(Noting(), 64, CPU)
+    count = sanitize.everything(Noting(emulated), 64, CPU)
     assert count > 100
     assert len(seen) == 3 * len(sanitize.DTYPES) * len(KINDS) * 2

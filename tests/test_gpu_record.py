@@ -249,7 +249,7 @@ def test_the_measurement_of_tritons_sizes_is_owed_until_one_is_stored(tmp_path: 
     (tmp_path / "gpu" / "gpu.json").write_text("{}")
     owed = readme().owed_sizes(tmp_path)
     assert "make gpu PARTS=sweep" in owed
-    assert "kernels/triton_sizes.py" in owed
+    assert "kernels/triton/sizes.py" in owed
     (tmp_path / "gpu" / "triton_sizes.json").write_text("{}")
     assert readme().owed_sizes(tmp_path) == ""
 

@@ -74,9 +74,9 @@ def test_a_variant_is_compiled_with_its_constants_and_a_failure_says_what_nvcc_s
     if variants.nvcc() is None:
         pytest.skip("no nvcc")
     given = {"good": {"DR_CUDA_CHUNK": "2048"}, "bad": {"DR_CUDA_CHUNK": "no_number"}}
-    builder = variants.Builder(tmp_path, "90", given, sources=("clock",))
+    builder = variants.Builder(tmp_path, "90", given, sources=("module",))
     builder.wait(120)
-    assert (tmp_path / "variant0" / "clock.o").stat().st_size > 1000
+    assert (tmp_path / "variant0" / "module.o").stat().st_size > 1000
     built = dict((name, why) for name, _, why in builder.built())
     assert "no_number" in built["bad"]
 
@@ -93,7 +93,7 @@ def test_variants_that_were_given_up_or_failed_leave_those_that_were_built(
     compiler.chmod(0o755)
     monkeypatch.setattr(variants, "nvcc", lambda: str(compiler))
     given = {"bad": {"BAD": "1"}, "slow": {"SLOW": "1"}, "good": {}}
-    builder = variants.Builder(tmp_path, "90", given, sources=("clock",))
+    builder = variants.Builder(tmp_path, "90", given, sources=("module",))
     builder.wait(2)
     variants.store(builder.built(), tmp_path / "variants.json")
     loaded: list[Path] = []

@@ -24,7 +24,7 @@ early = {name: (make(name, params := parameters(), seed=None), params) for name 
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 results = {}
 for name in early:
-    for kind in ("before the group", "after the group", "train first", "own seed", "loaded"):
+    for kind in ("before the group", "after the group", "train first", "own seed", "loaded", "no gradient"):
         params = parameters()
         opt = make(name, params, seed=5 + rank if kind == "own seed" else None)
         if kind == "before the group":  # the first step comes after the group is there
@@ -33,9 +33,22 @@ for name in early:
             opt.load_state_dict(make(name, parameters(), seed=40 + rank).state_dict())
         if kind == "train first":
             opt.train()
+        if kind == "no gradient" and rank == 1:  # it agrees on the seed all the same
+            opt.step()
+        elif kind == "no gradient":
+            run(opt, params, range(1))
+            opt, params = make(name, params := parameters(), seed=opt.param_groups[0]["seed"]), params
         run(opt, params, range(3))
         results[name, kind] = (values(params), opt.param_groups[0]["seed"])
+if rank == 0:  # no other rank takes part
+    for name in early:
+        opt = make(name, params := parameters(), seed=3)
+        opt.eval()
+        opt.train()
+        run(opt, params, range(2))
+        results[name, "alone"] = (values(params), 3)
 torch.save(results, out)
+dist.barrier()
 dist.destroy_process_group()
 """
 
@@ -59,18 +72,19 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str]
     return [torch.load(out) for out in outs]
 
 
-@pytest.mark.parametrize("kind", ["before the group", "after the group", "train first"])
+@pytest.mark.parametrize("kind", ["before the group", "after the group", "train first", "loaded", "no gradient"])
 def test_all_ranks_draw_rank_0s_noise(name: str, kind: str, ranks: list[dict[tuple[str, str], Any]]):
     (first, first_seed), (second, second_seed) = (results[name, kind] for results in ranks)
-    assert (first_seed, second_seed) == (100, 100)
+    expected = 40 if kind == "loaded" else 100
+    assert (first_seed, second_seed) == (expected, expected)
     assert same_bits(first, second)
 
 
-@pytest.mark.parametrize(("kind", "seeds"), [("own seed", (5, 6)), ("loaded", (40, 41))])
-def test_a_seed_that_a_rank_was_given_stays(name: str, kind: str, seeds: tuple[int, int], ranks: list[dict[Any, Any]]):
-    (first, first_seed), (second, second_seed) = (results[name, kind] for results in ranks)
-    assert (first_seed, second_seed) == seeds
+def test_an_explicit_seed_stays_and_waits_for_no_other_rank(name: str, ranks: list[dict[Any, Any]]):
+    (first, first_seed), (second, second_seed) = (results[name, "own seed"] for results in ranks)
+    assert (first_seed, second_seed) == (5, 6)
     assert not same_bits(first, second)
+    assert (name, "alone") in ranks[0]
 
 
 def test_no_seed_takes_torchs_initial_seed_and_draws_nothing_from_torchs_generator(name: str):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from deeprelax.optim.schedules import adaptive_gamma
 from deeprelax.pde import Grid, sampled_proximal, viscous
 from deeprelax.pde.closed_forms import absolute_value
-from deeprelax.schedules import adaptive_gamma
 
 
 def absolute(y: Tensor) -> Tensor:

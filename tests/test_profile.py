@@ -118,14 +118,11 @@ def test_on_the_cpu_kernel_time_is_that_of_the_backends_run_and_the_rest_is_the_
         p.grad = torch.ones_like(p)
 
     class Slow:
-        name = "slow"
-
         def run(self, *arguments: Any) -> None:
             host.work(2.0)
 
-    for group in opt._sets:
-        for part in group:
-            part.backend = Slow()
+    for bucket in opt._shared.plans[0].buckets:
+        bucket.update = Slow()
 
     def step() -> None:
         host.work(1.0)
@@ -142,7 +139,7 @@ def test_on_the_cpu_kernel_time_is_that_of_the_backends_run_and_the_rest_is_the_
 def test_watching_changes_no_bits_and_ends_with_the_backends_as_they_were(name: str) -> None:
     plain_params, seen_params = parameters(), parameters()
     plain, seen = make(name, plain_params), make(name, seen_params)
-    before = [part.backend for group in seen._sets for part in group]
+    before = [bucket.update for bucket in seen._shared.plans[0].buckets]
 
     def watch_and_fail() -> None:
         with watched(seen) as watch:
@@ -154,7 +151,7 @@ def test_watching_changes_no_bits_and_ends_with_the_backends_as_they_were(name: 
         watch_and_fail()
     run(plain, plain_params, range(5))
     assert same_bits(plain_params, seen_params)
-    assert [part.backend for group in seen._sets for part in group] == before
+    assert [bucket.update for bucket in seen._shared.plans[0].buckets] == before
 
 
 class Device:

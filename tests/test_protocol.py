@@ -105,7 +105,7 @@ def test_l_the_average_the_inner_rate_and_scoping_are_sections_6_4_and_remark_15
     if optimizer == "sgd":
         assert not {"inner_steps", "alpha", "inner_lr", "scoping"} & set(found)
     else:
-        wanted = {**expected[optimizer], "scoping": 1e-3, "gamma_schedule": "scoping"}
+        wanted = {**expected[optimizer], "scoping": 1e-3}
         assert part(found, wanted) == wanted
 
 

@@ -6,14 +6,14 @@ import math
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from deeprelax import kernels
 from deeprelax.bytes_moved import bytes_moved
-from deeprelax.kernels import Backend, Call, Clock, Table, Tick
-from deeprelax.kernels.settings import AnySettings, EntropySGDSettings, HeatSettings, HJSettings, Moment
+from deeprelax.kernels import Backend, ClockMemory, CycleState, Hyper, Scalars, Table, Tick, Update
+from deeprelax.kernels.scalars import ENTROPY_SGD, HEAT, HJ
 from gpu_bench.timing import Contestant
 
 KINDS = ("first", "inner", "last")
@@ -30,39 +30,34 @@ class Rule:
     noise: bool
     length: int  # L
 
-    def settings(self, weight_decay: float) -> AnySettings:
-        common: dict[str, Any] = {"inner_steps": self.length, "keep": 1 - 1e-3, "momentum": 0.0, "nesterov": False}
-        common |= {"weight_decay": weight_decay, "maximize": False}
-        if self.optimizer == "HJ":
-            return HJSettings(**common, alpha=0.75, warm_start=False)
-        if self.optimizer == "Heat":
-            return HeatSettings(**common)
-        return EntropySGDSettings(
-            **common,
-            alpha=0.75,
-            temperature=1e-8 if self.noise else 0.0,
-            implicit=False,
-            absorb_gamma=False,
-            inner_momentum=0.0,
-            carry_inner_momentum=False,
-            stochastic_rounding=False,
+    @property
+    def kernel(self) -> kernels.Rule:
+        """The rule as the backends know it."""
+        return {"EntropySGD": ENTROPY_SGD, "HJ": HJ, "Heat": HEAT}[self.optimizer]
+
+    def hyper(self, weight_decay: float) -> Hyper:
+        temperature = 1e-8 if self.noise else 0.0
+        return Hyper(
+            inner_steps=self.length, keep=1 - 1e-3, weight_decay=weight_decay, alpha=0.75, temperature=temperature
         )
 
-    def call(self, kind: str, weight_decay: float = 0.0) -> Call:
-        """The call of that kind, in mid-run."""
+    def call(self, kind: str, weight_decay: float = 0.0, flags: int = 0) -> Scalars:
+        """The scalars of the call of that kind, in mid-run."""
         gamma = 1e-4 if self.optimizer == "Heat" else 1.0
-        at = Moment(
+        at = CycleState(
             lr=1e-3,
             inner_lr=1e-3,
             gamma=gamma,
+            next_gamma=gamma,
             step=7,
             phase={"first": 0, "inner": 1, "last": self.length - 1}[kind],
             cycle_steps=self.length,
             fresh=False,
             seed=1,
-            placed_gamma=gamma,
         )
-        return self.settings(weight_decay).call(at)
+        scalars = self.kernel.scalars(self.hyper(weight_decay), at)
+        scalars.flags |= flags
+        return scalars
 
     def per_cycle(self, values: dict[str, float]) -> float:
         """The mean over a cycle of a value per kind of call."""
@@ -146,44 +141,45 @@ class Memory:
     def _slice(self, size: int, number: int) -> slice:
         return slice(number * size, (number + 1) * size)
 
-    def _memory(
-        self, rule: Rule, dtype: torch.dtype, size: int, number: int, shift: int = 0
-    ) -> tuple[Table, list[Tensor | None], array[int], dict[str, Tensor]]:
-        """Table, gradients, their addresses and buffers of the numbered slice of ``size`` elements."""
+    def _bound(
+        self, backend: Backend, rule: Rule, dtype: torch.dtype, size: int, number: int, shift: int = 0
+    ) -> tuple[Update, list[Tensor | None], array[int]]:
+        """The rule on the numbered slice of ``size`` elements, its gradients and their addresses."""
         at = self._slice(size, number)
         own = self.wide if dtype == torch.float32 else self.narrow
         key = dtype, size, number
         if key not in self._tables:
             self._tables[key] = Table([own["w"][at]], [0])
-        buffers = {"x": self.x[at], {"EntropySGD": "z", "HJ": "p", "Heat": "s"}[rule.optimizer]: self.average[at]}
+        buffers = {"x": self.x[at], rule.kernel.acc: self.average[at]}
         if rule.optimizer == "EntropySGD" and dtype != torch.float32:
             buffers["y"] = self.y[at]
         grad = own["g"][at.start + shift : at.stop + shift]
-        return self._tables[key], [grad], array("q", [grad.data_ptr()]), buffers
+        return backend.bind(rule.kernel, self._tables[key], buffers), [grad], array("q", [grad.data_ptr()])
 
     def launch(
-        self, backend: Backend, rule: Rule, call: Call, dtype: torch.dtype, size: int, number: int, shift: int = 0
+        self, backend: Backend, rule: Rule, call: Scalars, dtype: torch.dtype, size: int, number: int, shift: int = 0
     ) -> Callable[[], None]:
         """The call on the numbered slice of ``size`` elements."""
-        memory = self._memory(rule, dtype, size, number, shift)
-        return lambda: backend.run(call, *memory)
+        update, grads, addresses = self._bound(backend, rule, dtype, size, number, shift)
+        return lambda: update.run(call, grads, addresses)
 
     def extra(self, backend: Backend, rule: Rule, extra: Extra, dtype: torch.dtype) -> Callable[[], None]:
         """An inner call on all elements."""
         call = rule.call("inner", extra.weight_decay)
         if extra.scale == 1:
             return self.launch(backend, rule, call, dtype, self.elements, 0, extra.shift)
-        clock, lr = Clock(self._device), torch.tensor(1e-3, device=self._device)
-        for name, value in {"gamma": 1.0, "phase": 1, "step": 7, "cycle_steps": rule.length, "seed": 1}.items():
+        clock, lr = ClockMemory(self._device), torch.tensor(1e-3, device=self._device)
+        counters = {"phase": 1, "step": 7, "cycle_steps": rule.length, "seed": 1}
+        for name, value in {"gamma": 1.0, "cycle_gamma": 1.0, **counters}.items():
             clock.set(name, value)
         scale = torch.full((), extra.scale, device=self._device)
-        tick = Tick(rule.settings(extra.weight_decay), clock, lr, lr, scale, torch.zeros_like(scale), False)
-        memory = self._memory(rule, dtype, self.elements, 0, extra.shift)
+        tick = Tick(rule.kernel, rule.hyper(extra.weight_decay), clock, lr, lr, scale, torch.zeros_like(scale))
+        update, grads, addresses = self._bound(backend, rule, dtype, self.elements, 0, extra.shift)
         backend.tick(tick)  # once: it is the rule's kernel that is measured, at one place in the cycle
-        return lambda: backend.run_ticked(tick, *memory)
+        return lambda: update.run_ticked(tick, grads, addresses)
 
     def contestant(
-        self, backend: Backend, rule: Rule, call: Call, dtype: torch.dtype, size: int, calls: int
+        self, backend: Backend, rule: Rule, call: Scalars, dtype: torch.dtype, size: int, calls: int
     ) -> Contestant:
         """``calls`` calls, each on the slice whose turn it is."""
         launches = [self.launch(backend, rule, call, dtype, size, i) for i in range(self.slices(size, calls))]

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 
 import torch
 
-from deeprelax.kernels.triton_sizes import Kind, Sizes
+from deeprelax.kernels.triton.sizes import Kind, Sizes
 from gpu_bench.triton_candidates import Work
 
 ELEMENTS = 2**13  # few: kernels read their number from a table

@@ -9,8 +9,9 @@ import torch
 
 from deeprelax.bytes_moved import bytes_moved
 from deeprelax.kernels import Table
-from deeprelax.kernels.triton_backend import Launch, Triton
-from deeprelax.kernels.triton_sizes import SIZES, Kind, Sizes
+from deeprelax.kernels.triton.backend import Launch, Triton, TritonUpdate
+from deeprelax.kernels.triton.sizes import SIZES, Kind, Sizes
+from deeprelax.optim.bucket import buffers_of
 from gpu_bench.calls import RULES, Rule
 
 DTYPES = {4: torch.float32, 2: torch.bfloat16, 8: torch.float64}  # those with targets first
@@ -59,9 +60,9 @@ class Work:
         weight, self._grad = (torch.randn(elements, device=device).to(dtype) for _ in range(2))
         self._table = Table([weight], [0])
         self._addresses = array("q", [self._grad.data_ptr()])
-        self._buffers = {name: self._table.new_buffer() for name in self._call.buffers if "momentum" not in name}
-        if dtype == self._table.compute_dtype:
-            self._buffers.pop("y", None)
+        names = buffers_of(rule.kernel, dtype != self._table.compute_dtype, False)
+        self._buffers = {name: self._table.new_buffer() for name in names}
+        self._rule, self._bound = rule, dict[int, TritonUpdate]()
         for buffer in self._buffers.values():
             buffer.normal_()
         self.bytes = bytes_moved(rule.optimizer, dtype, "inner") * elements
@@ -70,9 +71,14 @@ class Work:
         """One whose programs of this kind do that much."""
         return Triton({**SIZES, self._kind: sizes})
 
+    def _update(self, backend: Triton) -> TritonUpdate:
+        if id(backend) not in self._bound:
+            self._bound[id(backend)] = backend.bind(self._rule.kernel, self._table, self._buffers)
+        return self._bound[id(backend)]
+
     def run(self, backend: Triton) -> None:
-        backend.run(self._call, self._table, [self._grad], self._addresses, self._buffers)
+        self._update(backend).run(self._call, [self._grad], self._addresses)
 
     def launch(self, backend: Triton) -> Launch:
         """What ``run`` launches."""
-        return backend.launch(self._call, self._table, self._addresses, self._buffers)
+        return self._update(backend).launch(self._call, self._addresses)

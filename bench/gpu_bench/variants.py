@@ -13,13 +13,14 @@ import subprocess
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pybind11
 
 from deeprelax.kernels import Backend
-from deeprelax.kernels.cuda_backend import Cuda
+from deeprelax.kernels.cuda import Cuda
 from gpu_bench.jobs import ROOT
 from gpu_bench.lifetime import bound_to_parent
 
@@ -31,10 +32,16 @@ VARIANTS: dict[str, dict[str, str]] = {
     "plain loads and stores": {"DR_CUDA_LOAD": "__ldca", "DR_CUDA_STORE": "__stwb"},
     "loads streamed, stores plain": {"DR_CUDA_STORE": "__stwb"},
 }
-SOURCES = ("entropy_sgd", "heat", "hj", "module", "clock")  # what takes longest first
+# What takes longest first: csrc/cuda_rule.cu for each rule, (type, header), and the module.
+SOURCES: dict[str, list[str]] = {
+    **{rule: [f"-DDR_RULE={rule}", f'-DDR_HEADER="{header}.h"'] for rule, header in
+       (("EntropySGD", "entropy_sgd"), ("Heat", "heat"), ("HJ", "hj"))},
+    "module": [],
+}  # fmt: skip
 AT_A_TIME = 8
 
 
+@cache
 def constant(name: str) -> Any:
     """A constant of setup.py."""
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
@@ -83,7 +90,7 @@ class Builder:
         folder: for what is built.
         architecture: of the GPU, "90".
         variants: by name the macros.
-        sources: of ``csrc/cuda_*.cu``.
+        sources: keys of ``SOURCES``.
     """
 
     def __init__(
@@ -91,10 +98,11 @@ class Builder:
         folder: Path,
         architecture: str,
         variants: dict[str, dict[str, str]] = VARIANTS,
-        sources: tuple[str, ...] = SOURCES,
+        sources: tuple[str, ...] = tuple(SOURCES),
     ) -> None:
         self._folder, self._architecture = folder, architecture
         self._includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
+        constant("NVCC_FLAGS")  # Python 3.11 cannot parse in several threads at once
         self._pool = ThreadPoolExecutor(AT_A_TIME)
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
@@ -109,11 +117,11 @@ class Builder:
         target = (
             [] if source == "module" else [f"-gencode=arch=compute_{self._architecture},code=sm_{self._architecture}"]
         )
-        defines = [f"-D{name}={value}" for name, value in macros.items()]
+        defines = [*SOURCES[source], *(f"-D{name}={value}" for name, value in macros.items())]
         if self._stopped:
             raise RuntimeError("given up: the time was over")
         made = folder / f"{source}.o"
-        file = str(ROOT / "csrc" / f"cuda_{source}.cu")
+        file = str(ROOT / "csrc" / ("cuda_module.cu" if source == "module" else "cuda_rule.cu"))
         self._call(
             ["nice", "-n", "19"], [*constant("NVCC_FLAGS"), *target, *self._includes, *defines, "-c", file], made
         )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import conftest
 import pytest
 import torch
 from capture import Graph as Recorded
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from deeprelax import kernels
-from deeprelax.kernels import Backend, Eager
+from deeprelax.kernels import Backend
+from deeprelax.kernels.reference import Eager
 
 EMULATED = os.environ.get("DEEPRELAX_EMULATE_GPU") == "1"
 DEVICE = "cpu" if EMULATED else "cuda"
@@ -34,7 +36,7 @@ def backend_named(name: str) -> Backend:
         return kernels.get(name, torch.device(DEVICE))
     if name != "cuda":
         pytest.skip(f"{name} is not emulated")
-    from deeprelax.kernels.cuda_backend import Cuda
+    from deeprelax.kernels.cuda import Cuda
 
     return Cuda(importlib.import_module("deeprelax._cuda"), emulated=True)
 
@@ -45,9 +47,7 @@ def use(monkeypatch: pytest.MonkeyPatch, name: str, capturable: bool = False) ->
     if capturable and not getattr(found, "capturable", False):
         pytest.fail(f"{name} cannot be captured")
     if EMULATED:
-        real = kernels.get
-        for place in ("deeprelax.param_set.get", "deeprelax.clocked.get"):
-            monkeypatch.setattr(place, lambda asked, device: found if asked == name else real(asked, device))
+        monkeypatch.setitem(conftest.BACKENDS, name, found)
 
 
 def moved(t: Tensor, device: str = DEVICE) -> Tensor:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from on_gpu import DEVICE, backend_named
-from test_backends_agree import (
-    CALLS,
-    DTYPES,
-    SIZES,
-    Case,
-    _draw_noise_once,  # noqa: F401  (a fixture for every test here)
-    same_bits,
-)
+from updates import CALLS, DTYPES, SIZES, Call, Case, same_bits
 
-from deeprelax.kernels import Call, Eager
+from deeprelax.kernels import noise
+from deeprelax.kernels.reference import Eager
 
 # Of how many calls one is made: Triton compiles a kernel for each of most, eager makes hundreds of launches.
 EVERY = {"cuda": 1, "triton": 17, "eager": 11}
 CHUNK = 4096
 LARGE = [33, 4 * CHUNK + 5, 3 * CHUNK, 1]
+
+
+@pytest.fixture(autouse=True)
+def _draw_noise_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference draws the same noise in thousands of calls, slowly."""
+    monkeypatch.setattr(noise, "normal", functools.lru_cache(512)(noise.normal))
+    monkeypatch.setattr(noise, "words", functools.lru_cache(512)(noise.words))
+
 
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 

@@ -9,43 +9,25 @@ from collections.abc import Iterator
 import pytest
 import torch
 from on_gpu import BACKENDS, EMULATED, MEMORY, backend_named
-from test_backends_agree import same_bits
 from torch import Tensor
+from updates import same_bits
 
-from deeprelax.kernels import Call, Eager, EntropySGDCall, HJCall, Outer, Stream, Table
+from deeprelax.kernels import CycleState, Flag, Hyper, Rule, Scalars, Table
+from deeprelax.kernels.reference import Eager
+from deeprelax.kernels.scalars import ENTROPY_SGD, HJ
 
 ELEMENTS = 20_011 if EMULATED else 2**31 + 4099
 BOUNDARY = ELEMENTS // 2 if EMULATED else 2**31
 REACH = 3000  # elements on each side that are compared
 NEEDS = 26 * 2**30  # bytes: weights and gradients of two each, two buffers of four, and the slices
-OUTER = Outer(step=0.31, scale=1.7, lr=0.13, momentum=0.0, nesterov=False)
 
 
-def hj_call(first: bool, last: bool) -> HJCall:
-    return HJCall(first, last, False, 0.37, 0.7, 0.3, 0.0, False, False, OUTER)
-
-
-def entropy_sgd_call(first: bool, last: bool) -> EntropySGDCall:
-    return EntropySGDCall(
-        first=first,
-        last=last,
-        inner_lr=0.11,
-        inv_gamma=1.3,
-        pull=0.17,
-        denominator=1.17,
-        alpha=0.7,
-        one_minus_alpha=0.3,
-        noise_scale=0.05,
-        weight_decay=0.0,
-        maximize=False,
-        implicit=False,
-        inner_momentum=0.0,
-        inner_nesterov=False,
-        fresh_velocity=False,
-        stochastic_rounding=True,
-        outer=OUTER,
-        stream=Stream(7, 0, 5),
-    )
+def scalars(rule: Rule, first: bool, last: bool) -> Scalars:
+    """Of a call at that place in the cycle, with noise and stochastic rounding where the rule has them."""
+    hyper = Hyper(inner_steps=3, keep=1.0, alpha=0.7, temperature=0.05, flags=int(Flag.STOCHASTIC_ROUNDING))
+    phase = 0 if first else 2 if last else 1
+    at = CycleState(0.31, 0.11, 0.77, 0.77, step=5, phase=phase, cycle_steps=3, fresh=False, seed=7)
+    return rule.scalars(hyper, at)
 
 
 def places() -> list[slice]:
@@ -75,10 +57,10 @@ def release(tensors: list[Tensor]) -> None:
         torch.cuda.empty_cache()  # other processes test beside this one
 
 
-@pytest.mark.parametrize("calls", [hj_call, entropy_sgd_call])
+@pytest.mark.parametrize("rule", [HJ, ENTROPY_SGD], ids=lambda rule: rule.name)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_tensor_of_more_than_2_to_31_elements_has_its_own_bits_everywhere(
-    backend: str, calls: object, held: list[Tensor]
+    backend: str, rule: Rule, held: list[Tensor]
 ) -> None:
     """Element by element like the reference on slices of it, each told where it starts: noise too."""
     found = backend_named(backend)
@@ -91,14 +73,14 @@ def test_a_tensor_of_more_than_2_to_31_elements_has_its_own_bits_everywhere(
     grads = torch.randn(ELEMENTS, device=device, dtype=torch.bfloat16)
     held += [weights, grads]
     table = Table([weights], [3])
-    example: Call = calls(True, False)  # type: ignore[operator]
-    names = ["x", "p"] if isinstance(example, HJCall) else ["x", "z"]
+    names = ["x", rule.acc]
     buffers = {name: table.new_buffer() for name in names}
     held += buffers.values()
-    parts = [Part(weights, grads, names, at) for at in places()]
+    update = found.bind(rule, table, buffers)
+    parts = [Part(rule, weights, grads, names, at) for at in places()]
     for first, last in ((True, False), (False, False), (False, True)):
-        call: Call = calls(first, last)  # type: ignore[operator]
-        found.run(call, table, [grads], array("q", [grads.data_ptr()]), buffers)
+        call = scalars(rule, first, last)
+        update.run(call, [grads], array("q", [grads.data_ptr()]))
         for part in parts:
             part.run(call)
             part.check(weights, buffers, last)
@@ -107,14 +89,15 @@ def test_a_tensor_of_more_than_2_to_31_elements_has_its_own_bits_everywhere(
 class Part:
     """The reference on a slice."""
 
-    def __init__(self, weights: Tensor, grads: Tensor, names: list[str], at: slice) -> None:
+    def __init__(self, rule: Rule, weights: Tensor, grads: Tensor, names: list[str], at: slice) -> None:
         self.at = at
         self.weight, self.grad = (t[at].clone().cpu() for t in (weights, grads))
         self.table = Table([self.weight], [3], starts=[at.start])
         self.buffers = {name: self.table.new_buffer() for name in names}
+        self.update = Eager().bind(rule, self.table, self.buffers)
 
-    def run(self, call: Call) -> None:
-        Eager().run(call, self.table, [self.grad], None, self.buffers)
+    def run(self, call: Scalars) -> None:
+        self.update.run(call, [self.grad], array("q", [0]))
 
     def check(self, weights: Tensor, buffers: dict[str, Tensor], last: bool) -> None:
         size = self.weight.numel()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import conftest
 import pytest
 import torch
+from long_runs import CHANGES, OPTIMIZERS, fill_gradients, parameters
 from on_gpu import BACKENDS, flat, give_gradients, parameters_there, use
-from test_backends_agree import CHANGES, DTYPES, OPTIMIZERS, fill_gradients, parameters, same_bits
+from updates import DTYPES, same_bits
 
 # Triton compiles a kernel for each combination of options.
 STEPS, DTYPES_OF = {"cuda": 60, "triton": 25}, {"cuda": DTYPES, "triton": [torch.float32, torch.bfloat16]}
@@ -25,11 +27,12 @@ def test_a_long_run_gives_the_bits_of_the_reference_on_the_cpu(
     for dtype in DTYPES_OF[backend]:
         mine = parameters(dtype)
         theirs = parameters_there(mine)
+        there = {"backend": conftest.BACKENDS.get(backend, backend), "flatten": flatten, "capturable": capturable}
         reference, opt = (
             make([{"params": p[:3]}, {"params": p[3:], "lr": 0.02}], **options, **more)
             for p, more in (
                 (mine, {"backend": "eager"}),
-                (theirs, {"backend": backend, "flatten": flatten, "capturable": capturable}),
+                (theirs, there),
             )
         )
         data = torch.Generator().manual_seed(9)

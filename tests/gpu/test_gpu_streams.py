@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from array import array
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from conftest import make, parameters, same_bits, set_gradients, values
 from on_gpu import BACKENDS, ONE_GPU, backend_named, give_gradients, only_real, parameters_there, use
 from torch.nn import Parameter
 
-from deeprelax.kernels import HJCall, Outer, Table
+from deeprelax.kernels import CycleState, Hyper, Scalars, Table
+from deeprelax.kernels.scalars import HJ
 
 pytestmark = only_real
 
@@ -142,24 +145,33 @@ def test_a_launch_that_fails_says_which_kernel_and_what_sizes() -> None:
     """More blocks than a grid can have are refused by the driver before anything runs."""
     backend_named("cuda")
     module = importlib.import_module("deeprelax._cuda")
-    numbers = torch.zeros(1, dtype=torch.int64, device="cuda").data_ptr()
-    tables, buffers = [numbers] * 4, [numbers] * 5
-    stream = torch.cuda.current_stream().cuda_stream
-    arguments = (1, 1, 0, [0.0] * 15, [0, 0, 0], 0, True, tables, 2**31, buffers)
-    with pytest.raises(RuntimeError, match=r"hj<float32>, 2147483648 chunks of \d+ elements .*cuda:0: .*cudaError"):
-        module.run(*arguments, (0, stream, False))
-    with pytest.raises(RuntimeError, match=r"chunks of \d+ elements .*cuda:99: .*cudaErrorInvalidDevice"):
-        module.run(*arguments, (99, stream, False))
+    weight = torch.zeros(1, device="cuda")
+    table = Table([weight], [0])
+    buffers = {"x": table.new_buffer(), "p": table.new_buffer()}
+    update: Any = backend_named("cuda").bind(HJ, table, buffers)
+    n_chunks, device = update._launch.n_chunks, update._launch.device
+    for n, where, message in (
+        (2**31, device, r"hj<float32>, 2147483648 chunks of \d+ elements .*cuda:0: .*cudaError"),
+        (n_chunks, 99, r"chunks of \d+ elements .*cuda:99: .*cudaErrorInvalidDevice"),
+    ):
+        update._launch.n_chunks, update._launch.device = n, where
+        with pytest.raises(RuntimeError, match=message):
+            module.run(update._address, ctypes.addressof(scalars()), torch.cuda.current_stream().cuda_stream)
     assert_that_it_goes_on()
+
+
+def scalars() -> Scalars:
+    """Of a cycle of one call with η = α = 0.5."""
+    hyper = Hyper(inner_steps=1, keep=1.0, alpha=0.5)
+    return HJ.scalars(hyper, CycleState(0.5, 0.0, 1.0, 1.0, step=0, phase=0, cycle_steps=1, fresh=True, seed=0))
 
 
 def assert_that_it_goes_on() -> None:
     """The error was of that one launch."""
-    call = HJCall(True, True, False, 1.0, 0.5, 0.5, 0.0, False, False, Outer(0.5, 1.0, 0.5, 0.0, False))
     w, g = torch.ones(100, device="cuda"), torch.ones(100, device="cuda")
     table = Table([w], [0])
     buffers = {"x": table.new_buffer(), "p": table.new_buffer()}
-    backend_named("cuda").run(call, table, [g], array("q", [g.data_ptr()]), buffers)
+    backend_named("cuda").bind(HJ, table, buffers).run(scalars(), [g], array("q", [g.data_ptr()]))
     assert bool((w.cpu() == 0.75).all())
 
 

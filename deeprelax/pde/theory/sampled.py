@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from scipy.interpolate import CubicSpline
 
+from deeprelax.optim.schedules import adaptive_gamma
 from deeprelax.pde.closed_forms import absolute_value
 from deeprelax.pde.grid import Grid
 from deeprelax.pde.losses import rugged
@@ -30,7 +31,6 @@ from deeprelax.pde.theory.statement import (
     table,
     ticks_at,
 )
-from deeprelax.schedules import adaptive_gamma
 
 GAMMA = 0.5
 LOSS = rugged()
@@ -135,8 +135,8 @@ def tell(n: Numbers) -> str:
         + "\n\nThe weights collapse as the dimension grows: for f = |x|²/2 at δ = 0.1, of 10,000 samples "
         f"{n['shares'][0] * 10_000:.0f} are effective in one dimension, {n['shares'][-1] * 10_000:.0f} in "
         f"{n['dimensions'][-1]} (expected of the limit of many samples: {n['expected'][-1] * 10_000:.0f}).\n\n"
-        "Their rule for γ (`deeprelax.schedules.adaptive_gamma`; Heaton, Wu Fung and Osher 2023), on the rugged loss "
-        f"from {START}, minimal at {n['minimum']:.3f}, by x ← x − γ∇u with δ = {VISCOSITY} and {UPDATES} updates. "
+        "Their rule for γ (`deeprelax.optim.schedules.adaptive_gamma`; Heaton, Wu Fung and Osher 2023), on the rugged "
+        f"loss from {START}, minimal at {n['minimum']:.3f}, by x ← x − γ∇u with δ = {VISCOSITY} and {UPDATES} updates. "
         "Started wide, it narrows and comes closer to the minimum than a fixed γ, whose u is minimal elsewhere; "
         "started narrow, it does not leave the nearest local minimum:\n\n"
         + table(["γ at first", "last x", "last γ"], ends)

@@ -1,0 +1,135 @@
+// Fills a tile with normals or with random words, a vector of Philox counters at a time. Compiled once per instruction
+// set: see setup.py.
+#include "cpu_noise.h"  // first: its vector types have no namespace in which the templates' overloads would be found
+
+#include "normal.h"
+#include "philox.h"
+
+namespace deeprelax::DR_ISA {
+
+// Counters are dealt to the lanes so that the two unpacking steps at the end put the normals into memory order with no
+// shuffle across 128-bit parts: lane i of part q has counter parts * i + q.
+template <int kOdd>
+DR_HD W lane_counters() {
+  W counters;
+  for (int j = 0; j < kLanes / 2; ++j) {
+    const int lane = 2 * j + kOdd;
+    counters[j] = static_cast<uint64_t>((kLanes / 4) * (lane % 4) + lane / 4);
+  }
+  return counters;
+}
+
+DR_HD void philox_group(Stream stream, uint32_t index, uint64_t block, uint32_t stream_bit, U words[4]) {
+  W even[4], odd[4];
+  even[0] = lane_counters<0>() + block;
+  odd[0] = lane_counters<1>() + block;
+  even[1] = (even[0] >> 32) | static_cast<uint64_t>(stream_bit);
+  odd[1] = (odd[0] >> 32) | static_cast<uint64_t>(stream_bit);
+  even[2] = odd[2] = W{} + static_cast<uint64_t>(index);
+  even[3] = odd[3] = W{} + static_cast<uint64_t>(stream.step);
+  philox(even[0], even[1], even[2], even[3], stream.key0, stream.key1);
+  philox(odd[0], odd[1], odd[2], odd[3], stream.key0, stream.key1);
+  for (int i = 0; i < 4; ++i) words[i] = even_odd(even[i], odd[i]);
+}
+
+// Four vectors, lane = counter, to the order in memory: element 4 counter + vector.
+DR_HD void store_group(float* out, F n0, F n1, F n2, F n3) {
+  const F a = low_pairs(n0, n1), b = low_pairs(n2, n3), c = high_pairs(n0, n1), d = high_pairs(n2, n3);
+  store(out, low_quads(a, b));
+  store(out + kLanes, high_quads(a, b));
+  store(out + 2 * kLanes, low_quads(c, d));
+  store(out + 3 * kLanes, high_quads(c, d));
+}
+
+// The words of two vectors of counters at once: two independent chains, even and odd, hide the multiplier's latency
+// better than one. What all counters of a parameter share (index, step, high half) makes the first round's second
+// product and the second round's first one constants.
+DR_HD void philox_groups(Stream stream, uint32_t index, uint64_t block, uint32_t high, U (*words)[4]) {
+  const uint64_t mask = 0xffffffffu;
+  uint32_t k0 = stream.key0, k1 = stream.key1;
+  const uint64_t p1 = uint64_t{kPhiloxM1} * index;
+  const uint64_t c0 = (p1 >> 32) ^ high ^ k0, c1 = p1 & mask, first = stream.step ^ k1;
+  const uint64_t p0 = uint64_t{kPhiloxM0} * (c0 & mask);
+  k0 += kPhiloxW0;
+  k1 += kPhiloxW1;
+  W w0[4], w1[4], w2[4], w3[4];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const W counter = (j % 2 ? lane_counters<1>() : lane_counters<0>()) + (block + j / 2 * uint64_t{kLanes});
+    const W q0 = mul32(counter, W{} + uint64_t{kPhiloxM0});
+    const W q1 = mul32((q0 >> 32) ^ first, W{} + uint64_t{kPhiloxM1});
+    w0[j] = (q1 >> 32) ^ (c1 ^ k0);
+    w1[j] = q1;
+    w2[j] = q0 ^ ((p0 >> 32) ^ k1);
+    w3[j] = W{} + (p0 & mask);
+  }
+#pragma GCC unroll 8
+  for (int round = 2; round < 10; ++round) {
+    k0 += kPhiloxW0;
+    k1 += kPhiloxW1;
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const W q0 = mul32(w0[j], W{} + uint64_t{kPhiloxM0}), q1 = mul32(w2[j], W{} + uint64_t{kPhiloxM1});
+      w0[j] = (q1 >> 32) ^ (w1[j] ^ uint64_t{k0});
+      w2[j] = (q0 >> 32) ^ (w3[j] ^ uint64_t{k1});
+      w1[j] = q1;
+      w3[j] = q0;
+    }
+  }
+  for (int g = 0; g < 2; ++g) {
+    words[g][0] = even_odd(w0[2 * g], w0[2 * g + 1]);
+    words[g][1] = even_odd(w1[2 * g], w1[2 * g + 1]);
+    words[g][2] = even_odd(w2[2 * g], w2[2 * g + 1]);
+    words[g][3] = even_odd(w3[2 * g], w3[2 * g + 1]);
+  }
+}
+
+// Words of `groups` vectors of counters from `block` on; room for one group more is needed.
+DR_HD void fill_groups(U (*words)[4], Stream stream, uint32_t index, uint64_t block, uint32_t stream_bit, int groups,
+                       const Ahead& ahead) {
+  const uint64_t last = block + static_cast<uint64_t>(groups + 1) * kLanes;
+  if (block >> 32 != last >> 32) {  // the high half changes inside: once in 2^34 elements
+    for (int k = 0; k < groups; ++k, block += kLanes) philox_group(stream, index, block, stream_bit, words[k]);
+    return;
+  }
+  const uint32_t high = static_cast<uint32_t>(block >> 32) | stream_bit;
+  for (int k = 0; k < groups; k += 2, block += 2 * kLanes) {
+    ahead.fetch(k / 2);
+    philox_groups(stream, index, block, high, words + k);
+  }
+}
+
+void fill_normals(float* out, Stream stream, uint32_t index, uint64_t block, int groups, const Ahead& ahead) {
+  U words[kMaxGroups][4];
+  fill_groups(words, stream, index, block, 0u, groups, ahead);
+  for (int k = 0; k < groups; ++k, out += kGroup) {
+    if (k % 2 == 0) ahead.fetch((groups + k) / 2);
+    F n0, n1, n2, n3;
+    box_muller(words[k][0], words[k][1], n0, n1);
+    box_muller(words[k][2], words[k][3], n2, n3);
+    store_group(out, n0, n1, n2, n3);
+  }
+}
+
+void fill_words(uint32_t* out, Stream stream, uint32_t index, uint64_t block, int groups) {
+  U words[kMaxGroups][4];
+  fill_groups(words, stream, index, block, kRoundingStream, groups, {});
+  for (int k = 0; k < groups; ++k, out += kGroup) {
+    const U* w = words[k];
+    store_group(reinterpret_cast<float*>(out), as_float(w[0]), as_float(w[1]), as_float(w[2]), as_float(w[3]));
+  }
+}
+
+// For tests: any start, any count.
+void normals(float* out, uint32_t key0, uint32_t key1, uint32_t index, uint32_t step, int64_t start, int64_t count) {
+  alignas(64) float group[kGroup];
+  for (int64_t block = start / 4; 4 * block < start + count; block += kLanes) {
+    fill_normals(group, {key0, key1, step}, index, static_cast<uint64_t>(block), 1, {});
+    for (int i = 0; i < kGroup; ++i) {
+      const int64_t at = 4 * block + i - start;
+      if (at >= 0 && at < count) out[at] = group[i];
+    }
+  }
+}
+
+}  // namespace deeprelax::DR_ISA

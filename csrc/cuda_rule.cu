@@ -1,0 +1,321 @@
+// The loops of the CUDA backend: a block takes one chunk of one tensor, a thread every kCudaThreads-th pack of it.
+// Compiled once per rule (DR_RULE, in DR_HEADER): see setup.py. run_thread is host code as well: threads share nothing,
+// so the tests run them one by one.
+#include <type_traits>
+
+#include "cuda.h"
+#include "normal.h"
+#include "pack.h"
+#include "philox.h"
+
+#include DR_HEADER
+
+namespace deeprelax::DR_ISA {
+
+// Elements of a pack: 16 bytes of weights, and at least the 4 of one Philox call.
+template <class P>
+constexpr int kPack = sizeof(P) == 2 ? 8 : 4;
+
+// What a kernel is launched with.
+template <class P, class T>
+struct Arguments {
+  Scalars<T> scalars;
+  const Scalars<T>* ticked;  // on the device; null: `scalars` are those of the call
+  const int64_t *weights, *grads;
+  const Tensor* tensors;
+  const CudaChunk* chunks;
+  T *x, *y, *acc, *momentum, *velocity;
+};
+
+template <class P, class T>
+struct CudaTile : Operands<P, T> {
+  Stream stream;
+  uint32_t index;
+  uint64_t start;                      // global index of the first element
+  bool aligned_reads, aligned_writes;  // multiples of 16 bytes: where weights and gradients are read, and written
+
+  template <class V>
+  DR_HD auto weight(int64_t i) const {
+    return read(this->w + i, aligned_reads, V{});
+  }
+  template <class V>
+  DR_HD auto grad(int64_t i) const {
+    return read(this->g + i, aligned_reads, V{});
+  }
+  template <class V>
+  DR_HD void set_weight(int64_t i, V v) const {
+    write(this->w + i, v, aligned_writes);
+  }
+  template <class V, class C>
+  DR_HD void set_unread_weight(int64_t i, V v, const C&) const {
+    write(this->w + i, v, aligned_writes);
+  }
+
+  // One element makes one Philox call, a pack one for each 4 elements.
+  template <class V>
+  DR_HD V normals(int64_t i) const {
+    return draw(i, V{});
+  }
+  DR_HD void set_weight_stochastically(int64_t i, float y) const {
+    uint32_t words[4];
+    random_words(stream, index, (start + i) / 4, kRoundingStream, words);
+    put(this->w + i, narrow_bf16(y, pick((start + i) % 4, words)));
+  }
+  template <int N>
+  DR_HD void set_weight_stochastically(int64_t i, Pack<float, N> y) const {
+    Pack<P, N> rounded;
+    DR_UNROLL for (int k = 0; k < N; k += 4) {
+      uint32_t words[4];
+      random_words(stream, index, (start + i + k) / 4, kRoundingStream, words);
+      DR_UNROLL for (int j = 0; j < 4; ++j) rounded.v[k + j] = narrow_bf16(y.v[k + j], words[j]);
+    }
+    if (aligned_writes) {
+      Memory<Pack<T, N>, P>::store_narrow(this->w + i, rounded);
+    } else {
+      DR_UNROLL for (int k = 0; k < N; ++k) put(this->w + i + k, rounded.v[k]);
+    }
+  }
+
+ private:
+  static DR_HD T read(const P* p, bool, T) { return load<T>(p); }
+  template <int N>
+  static DR_HD Lines<T, P, N> read(const P* p, bool aligned, Pack<T, N>) {
+    return Lines<T, P, N>::load(p, aligned);
+  }
+  static DR_HD void write(P* p, T v, bool) { store(p, v); }
+  template <int N>
+  static DR_HD void write(P* p, Pack<T, N> v, bool aligned) {
+    if (aligned) return store(p, v);
+    DR_UNROLL for (int k = 0; k < N; ++k) store(p + k, v.v[k]);
+  }
+
+  // words[which] without an array in local memory.
+  static DR_HD uint32_t pick(uint64_t which, const uint32_t words[4]) {
+    const uint32_t low = which & 1 ? words[1] : words[0], high = which & 1 ? words[3] : words[2];
+    return which & 2 ? high : low;
+  }
+  DR_HD T draw(int64_t i, T) const {
+    const uint64_t element = start + i;
+    uint32_t words[4];
+    random_words(stream, index, element / 4, 0, words);
+    float cosine, sine;
+    box_muller(element & 2 ? words[2] : words[0], element & 2 ? words[3] : words[1], cosine, sine);
+    return element & 1 ? sine : cosine;
+  }
+  template <int N>
+  DR_HD Pack<T, N> draw(int64_t i, Pack<T, N> n) const {
+    DR_UNROLL for (int k = 0; k < N; k += 4) {
+      uint32_t words[4];
+      random_words(stream, index, (start + i + k) / 4, 0, words);
+      float drawn[4];
+      box_muller(words[0], words[1], drawn[0], drawn[1]);
+      box_muller(words[2], words[3], drawn[2], drawn[3]);
+      DR_UNROLL for (int j = 0; j < 4; ++j) n.v[k + j] = drawn[j];
+    }
+    return n;
+  }
+};
+
+// Options with a formula of their own. The fast kernels have them off.
+constexpr uint32_t kSlow = kImplicit | kInnerMomentum | kWarmStart | kTakeParam;
+
+// Whether a fast kernel may serve a call. A cycle of one call has a body in the other kernel only.
+DR_HD constexpr bool is_fast(uint32_t options) { return !(options & kSlow) && (options & kPhase) != kPhase; }
+
+template <class P, class R, class V, class Q, class C>
+DR_HD void run_packs(const Q& q, const C& c, int packs, int thread) {
+  constexpr int kSize = sizeof(V) / sizeof(c.gamma);
+#pragma unroll 1
+  for (int k = thread; k < packs; k += kCudaThreads) {
+    R::template update<P, V, true>(q, c, static_cast<int64_t>(k) * kSize);
+  }
+}
+
+// With the place in the cycle compiled in. The sign of `maximize` goes into the factor that unscales, which may well be
+// 1: multiplying by it changes no bit. Weight decay is a branch over a few instructions, after the loads.
+template <class P, class R, uint32_t On, class V, class Q, class T>
+DR_HD void run_fast_packs(const Q& q, Scalars<T> s, int packs, int thread) {
+  if (s.flags & kMaximize) s.inv_scale = -s.inv_scale;
+  constexpr uint32_t kKnown = kPhase | kSlow | kNoise | kStochasticRounding | kUnscale | kMaximize;
+  run_packs<P, R, V>(q, Call<T, kKnown, On | kUnscale>(s), packs, thread);
+}
+
+// All packs of a thread. Returns how many packs were taken: none where the host could not know that a ticked call is
+// none of the fast ones (Heat's very first gradient), which is then computed element by element.
+template <class P, class R, uint32_t On, class V, class Q, class T>
+DR_HD int run_fast_packs_of_phase(const Q& q, const Scalars<T>& s, int packs, int thread) {
+  if (!is_fast(s.flags) || ((s.flags ^ On) & R::kMay & kNoise) != 0) return 0;
+  if (s.flags & kFirst) {
+    run_fast_packs<P, R, On | kFirst, V>(q, s, packs, thread);
+  } else if (s.flags & kLast) {
+    run_fast_packs<P, R, On | kLast, V>(q, s, packs, thread);
+  } else {
+    run_fast_packs<P, R, On, V>(q, s, packs, thread);
+  }
+  return packs;
+}
+
+// Fetched again for each loop: held over all of them, they would take a register each.
+template <class P, class T>
+DR_HD Scalars<T> scalars_of(const Arguments<P, T>& a) {
+  return a.ticked ? *a.ticked : a.scalars;
+}
+
+// On: of noise and stochastic rounding, what the kernel can do.
+template <class P, class T, class R, uint32_t On, bool Fast>
+DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
+  using V = Pack<T, kPack<P>>;
+  constexpr bool kDraws = (On & (kNoise | kStochasticRounding)) != 0;
+  // A ticked call may turn out to have no noise in a kernel that can draw it.
+  using AnyCall = Call<T, kStochasticRounding | ((On & R::kMay & kNoise) ? 0u : kNoise), On & ~(R::kMay & kNoise)>;
+  const Scalars<T>* ticked = a.ticked;
+  const bool skip = ticked && (ticked->flags & kSkip) != 0;
+  const CudaChunk chunk = a.chunks[block];
+  const Tensor tensor = a.tensors[chunk.tensor];
+  const int64_t begin = static_cast<int64_t>(chunk.number) * kCudaChunk;
+  const int64_t rest = tensor.size - begin;
+  // To return where the flag is read would be to wait for it before the chunk is asked for.
+  const int length = skip ? 0 : static_cast<int>(rest < kCudaChunk ? rest : kCudaChunk);
+  const int64_t grad = a.grads[chunk.tensor];
+  P* const w = reinterpret_cast<P*>(a.weights[chunk.tensor]) + begin;
+  const P* const g = reinterpret_cast<const P*>(grad) + begin;
+  const auto state = [&](T* base) { return base + (tensor.offset + begin); };
+  CudaTile<P, T> q{{w, g, state(a.x), state(a.y), state(a.acc), state(a.momentum), state(a.velocity)},
+                   ticked ? Stream{ticked->key0, ticked->key1, ticked->step}
+                          : Stream{a.scalars.key0, a.scalars.key1, a.scalars.step},
+                   static_cast<uint32_t>(tensor.index),
+                   static_cast<uint64_t>(tensor.start + begin),
+                   false,
+                   reinterpret_cast<uintptr_t>(w) % 16 == 0};
+  if (grad == 0) {
+    const AnyCall c(scalars_of(a));
+    for (int i = thread; i < length; i += kCudaThreads) R::template update<P, T, false>(q, c, i);
+    return;
+  }
+  int packs = 0;
+  // A pack's elements have to be those of whole Philox calls.
+  if (!kDraws || q.start % 4 == 0) {
+    const Scalars<T> s = scalars_of(a);
+    const bool aligned = q.aligned_writes && reinterpret_cast<uintptr_t>(g) % 16 == 0;
+    packs = length / kPack<P>;
+    if (!Fast) {
+      q.aligned_reads = aligned;
+      run_packs<P, R, V>(q, AnyCall(s), packs, thread);
+    } else if (aligned) {
+      // Two loops: with a branch inside, a loop would wait for some of its loads before it makes the others.
+      q.aligned_reads = q.aligned_writes = true;
+      packs = run_fast_packs_of_phase<P, R, On, V>(q, s, packs, thread);
+    } else {
+      packs = run_fast_packs_of_phase<P, R, On, V>(q, s, packs, thread);
+    }
+  }
+  const int done = packs * kPack<P>;
+  if (done == length) return;
+  const AnyCall c(scalars_of(a));
+  for (int i = done + thread; i < length; i += kCudaThreads) R::template update<P, T, true>(q, c, i);
+}
+
+// Where sm_120 would spill at 4 blocks, it has a third of the memory bandwidth to keep busy.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kMostBlocks = 3;
+#else
+constexpr int kMostBlocks = 4;
+#endif
+
+// Blocks: how many of 256 threads the registers of a multiprocessor are to hold.
+template <class P, class T, class R, uint32_t On, bool Fast, int Blocks>
+__global__ void __launch_bounds__(kCudaThreads, (Blocks < kMostBlocks ? Blocks : kMostBlocks) * 256 / kCudaThreads)
+    update(const __grid_constant__ Arguments<P, T> a) {
+  run_thread<P, T, R, On, Fast>(a, blockIdx.x, threadIdx.x);
+}
+
+// The runtime loads a kernel when it is first asked about it.
+inline int load_kernel(const void* kernel) {
+  cudaFuncAttributes unused;
+  return cudaFuncGetAttributes(&unused, kernel);
+}
+
+template <class P, class R, uint32_t On, bool Fast, class T>
+int start(const Arguments<P, T>& a, int64_t blocks, CUstream_st* stream, Do what) {
+  constexpr int kBlocks = R::blocks(sizeof(P), Fast, (On & kNoise) != 0);
+  const auto kernel = reinterpret_cast<const void*>(update<P, T, R, On, Fast, kBlocks>);
+  if (what == Do::kLoad) return load_kernel(kernel);
+  if (what == Do::kEmulate) {
+    for (int64_t block = 0; block < blocks; ++block)
+      for (int thread = 0; thread < kCudaThreads; ++thread) run_thread<P, T, R, On, Fast>(a, block, thread);
+    return 0;
+  }
+  void* arguments[] = {const_cast<Arguments<P, T>*>(&a)};
+  return cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kCudaThreads), arguments, 0, stream);
+}
+
+DR_HD const Scalars<double>& scalars_of(const DeviceScalars& s, double) { return s.wide; }
+DR_HD const Scalars<float>& scalars_of(const DeviceScalars& s, float) { return s.narrow; }
+
+template <class P, class R>
+int run_dtype(const CudaLaunch& launch, const DeviceScalars& scalars, const DeviceScalars* ticked, uint32_t options,
+              CUstream_st* stream, Do what) {
+  using T = typename Compute<P>::type;
+  constexpr uint32_t kMay = R::kMay & (std::is_same_v<P, bfloat16> ? ~0u : ~uint32_t{kStochasticRounding});
+  const Arguments<P, T> a{scalars_of(scalars, T{}),
+                          ticked ? &scalars_of(*ticked, T{}) : nullptr,
+                          launch.weights,
+                          launch.grads,
+                          launch.tensors,
+                          launch.chunks,
+                          static_cast<T*>(launch.x),
+                          static_cast<T*>(launch.y),
+                          static_cast<T*>(launch.acc),
+                          static_cast<T*>(launch.momentum),
+                          static_cast<T*>(launch.velocity)};
+  const int64_t blocks = launch.n_chunks;
+  // Training is in these two types; the others take the kernel for all options, which spares binaries.
+  constexpr bool kHasFast = std::is_same_v<P, float> || std::is_same_v<P, bfloat16>;
+  if (what == Do::kLoad) {
+    return each_choice<kMay, R::kAlways>([&](auto on) {
+      constexpr uint32_t kOn = decltype(on)::value;
+      const int error = start<P, R, kOn, false>(a, 0, stream, what);
+      return error || !kHasFast ? error : start<P, R, kOn, kHasFast>(a, 0, stream, what);
+    });
+  }
+  return compile_in<kMay, R::kAlways>(options, [&](auto on) {
+    constexpr uint32_t kOn = decltype(on)::value;
+    return kHasFast && is_fast(options) ? start<P, R, kOn, kHasFast>(a, blocks, stream, what)
+                                        : start<P, R, kOn, false>(a, blocks, stream, what);
+  });
+}
+
+template <class R>
+int run(const CudaLaunch& launch, const DeviceScalars& scalars, const DeviceScalars* ticked, uint32_t options,
+        CUstream_st* stream, Do what) {
+  switch (launch.dtype) {
+#define DR_CASE(P, name) \
+  case DType::name:      \
+    return run_dtype<P, R>(launch, scalars, ticked, options, stream, what);
+    DR_DTYPES(DR_CASE)
+  }
+  return cudaErrorInvalidValue;
+}
+
+template <class R>
+__global__ void tick_once(Hyper hyper, Sources sources, ClockWords* clock, DeviceScalars* scalars) {
+  tick<R>(hyper, sources, *clock, *scalars);
+}
+
+template <class R>
+int advance(const Hyper& hyper, const Sources& sources, ClockWords* clock, DeviceScalars* scalars, CUstream_st* stream,
+            Do what) {
+  const auto kernel = reinterpret_cast<const void*>(tick_once<R>);
+  if (what == Do::kLoad) return load_kernel(kernel);
+  if (what == Do::kEmulate) {
+    tick<R>(hyper, sources, *clock, *scalars);
+    return 0;
+  }
+  void* arguments[] = {const_cast<Hyper*>(&hyper), const_cast<Sources*>(&sources), &clock, &scalars};
+  return cudaLaunchKernel(kernel, dim3(1), dim3(1), arguments, 0, stream);
+}
+
+template int run<DR_RULE>(const CudaLaunch&, const DeviceScalars&, const DeviceScalars*, uint32_t, CUstream_st*, Do);
+template int advance<DR_RULE>(const Hyper&, const Sources&, ClockWords*, DeviceScalars*, CUstream_st*, Do);
+
+}  // namespace deeprelax::DR_ISA

@@ -1,0 +1,275 @@
+"""One launch: parameters of one device and dtype, the layout of their gradients, flat state, table and backend."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from operator import attrgetter, is_not
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deeprelax.kernels import Backend, Rule, Table, Update, get
+from deeprelax.kernels.layout import Layout
+from deeprelax.kernels.reference import take_x
+from deeprelax.optim.flat_storage import contiguous_strides, is_dense, move_into_flat_buffer, own_storage
+from deeprelax.optim.state import State
+
+GRAD, VERSION = attrgetter("grad"), attrgetter("_version")
+IS_THERE = partial(is_not, None)
+
+# Buffers that come and go: the momenta with their hyper-parameters, the inner point with eval mode.
+OPTIONAL = ("momentum_buffer", "inner_momentum_buffer", "inner")
+
+
+def buffers_of(rule: Rule, wide: bool, stochastic_rounding: bool) -> list[str]:
+    """The buffers that a rule keeps from construction on; ``wide``: the state is wider than the weights."""
+    return ["x", "y", rule.acc] if rule.keeps_y and wide and not stochastic_rounding else ["x", rule.acc]
+
+
+class Bucket:
+    """Parameters of one group that have one device and one dtype.
+
+    Args:
+        rule: the update rule.
+        params: the parameters.
+        positions: place of each in its group.
+        base: how many parameters the groups before this one have; base + position is the noise's parameter index.
+        names: for error messages.
+        backend: a backend, its name, or "auto".
+        flatten: move the parameters into one flat buffer.
+        capturable: whether steps on it may be captured in a CUDA graph.
+        stochastic_rounding: whether bfloat16 weights are rounded stochastically.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        params: list[Tensor],
+        positions: list[int],
+        base: int,
+        names: list[str],
+        backend: str | Backend,
+        flatten: bool,
+        capturable: bool,
+        stochastic_rounding: bool,
+    ) -> None:
+        self.rule = rule
+        self.backend = get(backend, params[0].device) if isinstance(backend, str) else backend
+        if flatten:
+            move_into_flat_buffer(params)
+        self.params = params
+        self.positions = positions
+        self.names = names
+        self._capturable = capturable
+        self.addresses = array("q", map(Tensor.data_ptr, params))
+        # A parameter with gaps is served by a contiguous copy, in and out.
+        self.gaps = {
+            t: torch.empty(p.shape, dtype=p.dtype, device=p.device) for t, p in enumerate(params) if not is_dense(p)
+        }
+        weights = [self.gaps.get(t, p) for t, p in enumerate(params)]
+        self.table = Table(weights, [base + i for i in positions])
+        self.strides = [p.stride() if t not in self.gaps else contiguous_strides(p.shape) for t, p in enumerate(params)]
+        dtype, device, shapes = params[0].dtype, params[0].device, [p.shape for p in params]
+        self._layout = Layout(dtype, device, shapes, [p.stride() for p in params])
+        self._grad_layout = Layout(dtype, device, shapes, self.strides)
+        self.kept = buffers_of(rule, self.is_wide, stochastic_rounding)
+        self.buffers: dict[str, Tensor] = {}
+        self.views: dict[str, list[Tensor]] = {}
+        self.update: Update
+        # The parameters' version counters after our last write, and how often we have written since they were noted;
+        # None: they say nothing, because weights may be loaded now.
+        self._versions: list[int] | None = None
+        self._writes = 0
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the state is wider than the weights."""
+        return bool(self.table.compute_dtype != self.table.dtype)
+
+    # State.
+
+    def add_buffers(self, names: Iterable[str], state: State) -> None:
+        """A zero buffer of each name that there is not yet, with each parameter's part of it, in its shape, in
+        ``state``; "inner" has the weights' dtype."""
+        new = {}
+        with torch.inference_mode(False):  # a buffer made in inference mode could not be updated outside it
+            for name in names:
+                if name not in self.buffers:
+                    flat = self.table.new_buffer(self.table.dtype if name == "inner" else None)
+                    new[name] = flat, [self._view(flat, t) for t in range(len(self.params))]
+        for name, (flat, views) in new.items():
+            self.buffers[name], self.views[name] = flat, views
+            for p, view in zip(self.params, views):
+                state[p].put(name, view)
+        if new.keys() - {"inner"}:
+            self.update = self.backend.bind(
+                self.rule, self.table, {n: b for n, b in self.buffers.items() if n != "inner"}, self._capturable
+            )
+
+    def _view(self, flat: Tensor, t: int) -> Tensor:
+        """One parameter's part of a flat buffer, in its shape."""
+        return own_storage(flat, self.table.offsets[t], self.params[t].shape, self.strides[t])
+
+    def _is_in_place(self, name: str, t: int) -> bool:
+        """Whether the state still lies in the flat buffer: sharing memory with a process moves a tensor."""
+        flat, view = self.buffers[name], self.views[name][t]
+        at = flat.data_ptr() + self.table.offsets[t] * flat.element_size()
+        return view.numel() == 0 or view.data_ptr() == at
+
+    def drop_buffer(self, name: str, state: State) -> None:
+        """Forget a buffer, if there is one of that name."""
+        if self.buffers.pop(name, None) is not None:
+            del self.views[name]
+            for p in self.params:
+                state[p].drop(name)
+
+    def begin(self, t: int, name: str) -> None:
+        """What a buffer holds of a parameter that joins: x = y = z = the parameter, everything else 0."""
+        view = self.views[name][t]
+        if name in ("x", "y", "z"):
+            view.copy_(self.params[t].detach())
+        else:
+            view.zero_()
+
+    @torch.no_grad()
+    def take_over(self, t: int, values: Mapping[str, Any], state: State) -> None:
+        """Copy the values of one parameter's state into its buffers; what is missing begins.
+
+        Raises:
+            ValueError: a value is not a tensor of the parameter's shape.
+        """
+        p, entry = self.params[t], state[self.params[t]]
+        self.add_buffers([name for name in OPTIONAL if isinstance(values.get(name), Tensor)], state)
+        for name, views in self.views.items():
+            value, view = values.get(name), views[t]
+            if not self._is_in_place(name, t):
+                view = views[t] = self._view(self.buffers[name], t)
+            if value is None:
+                self.begin(t, name)
+            elif value is not view:
+                if not isinstance(value, Tensor) or value.shape != p.shape:
+                    found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                    raise ValueError(f"{self.names[t]}: its state {name} is {found}; expected shape {tuple(p.shape)}")
+                view.copy_(value)
+            entry.put(name, view)
+        for name in [name for name in entry if name not in self.views]:
+            entry.drop(name)  # the float32 y of a model that was cast to float32 since, or somebody else's
+
+    def owns(self, t: int, values: Mapping[str, Any]) -> bool:
+        """Whether a parameter's state is what this bucket made, and not put in by others."""
+        return all(values.get(name) is views[t] and self._is_in_place(name, t) for name, views in self.views.items())
+
+    # Parameters and gradients.
+
+    def is_current(self) -> bool:
+        """Whether the parameters are where they were, in the same layout, dtype and device."""
+        found = self._layout.addresses(self.params)
+        return found is not None and found[0] == self.addresses
+
+    def position(self, p: Tensor) -> int:
+        """The place of one of the parameters in the bucket."""
+        return next(t for t, own in enumerate(self.params) if own is p)
+
+    def holds(self, p: Tensor) -> bool:
+        """Whether one of the parameters is as it was."""
+        t = self.position(p)
+        return p.data_ptr() == self.addresses[t] and self._layout.fits(t, p)
+
+    def gather(self) -> tuple[list[Tensor | None], array[int], bool]:
+        """The gradients in their weights' layouts, their addresses (0: none), and whether any is missing.
+
+        Raises:
+            RuntimeError: a gradient is sparse, or has another dtype or size than its parameter.
+        """
+        grads = list(map(GRAD, self.params))
+        found = self._grad_layout.addresses(grads)
+        # DLPack does not show torch's negative bit (views made by .imag of a conjugate).
+        if found is not None and not any(map(Tensor.is_neg, filter(IS_THERE, grads) if found[1] else grads)):
+            return grads, *found
+        ready = [None if g is None else self._in_layout(t, g) for t, g in enumerate(grads)]
+        addresses = array("q", [0 if g is None else g.data_ptr() for g in ready])
+        return ready, addresses, any(g is None for g in ready)
+
+    def no_gradients(self) -> tuple[list[Tensor | None], array[int]]:
+        """What ``gather`` returns where every gradient is missing."""
+        return [None] * len(self.params), array("q", bytes(8 * len(self.params)))
+
+    def _in_layout(self, t: int, g: Tensor) -> Tensor:
+        p = self.params[t]
+        if g.layout is not torch.strided:
+            raise RuntimeError(
+                f"{self.names[t]} has a {g.layout} gradient; these optimizers need dense gradients "
+                "(pass sparse=False to the embedding)"
+            )
+        if g.dtype != p.dtype or g.shape != p.shape or g.device != p.device:
+            raise RuntimeError(
+                f"{self.names[t]}: its gradient has dtype {g.dtype}, shape {tuple(g.shape)} and device {g.device}; "
+                f"expected {p.dtype}, {tuple(p.shape)} and {p.device} as the parameter has"
+            )
+        g = g.detach().resolve_neg()
+        if hasattr(g, "wait"):  # a collective's result that may still be on its way
+            g = g.wait()
+        if self._grad_layout.fits(t, g):
+            return g
+        return torch.empty_strided(g.shape, self.strides[t], dtype=g.dtype, device=g.device).copy_(g)
+
+    # Writes, ours and others'.
+
+    def read_in(self) -> None:
+        """Before a kernel reads the weights: fill the contiguous copies of the parameters with gaps."""
+        for t, copy in self.gaps.items():
+            copy.copy_(self.params[t].detach())
+
+    def written(self) -> None:
+        """After a kernel has written to the weights: write back those that it had as copies, and let autograd notice,
+        because what was saved for a backward pass holds the old ones."""
+        for t, copy in self.gaps.items():
+            self.params[t].detach().copy_(copy)
+        torch.autograd.graph.increment_version(self.params)
+        self._writes += 1
+
+    def note_versions(self) -> None:
+        """What the parameters hold now is known."""
+        if any(map(Tensor.is_inference, self.params)):  # these have no version counters
+            self._versions = None
+            return
+        self._versions, self._writes = list(map(VERSION, self.params)), 0
+
+    def forget_versions(self) -> None:
+        """Weights may be loaded until the next step: what is written until then belongs to the run."""
+        self._versions = None
+
+    def foreign_writes(self) -> list[int]:
+        """Which parameters somebody else has written to since our last write."""
+        if self._versions is None:
+            return []
+        found = enumerate(zip(self._versions, map(VERSION, self.params)))
+        # A write-back of a copy counts as well.
+        return [t for t, (noted, now) in found if now != noted + self._writes * (2 if t in self.gaps else 1)]
+
+    # Which point the parameters hold.
+
+    def refresh_x(self) -> None:
+        """Where the parameters hold x, write it into the state."""
+        for p, x in zip(self.params, self.views["x"]):
+            x.copy_(take_x(x, p.detach()))
+
+    def show_x(self, state: State, keep: Sequence[int]) -> None:
+        """Keep the inner point as a buffer, and put x into the parameters other than those of ``keep``."""
+        self.add_buffers(["inner"], state)
+        for t, p in enumerate(self.params):
+            self.views["inner"][t].copy_(p.detach())
+            if t not in keep:
+                p.detach().copy_(self.views["x"][t])
+        self.note_versions()
+
+    def show_inner(self, state: State) -> None:
+        """Put the inner point back, if it is kept."""
+        if "inner" in self.buffers:
+            for p, inner in zip(self.params, self.views["inner"]):
+                p.detach().copy_(inner)
+            self.drop_buffer("inner", state)
+            self.note_versions()

@@ -1,0 +1,123 @@
+"""Saved states: what is put into them, and the checks before anything of one is taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from deeprelax.optim.bucket import OPTIONAL, Bucket
+from deeprelax.optim.clock import CLOCK
+from deeprelax.optim.hyperparameters import Range, check, plain
+
+if TYPE_CHECKING:
+    from deeprelax.optim.groups import Plan
+
+# Entries of the groups of version 0.1 that are gone.
+GONE = ("gamma_schedule", "norm", "norm_before")
+
+
+def plain_groups(saved: dict[str, Any], numbers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A state dict with plain numbers in its groups."""
+    for group, plain_group in zip(saved["param_groups"], numbers):
+        group.update({name: plain(plain_group[name]) for name in group if name in plain_group and name != "params"})
+    return saved
+
+
+def upgraded(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved group as the present version has it.
+
+    Raises:
+        ValueError: version 0.1 with an option that is gone.
+    """
+    if group.get("gamma_schedule") == "adaptive":
+        raise ValueError(
+            "the saved state has gamma_schedule='adaptive', which is an object of its own now: set gamma_schedule to "
+            "'scoping' in its param_groups, load it, and step a deeprelax.optim.schedules.AdaptiveGamma(opt)"
+        )
+    new = {name: value for name, value in group.items() if name not in GONE}
+    if "gamma" in new:
+        new.setdefault("cycle_gamma", new["gamma"])
+    return new
+
+
+def checked_groups(
+    optimizer: str,
+    plans: Sequence[Plan],
+    saved: Sequence[Mapping[str, Any]],
+    defaults: Mapping[str, Any],
+    ranges: Mapping[str, Range],
+) -> list[dict[str, Any]]:
+    """The saved groups, which are of this optimizer, of as many parameters each, and hold possible values.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if len(plans) != len(saved):
+        raise ValueError(
+            f"the saved state has {len(saved)} parameter groups, this {optimizer} has {len(plans)}: build the "
+            "optimizer with the groups that it had when the state was saved, then add the new ones"
+        )
+    groups = [upgraded(group) for group in saved]
+    for i, (plan, group) in enumerate(zip(plans, groups)):
+        missing = sorted({*defaults, *CLOCK} - set(group))
+        if missing:
+            raise ValueError(
+                f"the saved state is not that of {optimizer}: param_groups[{i}] lacks {', '.join(missing)}"
+            )
+        if len(plan.group["params"]) != len(group["params"]):
+            raise ValueError(
+                f"param_groups[{i}] has {len(group['params'])} parameters in the saved state, "
+                f"{len(plan.group['params'])} in this {optimizer}"
+            )
+        check({name: plain(value) for name, value in group.items()}, ranges, plain(groups[0]["inner_steps"]))
+        steps = [plain(group[name]) for name in ("step", "phase", "cycle_steps", "seed")]
+        if not all(type(n) is int for n in steps) or not (0 <= steps[1] < steps[2] and steps[0] >= 0):
+            raise ValueError(f"the saved state has impossible counters: step, phase, cycle_steps, seed = {steps}")
+    return groups
+
+
+def check_entry(name: str, p: Tensor, entry: Mapping[str, Any], expected: Sequence[str]) -> None:
+    """ValueError unless one parameter's saved tensors are those expected, in the parameter's shape."""
+    tensors = {key for key in entry if key not in OPTIONAL}
+    if tensors != set(expected):
+        raise ValueError(
+            f"{name}: the saved state holds {', '.join(sorted(tensors)) or 'nothing'}, expected "
+            f"{', '.join(sorted(expected))}: it is another optimizer's, or of a model of another dtype"
+        )
+    for key, value in entry.items():
+        if not isinstance(value, Tensor) or value.shape != p.shape:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name}: {key} of the saved state has shape {found}, expected {tuple(p.shape)}")
+
+
+def checked_entries(
+    plans: Sequence[Plan], groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Mapping[str, Any]]
+) -> dict[Tensor, Mapping[str, Any]]:
+    """The saved tensors of every parameter that is not frozen.
+
+    Raises:
+        ValueError: they are not those of the parameter.
+    """
+    saved = {
+        p: state.get(key, {})
+        for plan, group in zip(plans, groups)
+        for p, key in zip(plan.group["params"], group["params"])
+    }
+    buckets: list[Bucket] = [bucket for plan in plans for bucket in plan.buckets]
+    for bucket in buckets:
+        for name, p in zip(bucket.names, bucket.params):
+            check_entry(name, p, saved[p], bucket.kept)
+    return saved
+
+
+def load_group(group: dict[str, Any], saved: Mapping[str, Any]) -> None:
+    """Write saved values to a group; tensors stay the same objects, because schedulers and graphs hold on to them."""
+    for name, value in saved.items():
+        if name == "params":
+            continue
+        if isinstance(group.get(name), Tensor):
+            group[name].copy_(value) if isinstance(value, Tensor) else group[name].fill_(value)
+        else:
+            group[name] = value.clone() if isinstance(value, Tensor) else value

@@ -1,0 +1,226 @@
+"""The reference: the update rules of the paper in plain torch, one parameter at a time, written to be read.
+
+Every other backend returns these bits. Only ``*``, ``+``, ``-`` and tensor-by-tensor division are used, one rounding
+each: ``alpha=``, ``lerp``, ``addcmul``, ``addcdiv`` and ``_foreach_*`` fuse a multiplication with an addition.
+
+All tensors here are one-dimensional, in memory order. ``w`` is the model's parameter, ``g`` its gradient or None;
+x, y, z, p, s and the momenta are slices of the optimizer's flat buffers, float32 for bf16 and fp16 weights.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import torch
+from torch import Tensor
+
+from . import noise
+from .abi import Flag, Scalars
+from .clock import Tick
+from .scalars import Rule
+from .table import Table, memory_order
+
+# As plain integers: operations on IntFlag members take microseconds.
+FIRST, LAST, MAXIMIZE, IMPLICIT = map(int, (Flag.FIRST, Flag.LAST, Flag.MAXIMIZE, Flag.IMPLICIT))
+NESTEROV, FRESH_VELOCITY, TAKE_PARAM = map(int, (Flag.NESTEROV, Flag.FRESH_VELOCITY, Flag.TAKE_PARAM))
+STOCHASTIC_ROUNDING, WARM_START = int(Flag.STOCHASTIC_ROUNDING), int(Flag.WARM_START)
+
+
+def stream_of(c: Scalars) -> noise.Stream:
+    """Where in the noise the call stands."""
+    return noise.Stream(c.key1 << 32 | c.key0, c.step)
+
+
+def force(g: Tensor, w: Tensor, c: Scalars) -> Tensor:
+    """g, in the compute dtype, unscaled, with the sign of ``maximize`` and the weight decay of the point w."""
+    if c.inv_scale != 1:
+        g = g * c.inv_scale
+    if c.flags & MAXIMIZE:
+        g = -g
+    if c.weight_decay != 0:
+        g = g + w * c.weight_decay
+    return g
+
+
+def momentum_step(m: Tensor, d: Tensor, momentum: float, nesterov: int) -> tuple[Tensor, Tensor]:
+    """``torch.optim.SGD``'s momentum: the new buffer and the direction."""
+    m = m * momentum + d
+    return m, (d + m * momentum if nesterov else m)
+
+
+def outer_step(x: Tensor, f: Tensor, m: Tensor | None, c: Scalars) -> Tensor:
+    """x after the outer update with force f; ``m`` is updated in place."""
+    if c.momentum == 0:
+        return x - f * float(c.outer_step)
+    assert m is not None
+    new_m, d = momentum_step(m, f * c.outer_scale, c.momentum, c.flags & NESTEROV)
+    m.copy_(new_m)
+    return x - d * float(c.lr)
+
+
+def take_x(x: Tensor, w: Tensor) -> Tensor:
+    """x at the start of a cycle: what the parameter holds, or the state's float32 value if it rounds to just that."""
+    if x.dtype == w.dtype:
+        return w.clone()
+    return torch.where(x.to(w.dtype) == w, x, w.to(x.dtype))
+
+
+def entropy_sgd(
+    c: Scalars,
+    w: Tensor,
+    g: Tensor | None,
+    x: Tensor,
+    y: Tensor | None,
+    z: Tensor,
+    m: Tensor | None,
+    v: Tensor | None,
+    index: int,
+    start: int,
+) -> None:
+    """Section 6.1. ``y`` is the float32 inner point of a bf16 or fp16 weight, None where the weight is y itself.
+    ``m`` and ``v`` are the outer and the inner momentum."""
+    first, last, implicit = c.flags & FIRST, c.flags & LAST, c.flags & IMPLICIT
+    wide = x.dtype
+    if first:
+        x_ = y_ = z_ = take_x(x, w)
+    else:
+        x_, y_, z_ = x, (w.to(wide) if y is None else y), z
+    if g is not None:
+        # The weight is y rounded to its dtype; a kernel rounds y again rather than read it.
+        at = y_.to(w.dtype).to(wide) if y is not None and not first else w.to(wide)
+        d = force(g.to(wide), at, c)
+        if not first and not implicit:
+            d = d + (y_ - x_) * c.inv_gamma
+        if c.inner_momentum != 0:
+            assert v is not None
+            new_v = d if c.flags & FRESH_VELOCITY else v * c.inner_momentum + d
+            d = d + new_v * c.inner_momentum if c.flags & NESTEROV else new_v
+            v.copy_(new_v)
+        y_ = y_ - d * c.inner_lr
+        if implicit:
+            y_ = y_ + x_ * c.pull
+        if c.noise_scale != 0:
+            y_ = y_ + noise.normal(stream_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale
+        if implicit:
+            y_ = y_ / torch.full_like(y_, c.denominator)
+        z_ = z_ * c.alpha + y_ * c.one_minus_alpha
+    elif first and c.inner_momentum != 0 and c.flags & FRESH_VELOCITY:
+        assert v is not None
+        v.zero_()
+    if last:
+        x_ = outer_step(x_, x_ - z_, m, c)
+        w.copy_(x_)
+        if wide != w.dtype:  # else the parameter is x from here on
+            x.copy_(x_)
+        return
+    if first:
+        x.copy_(x_)
+    z.copy_(z_)
+    if y is not None:
+        y.copy_(y_)
+    if g is None:
+        return
+    if c.flags & STOCHASTIC_ROUNDING and w.dtype == torch.bfloat16:
+        word = noise.words(stream_of(c), index, start, w.numel(), w.device, rounding=True)
+        w.copy_(noise.round_stochastically(y_, word))
+    else:
+        w.copy_(y_)
+
+
+def hj(c: Scalars, w: Tensor, g: Tensor | None, x: Tensor, p: Tensor, m: Tensor | None) -> None:
+    """Section 6.2."""
+    first, last = c.flags & FIRST, c.flags & LAST
+    wide = x.dtype
+    if first:
+        x_, p_ = take_x(x, w), torch.zeros_like(p)
+    else:
+        x_, p_ = x, p
+    if g is not None:
+        at = w if first else (x_ - p_ * c.gamma).to(w.dtype)
+        d = force(g.to(wide), at.to(wide), c)
+        if first and c.flags & WARM_START:
+            p_ = d
+        elif first:
+            p_ = d * c.one_minus_alpha
+        else:
+            p_ = p_ * c.alpha + d * c.one_minus_alpha
+    if last:
+        x_ = outer_step(x_, p_, m, c)
+        w.copy_(x_)
+        if wide != w.dtype:
+            x.copy_(x_)
+        return
+    if first:
+        x.copy_(x_)
+    p.copy_(p_)
+    if g is not None:
+        w.copy_(x_ - p_ * c.gamma)
+
+
+def heat(
+    c: Scalars, w: Tensor, g: Tensor | None, x: Tensor, s: Tensor, m: Tensor | None, index: int, start: int
+) -> None:
+    """Section 6.3, eq. 26."""
+    first, last, take_param = c.flags & FIRST, c.flags & LAST, c.flags & TAKE_PARAM
+    wide = x.dtype
+    x_ = take_x(x, w) if take_param else x
+    s_ = torch.zeros_like(s) if first else s
+    if g is not None:
+        d = force(g.to(wide), w.to(wide), c)
+        s_ = d if first else s_ + d
+    if last:
+        x_ = outer_step(x_, s_, m, c)
+    else:
+        s.copy_(s_)
+    if last or take_param:
+        x.copy_(x_)
+    if g is not None:
+        w.copy_(x_ + noise.normal(stream_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale)
+    else:
+        w.copy_(x_)
+
+
+class EagerUpdate:
+    """The reference on the tensors of one table."""
+
+    def __init__(self, rule: Rule, table: Table, buffers: dict[str, Tensor]) -> None:
+        self.rule, self.table, self.buffers = rule, table, buffers
+
+    def run(self, scalars: Scalars, grads: list[Tensor | None], addresses: array[int]) -> None:
+        """One update of every weight of the table, in place: see ``Update.run`` in ``__init__.py``."""
+        table = self.table
+        with torch.no_grad():
+            for t, weight in enumerate(table.weights):
+                start, size, grad = table.offsets[t], table.sizes[t], grads[t]
+                state = {name: b[start : start + size] for name, b in self.buffers.items()}
+                w = memory_order(weight)
+                g = None if grad is None else memory_order(grad)
+                x, acc, m = state["x"], state[self.rule.acc], state.get("momentum_buffer")
+                index, first = table.indices[t], table.starts[t]
+                if self.rule.name == "entropy_sgd":
+                    y, v = state.get("y"), state.get("inner_momentum_buffer")
+                    entropy_sgd(scalars, w, g, x, y, acc, m, v, index, first)
+                elif self.rule.name == "hj":
+                    hj(scalars, w, g, x, acc, m)
+                else:
+                    heat(scalars, w, g, x, acc, m, index, first)
+
+    def run_ticked(self, tick: Tick, grads: list[Tensor | None], addresses: array[int]) -> None:
+        """``run`` with the scalars that ``tick`` has derived."""
+        if tick.clock.host_scalars is not None:
+            self.run(tick.clock.host_scalars, grads, addresses)
+
+
+class Eager:
+    """The reference as a backend, for any device."""
+
+    name = "eager"
+    capturable = False  # it reads the clock to the host
+
+    def bind(self, rule: Rule, table: Table, buffers: dict[str, Tensor], capturable: bool = False) -> EagerUpdate:
+        """See ``Backend.bind`` in ``__init__.py``."""
+        return EagerUpdate(rule, table, buffers)
+
+    def tick(self, tick: Tick) -> None:
+        """Derive the scalars of the group's next call, and advance its clock; reads it to the host."""
+        tick.on_host()

@@ -1,0 +1,155 @@
+"""From hyper-parameters and a clock to the scalars of one call.
+
+The reference of what a captured step derives on the device (``csrc/clock.h``), and what every other step derives on the
+host. Everything is computed in float64 in the order written, except the scale of the noise: the float32 root of a
+float32 product.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .abi import Flag, Hyper, RuleNumber, Scalars
+
+MASK32 = 0xFFFFFFFF
+# As plain integers: operations on IntFlag members take microseconds.
+FIRST, LAST, NOISE, ABSORB_GAMMA = map(int, (Flag.FIRST, Flag.LAST, Flag.NOISE, Flag.ABSORB_GAMMA))
+FRESH_VELOCITY, TAKE_PARAM = int(Flag.FRESH_VELOCITY), int(Flag.TAKE_PARAM)
+CARRY_INNER_MOMENTUM = int(Flag.CARRY_INNER_MOMENTUM)
+
+
+def float32(value: float) -> float:
+    """``value`` rounded to float32."""
+    return ctypes.c_float(value).value
+
+
+def noise_scale(*factors: float) -> float:
+    """The float32 square root of the float32 product of the factors."""
+    product = 1.0
+    for factor in factors:
+        product = float32(product * float32(factor))
+    return float32(math.sqrt(product))
+
+
+@dataclass(slots=True)
+class CycleState:
+    """Where a group stands in its cycle when a gradient arrives.
+
+    Attributes:
+        lr: η.
+        inner_lr: η′, 0 where the rule has none.
+        gamma: γ of this cycle.
+        next_gamma: γ after the call: another only if the call is the last of its cycle.
+        step: completed, unskipped calls.
+        phase: gradients taken in this cycle.
+        cycle_steps: L of this cycle.
+        fresh: whether x is what the parameters hold.
+        seed: of the noise, 64 bits.
+        replica: of the noise, 32 bits.
+        inv_scale: 1 / the loss's scale, a float32.
+    """
+
+    lr: float
+    inner_lr: float
+    gamma: float
+    next_gamma: float
+    step: int
+    phase: int
+    cycle_steps: int
+    fresh: bool
+    seed: int
+    replica: int = 0
+    inv_scale: float = 1.0
+
+    @property
+    def first(self) -> bool:
+        """Whether the call begins a cycle; a group that joined in mid-cycle begins its own."""
+        return self.fresh or self.phase == 0
+
+    @property
+    def last(self) -> bool:
+        """Whether the call makes the outer update."""
+        return self.phase + 1 >= self.cycle_steps
+
+
+def entropy_sgd(h: Hyper, at: CycleState) -> Scalars:
+    """Section 6.1."""
+    absorb, scale = h.flags & ABSORB_GAMMA, noise_scale(at.inner_lr, h.temperature)
+    return Scalars(
+        inner_lr=at.inner_lr,
+        inv_gamma=1 / at.gamma,
+        pull=at.inner_lr / at.gamma,
+        denominator=1 + at.inner_lr / at.gamma,
+        alpha=h.alpha,
+        one_minus_alpha=1 - h.alpha,
+        inner_momentum=h.inner_momentum,
+        noise_scale=scale,
+        outer_step=at.lr if absorb else at.lr / at.gamma,
+        outer_scale=1.0 if absorb else 1 / at.gamma,
+        flags=FRESH_VELOCITY if at.first and not h.flags & CARRY_INNER_MOMENTUM else 0,
+    )
+
+
+def hj(h: Hyper, at: CycleState) -> Scalars:
+    """Section 6.2."""
+    return Scalars(
+        alpha=h.alpha, one_minus_alpha=1 - h.alpha, gamma=at.gamma, outer_step=at.lr, outer_scale=1.0, flags=0
+    )
+
+
+def heat(h: Hyper, at: CycleState) -> Scalars:
+    """Section 6.3, eq. 26. The noise is that of the next gradient."""
+    return Scalars(
+        noise_scale=noise_scale(at.next_gamma if at.last else at.gamma),
+        outer_step=at.lr / at.cycle_steps,
+        outer_scale=1 / at.cycle_steps,
+        flags=TAKE_PARAM if at.fresh else 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What the backends and the optimizers know of an update rule.
+
+    Attributes:
+        name: the name of its function in ``reference.py``, ``triton/rules.py`` and of its header in ``csrc``.
+        number: the same as a number.
+        acc: the buffer that gathers over a cycle: z, p or s.
+        derive: its scalars; ``scalars`` adds those that all rules have.
+        ahead: how many steps ahead of its gradient the noise of a call is.
+        keeps_y: whether weights that are narrower than their state need the inner point as a buffer, y.
+    """
+
+    name: str
+    number: RuleNumber
+    acc: str
+    derive: Callable[[Hyper, CycleState], Scalars]
+    ahead: int = 0
+    keeps_y: bool = False
+
+    def scalars(self, h: Hyper, at: CycleState) -> Scalars:
+        """The scalars of one call."""
+        s = self.derive(h, at)
+        s.lr, s.momentum, s.weight_decay, s.inv_scale = at.lr, h.momentum, h.weight_decay, at.inv_scale
+        s.flags |= STATIC_MASK & h.flags
+        if at.first:
+            s.flags |= FIRST
+        if at.last:
+            s.flags |= LAST
+        if s.noise_scale != 0:
+            s.flags |= NOISE
+        s.key0, s.key1 = at.seed & MASK32, (at.seed >> 32 & MASK32) ^ at.replica
+        s.step = at.step + self.ahead & MASK32
+        return s
+
+
+# Of Hyper.flags, those that a call takes over as they are.
+STATIC_MASK = ~(ABSORB_GAMMA | CARRY_INNER_MOMENTUM)
+
+ENTROPY_SGD = Rule("entropy_sgd", RuleNumber.ENTROPY_SGD, "z", entropy_sgd, keeps_y=True)
+HJ = Rule("hj", RuleNumber.HJ, "p", hj)
+HEAT = Rule("heat", RuleNumber.HEAT, "s", heat, ahead=1)
+RULES = {rule.name: rule for rule in (ENTROPY_SGD, HJ, HEAT)}

@@ -1,0 +1,67 @@
+"""The tensors that one launch updates, as one flat index space."""
+
+from __future__ import annotations
+
+from array import array
+
+import torch
+from torch import Tensor
+
+from .abi import COMPUTE_DTYPE
+
+
+class Table:
+    """The parameters of one (group, device, dtype) set.
+
+    Args:
+        weights: dense tensors of one dtype on one device; element i of a weight is the i-th in memory.
+        indices: position of each over all ``param_groups``: the noise's parameter index.
+        starts: global index of each weight's first element in the unsharded parameter; default all 0.
+
+    State buffers have ``length`` elements; weight t owns ``offsets[t] … offsets[t] + sizes[t] - 1`` of them, every
+    offset a multiple of 128 bytes of the narrowest buffer.
+    """
+
+    ALIGN = 64  # elements: 128 bytes of bfloat16, so of every wider type as well
+
+    def __init__(self, weights: list[Tensor], indices: list[int], starts: list[int] | None = None) -> None:
+        self.weights = weights
+        self.indices = indices
+        self.starts = starts or [0] * len(weights)
+        self.dtype = weights[0].dtype
+        self.device = weights[0].device
+        self.compute_dtype = COMPUTE_DTYPE[self.dtype]
+        self.sizes = [w.numel() for w in weights]
+        self.offsets: list[int] = []
+        end = 0
+        for size in self.sizes:
+            self.offsets.append(end)
+            end += -(-size // self.ALIGN) * self.ALIGN
+        self.length = end
+        self.weight_addresses = array("q", [w.data_ptr() for w in weights])
+        self._chunks: dict[int, Tensor] = {}
+        self.meta = torch.tensor(
+            list(zip(self.sizes, self.offsets, self.indices, self.starts, strict=True)), dtype=torch.int64, device="cpu"
+        ).reshape(-1, 4)
+
+    def chunks(self, chunk: int) -> Tensor:
+        """Work of at most ``chunk`` elements each: int64 CPU tensor of rows (tensor, start, length)."""
+        if chunk not in self._chunks:
+            sizes = self.meta[:, 0]
+            counts = (sizes + chunk - 1) // chunk
+            tensor = torch.repeat_interleave(counts)
+            before = torch.repeat_interleave(counts.cumsum(0) - counts, counts)  # chunks of the tensors before
+            start = chunk * (torch.arange(len(tensor), device="cpu") - before)
+            length = torch.clamp(sizes[tensor] - start, max=chunk)
+            self._chunks[chunk] = torch.stack((tensor, start, length), dim=1)
+        return self._chunks[chunk]
+
+    def new_buffer(self, dtype: torch.dtype | None = None) -> Tensor:
+        """A flat state buffer of zeros in ``dtype`` (default: the type that the kernels compute in)."""
+        return torch.zeros(self.length, dtype=dtype or self.compute_dtype, device=self.device)
+
+
+def memory_order(t: Tensor) -> Tensor:
+    """The elements of a dense tensor as they lie in memory: a 1-d view that shares its storage, but, as kernels write,
+    not its version counter."""
+    return t.data.as_strided((t.numel(),), (1,), t.storage_offset())

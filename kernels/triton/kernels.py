@@ -1,0 +1,184 @@
+"""The kernel that Triton launches: one program finds its chunk and runs its rule on it.
+
+The scalars of a call are arguments; of a ticked one (a step that a CUDA graph may replay) they lie in
+``DeviceScalars``, where ``clock.tick`` has put them, and the place in the cycle is a branch.
+"""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .clock import FIRST_FLAG, FLAGS, KEY0, KEY1, LAST_FLAG, NOISE_FLAG, SKIP_FLAG, STEP, TAKE_PARAM_FLAG
+from .memory import Operands, locate, read_reals
+from .noise import Stream
+from .rules import Options, entropy_sgd, heat, hj
+
+
+@triton.jit
+def run_rule(RULE: tl.constexpr, at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
+    if RULE == "heat":
+        heat(at, p, c, o, stream, BLOCK, FIRST, LAST)
+    elif FIRST or LAST or at.has_grad:
+        if RULE == "hj":
+            hj(at, p, c, o, BLOCK, FIRST, LAST)
+        else:
+            entropy_sgd(at, p, c, o, stream, BLOCK, FIRST, LAST)
+
+
+@triton.jit
+def decide(
+    RULE: tl.constexpr, at, p, c, o, stream, flags, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr
+):
+    """The rule with what ``flags`` say about it: some options only a first call has, some only a later one."""
+    run_rule(
+        RULE,
+        at,
+        p,
+        c,
+        Options(
+            o.scaled,
+            o.maximize,
+            o.weight_decay,
+            o.nesterov,
+            o.implicit,
+            (flags & NOISE_FLAG) != 0 if o.noise else False,
+            o.fresh_velocity and FIRST,
+            o.stochastic_rounding,
+            o.warm_start,
+            (flags & TAKE_PARAM_FLAG) != 0 if FIRST else False,
+        ),
+        stream,
+        BLOCK,
+        FIRST,
+        LAST,
+    )
+
+
+@triton.jit
+def run_ticked(RULE: tl.constexpr, at, p, c, o, stream, flags, BLOCK: tl.constexpr):
+    """The rule at the place in the cycle that ``flags`` say."""
+    if (flags & FIRST_FLAG) != 0:
+        if (flags & LAST_FLAG) != 0:
+            decide(RULE, at, p, c, o, stream, flags, BLOCK, True, True)
+        else:
+            decide(RULE, at, p, c, o, stream, flags, BLOCK, True, False)
+    elif (flags & LAST_FLAG) != 0:
+        decide(RULE, at, p, c, o, stream, flags, BLOCK, False, True)
+    else:
+        decide(RULE, at, p, c, o, stream, flags, BLOCK, False, False)
+
+
+@triton.jit
+def run_program(
+    RULE: tl.constexpr,
+    at,
+    p,
+    o,
+    scalars,
+    key0,
+    key1,
+    step,
+    BLOCK: tl.constexpr,
+    PER_THREAD: tl.constexpr,
+    WHOLE_CALLS: tl.constexpr,
+    TICKED: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+):
+    T: tl.constexpr = p.x.dtype.element_ty
+    if TICKED:
+        words = scalars.to(tl.pointer_type(tl.int32))
+        flags = tl.load(words + FLAGS)
+        if (flags & SKIP_FLAG) == 0:
+            key0, key1, step = tl.load(words + KEY0), tl.load(words + KEY1), tl.load(words + STEP)
+            c = read_reals(scalars, T)
+            run_ticked(RULE, at, p, c, o, Stream(key0, key1, step, PER_THREAD, WHOLE_CALLS), flags, BLOCK)
+    else:
+        c = read_reals(scalars, T) if T.is_fp64() else scalars
+        run_rule(RULE, at, p, c, o, Stream(key0, key1, step, PER_THREAD, WHOLE_CALLS), BLOCK, FIRST, LAST)
+
+
+def kernel_name(launch: Any) -> str:
+    """What profilers show."""
+    constants = launch.constants
+    return str(constants["RULE"]) + ("_ticked" if constants["TICKED"] else "")
+
+
+# What changes from one call to the next must not make another kernel: neither a word that is 1 or a multiple of 16, nor
+# where the gradients' addresses lie, which a captured step reads at a place of its own.
+@triton.jit(do_not_specialize=["key0", "key1", "step"], do_not_specialize_on_alignment=["grads"], repr=kernel_name)
+def update(
+    chunks,
+    tensors,
+    weights,
+    grads,
+    x,
+    y,
+    acc,
+    m,
+    v,
+    scalars,
+    key0,
+    key1,
+    step,
+    RULE: tl.constexpr,
+    P: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PER_THREAD: tl.constexpr,
+    WHOLE_CALLS: tl.constexpr,
+    TICKED: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    SCALED: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    WEIGHT_DECAY: tl.constexpr,
+    NESTEROV: tl.constexpr,
+    IMPLICIT: tl.constexpr,
+    NOISE: tl.constexpr,
+    FRESH_VELOCITY: tl.constexpr,
+    STOCHASTIC_ROUNDING: tl.constexpr,
+    WARM_START: tl.constexpr,
+    TAKE_PARAM: tl.constexpr,
+):
+    """One call of a rule on every weight of a table; ``acc`` is z, p or s.
+
+    ``scalars`` are ``Reals``; for float64 a table of them, since Triton's arguments are float32; TICKED: the clock's
+    ``DeviceScalars``, and the keys, FIRST, LAST and TAKE_PARAM say nothing.
+    """
+    at = locate(chunks, tensors, weights, grads, P, BLOCK)
+    run_program(
+        RULE,
+        at,
+        Operands(
+            at.w,
+            at.g,
+            x + at.offset,
+            None if y is None else y + at.offset,
+            acc + at.offset,
+            None if m is None else m + at.offset,
+            None if v is None else v + at.offset,
+        ),
+        Options(
+            SCALED,
+            MAXIMIZE,
+            WEIGHT_DECAY,
+            NESTEROV,
+            IMPLICIT,
+            NOISE,
+            FRESH_VELOCITY,
+            STOCHASTIC_ROUNDING,
+            WARM_START,
+            TAKE_PARAM,
+        ),
+        scalars,
+        key0,
+        key1,
+        step,
+        BLOCK,
+        PER_THREAD,
+        WHOLE_CALLS,
+        TICKED,
+        FIRST,
+        LAST,
+    )

@@ -1,0 +1,223 @@
+"""Where one program of a Triton kernel finds its chunk, and how it reads and writes it.
+
+A chunk that is full and has a gradient moves its state in 16-byte accesses without a mask, and weight and gradient as
+well, each if its own address is a multiple of 16: gradients often are views into the buckets of a collective, and must
+not slow the weights down. A mask whose end is not known at compile time would cut every access down to one element, so
+each choice is a branch, once around the loads and once around the stores.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from ..abi import DeviceScalars
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+# Where the float32 scalars of ``DeviceScalars`` begin, in words of 4 bytes.
+NARROW = tl.constexpr(DeviceScalars.narrow.offset // 4)
+
+
+class Reals(NamedTuple):
+    """``abi.REALS``: the scalars of all rules. Each kernel reads what its equation names."""
+
+    inner_lr: Any
+    inv_gamma: Any
+    pull: Any
+    denominator: Any
+    alpha: Any
+    one_minus_alpha: Any
+    gamma: Any
+    weight_decay: Any
+    inner_momentum: Any
+    noise_scale: Any
+    outer_step: Any
+    outer_scale: Any
+    lr: Any
+    momentum: Any
+    inv_scale: Any
+
+
+class Operands(NamedTuple):
+    """Pointers to a chunk's operands, or the values to write; None: not there. Of values that were read, a 0 stands for
+    one that is not there, since no function of Triton 3.6 can return None. ``acc`` is z, p or s."""
+
+    w: Any
+    g: Any
+    x: Any
+    y: Any
+    acc: Any
+    m: Any
+    v: Any
+
+
+class Chunk(NamedTuple):
+    """One program's work. ``start`` is the global index of its first element, ``offset`` that in the flat buffers."""
+
+    w: Any
+    g: Any
+    offset: Any
+    length: Any
+    index: Any
+    start: Any
+    has_grad: Any
+    full: Any
+    w_aligned: Any
+    g_aligned: Any
+
+
+@triton.jit
+def read_reals(table, T: tl.constexpr):
+    """The scalars from memory: float64 ones, or ``DeviceScalars``, where float32 ones follow."""
+    r = table.to(tl.pointer_type(T)) + (0 if T.is_fp64() else NARROW)
+    return Reals(
+        tl.load(r),
+        tl.load(r + 1),
+        tl.load(r + 2),
+        tl.load(r + 3),
+        tl.load(r + 4),
+        tl.load(r + 5),
+        tl.load(r + 6),
+        tl.load(r + 7),
+        tl.load(r + 8),
+        tl.load(r + 9),
+        tl.load(r + 10),
+        tl.load(r + 11),
+        tl.load(r + 12),
+        tl.load(r + 13),
+        tl.load(r + 14),
+    )
+
+
+@triton.jit
+def locate(chunks, tensors, weights, grads, P: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's chunk. Rows: ``chunks`` (tensor, number), ``tensors`` (size, offset, index, start)."""
+    row = chunks + 2 * tl.program_id(0)
+    t = tl.load(row)
+    # The number times BLOCK, not the product in the table: its divisibility is seen, and so is the loads' alignment.
+    begin = tl.load(row + 1).to(tl.int64) * BLOCK
+    length = tl.minimum(tl.load(tensors + 4 * t) - begin, BLOCK).to(tl.int32)
+    offset = tl.multiple_of(tl.load(tensors + 4 * t + 1), 64) + begin
+    index = tl.load(tensors + 4 * t + 2)
+    start = tl.load(tensors + 4 * t + 3) + begin
+    w = tl.load(weights + t)
+    g = tl.load(grads + t)
+    has_grad = g != 0
+    full = (length == BLOCK) & has_grad
+    w_aligned, g_aligned = full & ((w & 15) == 0), full & ((g & 15) == 0)
+    w = w.to(tl.pointer_type(P)) + begin
+    g = g.to(tl.pointer_type(P)) + begin
+    return Chunk(w, g, offset, length, index, start, has_grad, full, w_aligned, g_aligned)
+
+
+@triton.jit
+def aligned(pointer):
+    # Flat buffers are aligned as torch allocates them. The attribute stands on an operation and would be lost on an
+    # argument of a function: hence the cast to and fro.
+    return tl.multiple_of(pointer.to(tl.int64).to(pointer.dtype), 16)
+
+
+@triton.jit
+def load(pointer, i, length, FAST: tl.constexpr):
+    if pointer is None:
+        return 0
+    elif FAST:
+        return tl.load(aligned(pointer) + i)
+    else:
+        return tl.load(pointer + i, mask=i < length, other=0)
+
+
+@triton.jit
+def store(pointer, value, i, length, FAST: tl.constexpr):
+    if value is not None:
+        if FAST:
+            tl.store(aligned(pointer) + i, value)
+        else:
+            tl.store(pointer + i, value, mask=i < length)
+
+
+@triton.jit
+def load_if(fast, pointer, length, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    # Triton cannot compile a branch without a value.
+    if pointer is None:
+        value = 0
+    elif fast:
+        value = load(pointer, i, length, True)
+    else:
+        value = load(pointer, i, length, False)
+    return value
+
+
+@triton.jit
+def load_state(p, at, BLOCK: tl.constexpr, FAST: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    n = at.length
+    x, y, acc = load(p.x, i, n, FAST), load(p.y, i, n, FAST), load(p.acc, i, n, FAST)
+    return x, y, acc, load(p.m, i, n, FAST), load(p.v, i, n, FAST)
+
+
+@triton.jit
+def store_state(p, new, at, n_v, BLOCK: tl.constexpr, FAST: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    store(p.x, new.x, i, at.length, FAST)
+    store(p.y, new.y, i, at.length, FAST)
+    store(p.acc, new.acc, i, at.length, FAST)
+    store(p.m, new.m, i, at.length, FAST)
+    store(p.v, new.v, i, n_v, FAST)
+
+
+@triton.jit
+def read(p, at, BLOCK: tl.constexpr):
+    """The chunk's operands, 0 where the pointer is None. A missing gradient reads as 0."""
+    # The gradient first: that takes the fewest registers.
+    g = load_if(at.g_aligned, p.g, tl.where(at.has_grad, at.length, 0), BLOCK)
+    w = load_if(at.w_aligned, p.w, at.length, BLOCK)
+    if p.x is None and p.y is None and p.acc is None and p.m is None and p.v is None:
+        x, y, acc, m, v = 0, 0, 0, 0, 0
+    elif at.full:
+        x, y, acc, m, v = load_state(p, at, BLOCK, True)
+    else:
+        x, y, acc, m, v = load_state(p, at, BLOCK, False)
+    return Operands(w, g, x, y, acc, m, v)
+
+
+@triton.jit
+def write(p, new, at, BLOCK: tl.constexpr, MOVES: tl.constexpr, RESETS: tl.constexpr):
+    """Writes what is not None. Without a gradient the weight is written if MOVES, the inner velocity if RESETS."""
+    i = tl.arange(0, BLOCK)
+    with_grad = tl.where(at.has_grad, at.length, 0)
+    if at.w_aligned:
+        store(p.w, new.w, i, at.length, True)
+    else:
+        store(p.w, new.w, i, at.length if MOVES else with_grad, False)
+    if at.full:
+        store_state(p, new, at, at.length, BLOCK, True)
+    else:
+        store_state(p, new, at, at.length if RESETS else with_grad, BLOCK, False)
+
+
+@triton.jit
+def widen(v):
+    """To the type computed in: float64 as it is, all others to float32."""
+    if v.dtype == tl.bfloat16:
+        # In integers, because the interpreter mistakes denormals.
+        return (v.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    elif v.dtype == tl.float64:
+        return v
+    else:
+        return v.to(tl.float32)
+
+
+@triton.jit
+def narrow(v, P: tl.constexpr):
+    """To the weight's type, to nearest even, denormals kept."""
+    if INTERPRETED and P.is_bf16():  # the interpreter truncates
+        bits = v.to(tl.uint32, bitcast=True)
+        rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+        rounded = tl.where(v != v, 0x7FC0, rounded)
+        return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return v.to(P)

@@ -1,0 +1,247 @@
+"""The update rules in Triton, with the names and the order of operations of ``reference.py``.
+
+``at`` is one chunk of one tensor and ``p`` points to its operands: ``w`` is the weight and ``g`` its gradient; x, y,
+``acc`` (z, p or s) and the momenta are the optimizer's. A buffer that the optimizer does not have is None.
+``c`` are the scalars, ``o`` the options: constants of a launch, or values where a captured step decides on the device;
+``if`` takes both. FIRST and LAST are the place in the cycle.
+
+Division is ``div_rn`` and the root ``sqrt_rn``: ``/`` on float32 is not IEEE here. Negation is a product with -1,
+because ``-v`` is 0 - v and loses the sign of zero.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .memory import Operands, narrow, read, widen, write
+from .noise import normal, round_stochastically, words
+
+
+class Options(NamedTuple):
+    """What an update does and leaves out: flags of ``abi.py``, and which optional terms there are. A ticked call has
+    values for ``noise`` and ``take_param``; all others are constants, which an assignment or a return would make values
+    of: options are built where they are handed on."""
+
+    scaled: Any
+    maximize: Any
+    weight_decay: Any
+    nesterov: Any
+    implicit: Any
+    noise: Any
+    fresh_velocity: Any
+    stochastic_rounding: Any
+    warm_start: Any
+    take_param: Any
+
+
+@triton.jit
+def force(g, w, c, o):
+    """g unscaled, with the sign of ``maximize`` and the weight decay of the point where it was taken."""
+    if o.scaled:
+        g = g * c.inv_scale
+    if o.maximize:
+        g = g * -1.0
+    if o.weight_decay:
+        g = g + w * c.weight_decay
+    return g
+
+
+@triton.jit
+def momentum_step(m, d, momentum, NESTEROV: tl.constexpr):
+    """``torch.optim.SGD``'s momentum: the new buffer and the direction."""
+    m = m * momentum + d
+    return m, (d + m * momentum if NESTEROV else m)
+
+
+@triton.jit
+def outer_step(x, f, m, c, o, MOMENTUM: tl.constexpr):
+    """x after the outer update with force f, and the new momentum."""
+    if MOMENTUM:
+        m, d = momentum_step(m, f * c.outer_scale, c.momentum, o.nesterov)
+        return x - d * c.lr, m
+    else:
+        return x - f * c.outer_step, m
+
+
+@triton.jit
+def take_x(x, w, P: tl.constexpr):
+    """x at the start of a cycle: what the weight holds, or the state's wider value if it rounds to just that. A weight
+    of the state's own type has no such value, and ``x`` is not looked at."""
+    if w.dtype == P:
+        return w
+    else:
+        return tl.where(widen(narrow(x, P)) == w, x, w)
+
+
+@triton.jit
+def divide(a, b):
+    if a.dtype == tl.float64:
+        return a / b  # div.rn.f64
+    else:
+        return tl.div_rn(a, b)
+
+
+@triton.jit
+def weight(p, at, BLOCK: tl.constexpr):
+    """The weight alone."""
+    return widen(read(Operands(p.w, None, None, None, None, None, None), at, BLOCK).w)
+
+
+@triton.jit
+def entropy_sgd(at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
+    """Section 6.1. Of a chunk without a gradient only the ends of a cycle are called."""
+    P: tl.constexpr = p.w.dtype.element_ty
+    T: tl.constexpr = p.x.dtype.element_ty
+    source = Operands(
+        p.w if FIRST or p.y is None else None,
+        p.g,
+        p.x if not FIRST or P != T else None,
+        p.y if not FIRST else None,
+        p.acc if not FIRST else None,
+        p.m if LAST else None,
+        p.v if not o.fresh_velocity else None,
+    )
+    old = read(source, at, BLOCK)
+    m_ = old.m
+    if FIRST:
+        w = widen(old.w)
+        x_ = take_x(old.x, w, P)
+        y_ = x_
+        z_ = x_
+    else:
+        x_, z_ = old.x, old.acc
+        if p.y is None:
+            y_ = widen(old.w)
+            w = y_
+        else:
+            y_ = old.y
+            # The weight is y rounded to its dtype: round again rather than read it.
+            w = widen(narrow(y_, P))
+    v_ = tl.zeros_like(x_) if o.fresh_velocity or p.v is None else old.v
+    if at.has_grad:
+        d = force(widen(old.g), w, c, o)
+        if not FIRST and not o.implicit:
+            d = d + (y_ - x_) * c.inv_gamma
+        if p.v is not None:
+            v_ = d if o.fresh_velocity else v_ * c.inner_momentum + d
+            d = d + v_ * c.inner_momentum if o.nesterov else v_
+        y_ = y_ - d * c.inner_lr
+        if o.implicit:
+            y_ = y_ + x_ * c.pull
+        if o.noise:
+            y_ = y_ + normal(stream, at.index, at.start, BLOCK).to(T) * c.noise_scale
+        if o.implicit:
+            y_ = divide(y_, c.denominator)
+        z_ = z_ * c.alpha + y_ * c.one_minus_alpha
+    if LAST:
+        x_, m_ = outer_step(x_, x_ - z_, m_, c, o, p.m is not None)
+        w_ = narrow(x_, P)
+    elif o.stochastic_rounding:
+        w_ = round_stochastically(y_, words(stream, at.index, at.start, BLOCK))
+    else:
+        w_ = narrow(y_, P)
+    new = Operands(
+        w_,
+        None,
+        x_ if (LAST and P != T) or (FIRST and not LAST) else None,  # x of a weight of its own type is the weight
+        y_ if not LAST and p.y is not None else None,
+        z_ if not LAST else None,
+        m_ if LAST and p.m is not None else None,
+        v_ if p.v is not None else None,
+    )
+    write(p, new, at, BLOCK, LAST, FIRST and o.fresh_velocity)
+
+
+@triton.jit
+def hj(at, p, c, o, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
+    """Section 6.2. Of a chunk without a gradient only the ends of a cycle are called."""
+    P: tl.constexpr = p.w.dtype.element_ty
+    T: tl.constexpr = p.x.dtype.element_ty
+    source = Operands(
+        p.w if FIRST else None,
+        p.g,
+        p.x if not FIRST or P != T else None,
+        None,
+        p.acc if not FIRST else None,
+        p.m if LAST else None,
+        None,
+    )
+    old = read(source, at, BLOCK)
+    m_ = old.m
+    if FIRST:
+        w = widen(old.w)
+        x_ = take_x(old.x, w, P)
+        p_ = tl.zeros_like(x_)
+    else:
+        x_, p_ = old.x, old.acc
+        w = widen(narrow(x_ - p_ * c.gamma, P))
+    if at.has_grad:
+        d = force(widen(old.g), w, c, o)
+        if FIRST and o.warm_start:
+            p_ = d
+        elif FIRST:
+            p_ = d * c.one_minus_alpha
+        else:
+            p_ = p_ * c.alpha + d * c.one_minus_alpha
+    if LAST:
+        x_, m_ = outer_step(x_, p_, m_, c, o, p.m is not None)
+        w_ = narrow(x_, P)
+    else:
+        w_ = narrow(x_ - p_ * c.gamma, P)
+    new = Operands(
+        w_,
+        None,
+        x_ if (LAST and P != T) or (FIRST and not LAST) else None,
+        None,
+        p_ if not LAST else None,
+        m_ if LAST and p.m is not None else None,
+        None,
+    )
+    write(p, new, at, BLOCK, LAST, True)
+
+
+@triton.jit
+def heat(at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
+    """Section 6.3, eq. 26."""
+    P: tl.constexpr = p.w.dtype.element_ty
+    T: tl.constexpr = p.x.dtype.element_ty
+    source = Operands(
+        p.w if o.weight_decay else None,
+        p.g,
+        None,
+        None,
+        p.acc if not FIRST else None,
+        p.m if LAST else None,
+        None,
+    )
+    old = read(source, at, BLOCK)
+    m_ = old.m
+    stored = Operands(None, None, p.x, None, None, None, None)
+    if o.take_param:
+        w = widen(old.w) if o.weight_decay else weight(p, at, BLOCK)
+        x_ = take_x(read(stored, at, BLOCK).x if P != T else w, w, P)
+    else:
+        x_ = read(stored, at, BLOCK).x
+        w = widen(old.w) if o.weight_decay else x_
+    s_ = tl.zeros_like(x_) if FIRST else old.acc
+    if at.has_grad:
+        d = force(widen(old.g), w, c, o)
+        s_ = d if FIRST else s_ + d
+    if LAST:
+        x_, m_ = outer_step(x_, s_, m_, c, o, p.m is not None)
+    w_ = x_
+    if at.has_grad:
+        w_ = x_ + normal(stream, at.index, at.start, BLOCK).to(T) * c.noise_scale
+    new = Operands(
+        narrow(w_, P),
+        None,
+        x_ if LAST else None,
+        None,
+        s_ if not LAST else None,
+        m_ if LAST and p.m is not None else None,
+        None,
+    )
+    write(p, new, at, BLOCK, True, True)
+    if not LAST and o.take_param:
+        write(p, Operands(None, None, x_, None, None, None, None), at, BLOCK, False, False)

@@ -1,0 +1,102 @@
+"""The ``cpu`` and ``cuda`` backends return the bits of the ``eager`` reference, update by update."""
+
+import functools
+import importlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from updates import CALLS, DTYPES, SIZES, STREAM, Call, Case, entropy_sgd_calls, same_bits
+
+from deeprelax.kernels import Flag, noise
+from deeprelax.kernels.reference import Eager
+
+_cpu = pytest.importorskip("deeprelax._cpu")
+from deeprelax.kernels.cpu import NativeCPU  # noqa: E402
+from deeprelax.kernels.cuda import Cuda  # noqa: E402
+
+EAGER = Eager()
+try:  # the CUDA kernels' code, run on the host thread by thread
+    EMULATED: Cuda | None = Cuda(importlib.import_module("deeprelax._cuda"), emulated=True)
+except ImportError:
+    EMULATED = None
+
+Calls = Callable[[torch.dtype], Iterator[Call]]
+SETS = _cpu.instruction_sets()
+# Instruction set, chunk, threads: the default chunk, and chunks that cut vectors and Philox calls.
+VARIANTS = [(name, chunk, threads) for name in SETS for chunk, threads in [(16384, 1), (21, 1), (64, 1)]]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_outside_the_kernels() -> Iterator[None]:
+    """Waking threads for a few elements takes longer than the tests; the kernels are told theirs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _draw_noise_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference draws the same noise in thousands of calls, slowly."""
+    monkeypatch.setattr(noise, "normal", functools.lru_cache(512)(noise.normal))
+    monkeypatch.setattr(noise, "words", functools.lru_cache(512)(noise.words))
+
+
+def check(call: Call, dtype: torch.dtype, seed: int, sizes: list[int], special: bool, offset: int, variants) -> None:
+    case = Case.make(call, dtype, seed, sizes, special, offset)
+    expected = case.run(EAGER, call, offset)
+    for name, chunk, threads in variants:
+        # Stores past the cache are for large tensors; seed % 2 has the small ones of these tests take them too.
+        native = NativeCPU(_cpu, name, chunk, threads, past_cache_from=0 if seed % 2 else 1 << 22)
+        found = case.run(native, call, offset)
+        for i, (a, b) in enumerate(zip(expected, found)):
+            assert same_bits(a, b), (name, chunk, threads, i, call)
+    if EMULATED is not None:
+        for i, (a, b) in enumerate(zip(expected, case.run(EMULATED, call, offset))):
+            assert same_bits(a, b), ("cuda", i, call)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("calls", CALLS)
+def test_every_call_gives_the_bits_of_the_reference(calls: Calls, dtype: torch.dtype) -> None:
+    for seed, call in enumerate(calls(dtype)):
+        check(call, dtype, seed, SIZES, special=False, offset=seed % 4, variants=VARIANTS[seed % 3 :: 3])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("calls", CALLS)
+def test_nans_infinities_and_denormals_give_the_bits_of_the_reference(calls: Calls, dtype: torch.dtype) -> None:
+    for seed, call in list(enumerate(calls(dtype)))[::3]:
+        check(call, dtype, seed, SIZES, special=True, offset=0, variants=VARIANTS[seed // 3 % 3 :: 3])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("calls", CALLS)
+def test_chunk_sizes_threads_and_instruction_sets_do_not_change_the_bits(calls: Calls, dtype: torch.dtype) -> None:
+    every = itertools.product(SETS, [7, 100, 4096, 16384], [1, 2, 5])
+    sizes = [33, 16384 + 5, 3 * 4096, 1]
+    chosen = list(calls(dtype))[37::60]
+    for call, offset in zip(chosen, (0, 1, 3)):
+        check(call, dtype, 2, sizes, special=False, offset=offset, variants=every)
+        every = itertools.product(SETS, [5, 16384], [1, 3])
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2, 3, 5, 7])
+def test_gradients_at_any_element_offset_give_the_bits_of_the_reference(offset: int) -> None:
+    for dtype, calls in itertools.product(DTYPES, CALLS):
+        for call in list(calls(dtype))[21::53]:
+            check(call, dtype, 1, [259, 64, 5], special=False, offset=offset, variants=[(s, 16384, 1) for s in SETS])
+
+
+def test_only_the_named_step_draws_this_noise() -> None:
+    """A comparison of two constants would agree as well."""
+    call = next(c for c in entropy_sgd_calls(torch.float32) if c.has(Flag.NOISE) and not c.has(Flag.LAST))
+    case = Case.make(call, torch.float32, 0, SIZES, special=False, offset=0)
+    native = NativeCPU(_cpu)
+    before = case.run(native, call, 0)
+    for other in (replace(STREAM, seed=1), replace(STREAM, replica=1), replace(STREAM, step=1)):
+        after = case.run(native, call.at(other), 0)
+        assert any(not same_bits(a, b) for a, b in zip(before, after))

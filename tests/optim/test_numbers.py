@@ -1,0 +1,156 @@
+"""Hyper-parameters are plain Python numbers, whatever they were given as; other processes and versions read them."""
+
+from __future__ import annotations
+
+import copy
+import io
+import multiprocessing
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make, parameters, run, same_bits
+from torch.nn import Parameter
+
+import deeprelax
+from deeprelax import HJ
+
+KINDS = [np.float32, np.float64, torch.tensor, lambda v: torch.tensor([v], dtype=torch.float64)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numpy_scalars_and_tensors_are_taken_in_as_numbers(name: str, kind: Any):
+    params, others = parameters(), parameters()
+    opt = make(name, params, gamma=kind(0.25), momentum=kind(0.5), inner_steps=np.int64(3), maximize=np.bool_(True))
+    other = make(name, others, gamma=0.25, momentum=0.5, inner_steps=3, maximize=True)
+    run(opt, params, range(4))
+    run(other, others, range(4))
+    for o in (opt, other):
+        o.param_groups[0].update(weight_decay=kind(0.125) if o is opt else 0.125, gamma=kind(0.5) if o is opt else 0.5)
+    run(opt, params, range(4, 8))
+    run(other, others, range(4, 8))
+    assert same_bits(params, others)
+    assert {type(v) for k, v in opt.param_groups[0].items() if k != "params"} <= {int, float, bool, str}
+
+
+def test_scoping_counts_from_the_value_that_a_narrow_number_stands_for():
+    p = Parameter(torch.zeros(1))
+    opt = HJ([p], gamma=np.float16(0.37), inner_steps=1)
+    for _ in range(300):
+        p.grad = torch.ones(1)
+        opt.step()
+    assert opt.gamma == pytest.approx(float(np.float16(0.37)) * (1 - 1e-3) ** 300, rel=1e-12)
+    assert opt.gamma == pytest.approx(0.2741, abs=5e-5)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("key", ["gamma", "momentum", "inner_steps", "scoping", "weight_decay", "lr", "maximize"])
+def test_a_string_is_refused_by_name_at_construction(name: str, key: str, capturable: bool):
+    with pytest.raises(ValueError, match=rf"{key}.*'1'"):
+        make(name, parameters(), **{key: "1"}, capturable=capturable)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_saved_state_loads_with_weights_only_whatever_was_given(name: str, capturable: bool):
+    params = parameters()
+    opt = make(name, params, gamma=np.float32(0.25), lr=torch.tensor(0.1), capturable=capturable)
+    opt.param_groups[0]["weight_decay"] = np.float64(0.5)
+    file = io.BytesIO()
+    torch.save(opt.state_dict(), file)
+    file.seek(0)
+    others = parameters()
+    make(name, others, capturable=capturable).load_state_dict(torch.load(file, weights_only=True))
+
+
+def step_in_a_child(opt: Any, params: list[Parameter], told: Any) -> None:
+    run(opt, params, range(3, 6))
+    told.put([p.detach().numpy() for p in params])
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_an_optimizer_passes_to_a_spawned_process(name: str, capturable: bool):
+    params = [Parameter(torch.linspace(-1, 1, 9))]
+    opt = make(name, params, capturable=capturable)
+    run(opt, params, range(3))
+    mine, ours = copy.deepcopy((params, opt))  # the child steps the very memory of params
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    process = context.Process(target=step_in_a_child, args=(opt, params, told))
+    process.start()
+    found = told.get(timeout=90)
+    process.join()
+    run(ours, mine, range(3, 6))
+    assert same_bits([torch.from_numpy(a) for a in found], mine)
+    opt.eval()  # its own state is as it was
+
+
+# What was saved before.
+
+OLD = {"norm": -1.0, "norm_before": -1.0, "gamma_schedule": "scoping"}
+
+
+def as_saved_by_0_1(state: dict[str, Any]) -> dict[str, Any]:
+    """A state without momenta that no step had made yet, with the groups of version 0.1."""
+    groups = [{k: v for k, v in {**g, **OLD}.items() if k != "cycle_gamma"} for g in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+def test_a_state_of_version_0_1_loads_and_continues(name: str):
+    params = parameters()
+    opt = make(name, params)
+    run(opt, params, range(6))
+    others = [Parameter(p.detach().clone()) for p in params]
+    other = make(name, others)
+    other.load_state_dict(as_saved_by_0_1(opt.state_dict()))
+    run(opt, params, range(6, 12))
+    run(other, others, range(6, 12))
+    assert same_bits(params, others)
+    assert not set(OLD) & set(other.param_groups[0])
+
+
+def test_an_adaptive_state_of_version_0_1_is_refused_with_the_cure(name: str, unchanged: Any):
+    params = parameters()
+    opt = make(name, params)
+    state = as_saved_by_0_1(opt.state_dict())
+    state["param_groups"][0]["gamma_schedule"] = "adaptive"
+    same = unchanged(opt, params)
+    with pytest.raises(ValueError, match=r"gamma_schedule='adaptive'.*AdaptiveGamma"):
+        opt.load_state_dict(state)
+    assert same()
+
+
+# Floating-point modes and imports.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_flushing_denormals_gives_the_same_bits_for_every_number_of_threads(name: str, dtype: torch.dtype):
+    if "cpu" not in deeprelax.kernels.available() or not torch.set_flush_denormal(True):
+        pytest.skip("no compiled kernels, or a processor without this mode")
+    threads, results = torch.get_num_threads(), []
+    tiny = torch.finfo(torch.float32 if dtype == torch.bfloat16 else dtype).tiny
+    torch.set_flush_denormal(False)  # torch's own threads do not take it over
+    weights = (torch.linspace(-2, 2, 1 << 18, dtype=torch.float64) * tiny).to(dtype)
+    gradients = [weights / (3 + step) for step in range(6)]
+    torch.set_flush_denormal(True)
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            p = Parameter(weights.clone())
+            opt = make(name, [p], **({"temperature": 0.0} if name == "EntropySGD" else {}))
+            for gradient in gradients:
+                p.grad = gradient
+                opt.step()
+            results.append(p.detach().clone())
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
+    assert same_bits(results[:1], results[1:2])
+    assert same_bits(results[:1], results[2:])
+
+
+def test_importing_does_not_load_the_compiler():
+    code = "import sys, deeprelax; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code]).returncode == 0

@@ -1,0 +1,284 @@
+"""What somebody else wrote into the parameters is never overwritten without a word."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from conftest import make, parameters, run, same_bits, set_gradients, values
+from torch.nn import Parameter
+
+from deeprelax import EntropySGD
+
+
+def load(params: list[Parameter], seed: int = 5) -> list[torch.Tensor]:
+    """As ``model.load_state_dict`` writes: other weights, which it returns."""
+    weights = values(parameters(params[0].dtype, seed=seed))
+    with torch.no_grad():
+        for p, w in zip(params, weights):
+            p.copy_(w)
+    return weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_loaded_in_mid_cycle_survive_eval_and_train(name: str, dtype: torch.dtype):
+    params = parameters(dtype)
+    opt = make(name, [(f"layer{i}", p) for i, p in enumerate(params)])
+    run(opt, params, range(6))
+    weights = load(params)
+    with pytest.warns(UserWarning, match=r"layer0 was written to.*restart\(\)"):
+        opt.eval()
+    assert same_bits(params, weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opt.train()
+    assert name == "Heat" or same_bits(params, weights)
+    assert opt.phase == 0
+    run(opt, params, range(6, 10))
+    assert opt.outer_step_happened
+
+
+def test_weights_loaded_in_eval_mode_survive_train(name: str):
+    params = parameters()
+    opt = make(name, params)
+    run(opt, params, range(6))
+    opt.eval()
+    weights = load(params)
+    with pytest.warns(UserWarning, match="was written to"):
+        opt.train()
+    if name == "Heat":  # it stands at x + w
+        opt.eval()
+    assert same_bits(params, weights)
+    assert opt.phase == 0
+
+
+def test_the_run_continues_from_loaded_weights_as_after_restart(name: str):
+    params, others = parameters(), parameters()
+    opt, other = make(name, params), make(name, others)
+    run(opt, params, range(6))
+    run(other, others, range(6))
+    load(params)
+    load(others)
+    with pytest.warns(UserWarning, match="was written to"):
+        opt.eval()
+    opt.train()
+    other.restart()
+    other.train()
+    run(opt, params, range(6, 12))
+    run(other, others, range(6, 12))
+    assert same_bits(params, others)
+
+
+def test_only_what_was_written_is_kept(name: str):
+    params = parameters()
+    opt = make(name, params)
+    run(opt, params, range(6))
+    x = [opt.state[p]["x"].clone() for p in params]
+    with torch.no_grad():
+        params[0].fill_(3.0)
+    with pytest.warns(UserWarning, match="was written to"):
+        opt.eval()
+    assert torch.equal(params[0], torch.full((129,), 3.0))
+    assert same_bits(params[1:], x[1:])
+
+
+def test_a_write_in_mid_cycle_is_told_at_its_end_once(name: str):
+    params = parameters()
+    opt = make(name, params)
+    run(opt, params, range(2))
+    load(params)
+    with pytest.warns(UserWarning, match="was written to by other code in mid-cycle"):
+        run(opt, params, range(2, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(opt, params, range(4, 6))
+        load(params)
+        run(opt, params, range(6, 8))
+
+
+def test_weights_loaded_between_two_cycles_are_taken_up_in_silence(name: str):
+    if name == "Heat":
+        pytest.skip("its parameters hold x + w between two cycles: see the next test")
+    params, others = parameters(), parameters()
+    opt, other = make(name, params), make(name, others)
+    run(opt, params, range(4))
+    run(other, others, range(4))
+    load(params)
+    load(others)
+    other.restart()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(opt, params, range(4, 8))
+    run(other, others, range(4, 8))
+    assert same_bits(params, others)
+
+
+def test_weights_loaded_in_the_place_of_heats_x_plus_w_are_taken_up():
+    params, others = parameters(), parameters()
+    opt, other = make("Heat", params), make("Heat", others)
+    run(opt, params, range(4))
+    run(other, others, range(4))
+    load(params)
+    load(others)
+    other.restart()
+    with pytest.warns(UserWarning, match="taken up as x"):
+        run(opt, params, range(4, 8))
+    run(other, others, range(4, 8))
+    assert same_bits(params, others)
+
+
+def test_an_ordinary_run_with_evaluation_never_warns(name: str):
+    params = parameters()
+    opt = make(name, params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(14):
+            run(opt, params, range(step, step + 1))
+            with torch.no_grad():
+                torch.nn.utils.clip_grad_norm_(params, 1.0)
+            if step % 3 == 0:
+                opt.eval()
+                opt.train()
+            if step % 5 == 0:
+                with opt.at_x():
+                    values(params)
+
+
+def test_weights_and_state_may_be_loaded_in_any_order_in_mid_cycle(name: str):
+    params = parameters()
+    opt = make(name, params)
+    run(opt, params, range(6))
+    saved, weights = opt.state_dict(), values(params)
+    for model_first in (True, False):
+        others = parameters(seed=3)
+        other = make(name, others)
+        run(other, others, range(3))
+        for part in (0, 1) if model_first else (1, 0):
+            if part:
+                other.load_state_dict(saved)
+            else:
+                with torch.no_grad():
+                    for p, w in zip(others, weights):
+                        p.copy_(w)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            other.eval()
+            other.train()
+        assert same_bits(others, weights)
+        assert other.phase == 2
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_at_x_shows_x_and_leaves_no_trace(name: str, dtype: torch.dtype, capturable: bool):
+    params, others = parameters(dtype), parameters(dtype)
+    opt, other = make(name, params, capturable=capturable), make(name, others, capturable=capturable)
+    for step in range(10):
+        run(opt, params, range(step, step + 1))
+        run(other, others, range(step, step + 1))
+        with opt.at_x():
+            seen = values(params)
+            with opt.at_x():
+                assert same_bits(params, seen)
+            with pytest.raises(RuntimeError, match="eval mode"):
+                opt.step()
+        other.eval()
+        assert same_bits(seen, others)
+        other.train()
+        assert same_bits(params, others)
+        assert opt.outer_step_happened == other.outer_step_happened
+    assert "inner" not in opt.state[params[0]]
+
+
+def test_at_x_in_eval_mode_and_before_the_first_step(name: str):
+    params = parameters()
+    before = values(params)
+    opt = make(name, params)
+    with opt.at_x():
+        assert same_bits(params, before)
+    assert same_bits(params, before)
+    run(opt, params, range(2))
+    opt.eval()
+    shown = values(params)
+    with opt.at_x():
+        assert same_bits(params, shown)
+    assert same_bits(params, shown)
+    with pytest.raises(RuntimeError, match="eval mode"):
+        opt.step()
+
+
+def test_at_x_keeps_what_is_loaded_inside(name: str):
+    params = parameters()
+    opt = make(name, params)
+    run(opt, params, range(6))
+
+    def load_inside() -> list[torch.Tensor]:
+        with opt.at_x():
+            return load(params)
+
+    with pytest.warns(UserWarning, match="was written to"):
+        weights = load_inside()
+    assert same_bits(params, weights)
+
+
+def test_eval_and_train_in_inference_mode_leave_usable_state(name: str):
+    params, others = parameters(), parameters()
+    opt, other = make(name, params), make(name, others)
+    for ps, o in ((params, opt), (others, other)):
+        for p in ps:
+            p.data = p.data.double()
+        run(o, ps, range(2))
+    with torch.inference_mode():
+        opt.eval()
+        opt.train()
+    other.eval()
+    other.train()
+    run(opt, params, range(2, 9))
+    run(other, others, range(2, 9))
+    assert same_bits(params, others)
+
+
+def test_a_cast_adopted_in_inference_mode_leaves_usable_state(name: str):
+    params = parameters()
+    opt = make(name, params)
+    for p in params:
+        p.data = p.data.double()
+    with torch.inference_mode():
+        opt.eval()
+        opt.train()
+    run(opt, params, range(9))
+    opt.eval()
+
+
+def test_the_warning_of_a_write_is_at_the_users_line():
+    p = Parameter(torch.ones(2))
+    opt = EntropySGD([p])
+    p.grad = torch.ones(2)
+    opt.step()
+    with torch.no_grad():
+        p.fill_(2.0)
+    with pytest.warns(UserWarning, match="was written to") as told:
+        opt.eval()
+    assert told[0].filename == __file__
+
+
+def test_state_and_parameters_moved_together_in_mid_cycle_are_adopted(name: str):
+    """As Lightning's teardown moves both to the CPU."""
+    params, others = parameters(), parameters()
+    opt, other = make(name, params), make(name, others)
+    run(opt, params, range(6))
+    run(other, others, range(6))
+    for p in params:
+        p.data = p.data.clone()
+    for p in params:
+        opt.state[p] = {key: value.clone() for key, value in opt.state[p].items()}
+    opt.eval()
+    other.eval()
+    assert same_bits(params, others)
+    opt.train()
+    other.train()
+    set_gradients(params, 6)
+    run(opt, params, range(6, 10))
+    run(other, others, range(6, 10))
+    assert same_bits(params, others)

@@ -1,0 +1,231 @@
+"""Every kind of update, and the weights, gradients and state on which backends are compared with the reference."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deeprelax.kernels import RULES, Backend, Flag, Rule, Scalars, Stream, Table
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+SIZES = [0, 1, 3, 4, 5, 37, 131, 517]
+STARTS = [0, 5, 1, 7, 2**34 - 3, 2**34 + 2, 2**36 + 9, 3]
+STREAM = Stream(0xFEDCBA9876543210, 0xFFFFFFFE, 0x89ABCDEF)
+SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-40, -3e-39, 6e-8, 5e-324, 65519.0, 3.39e38, -1e300]
+BOOLS = (False, True)
+SCALES = (1.0, 0.30000001192092896)  # a float32: what unscales a gradient
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    integer = INTEGERS[a.element_size()]
+    return bool(((a.view(integer) == b.view(integer)) | (a.isnan() & b.isnan())).all())
+
+
+def at_offset(values: Tensor, offset: int) -> Tensor:
+    """A copy that begins ``offset`` elements into its storage: not even the elements of a vector's start align."""
+    storage = torch.zeros(values.numel() + offset, dtype=values.dtype, device=values.device)
+    storage[offset:] = values
+    return storage[offset:]
+
+
+@dataclass
+class Call:
+    """A rule and the scalars that it is called with."""
+
+    rule: Rule
+    scalars: Scalars
+
+    def __repr__(self) -> str:
+        reals = {name: value for name, _ in Scalars._fields_ if (value := getattr(self.scalars, name))}
+        return f"{self.rule.name}({reals}, {Flag(self.scalars.flags)!r})"
+
+    def has(self, flag: Flag) -> bool:
+        return bool(self.scalars.flags & flag)
+
+    def changed(self, on: int = 0, off: int = 0, **values: float) -> Call:
+        """The same with these flags and scalars."""
+        scalars = Scalars.from_buffer_copy(self.scalars)
+        for name, value in values.items():
+            setattr(scalars, name, value)
+        scalars.flags = (scalars.flags | on) & ~(off | Flag.NOISE) | Flag.NOISE * (scalars.noise_scale != 0)
+        return Call(self.rule, scalars)
+
+    def at(self, stream: Stream) -> Call:
+        """The same with that noise."""
+        key0, key1 = stream.key
+        return self.changed(key0=key0, key1=key1, step=stream.step)
+
+
+def call(rule: str, flags: dict[Flag, bool], **reals: float) -> Call:
+    """With the outer step and the noise that all of these tests have."""
+    scalars = Scalars(outer_step=0.31, outer_scale=1.7, lr=0.13, **reals)
+    return Call(RULES[rule], scalars).changed(sum(flag for flag, on in flags.items() if on)).at(STREAM)
+
+
+@dataclass
+class Case:
+    """Weights, gradients and buffers from which every backend starts."""
+
+    weights: list[Tensor]
+    grads: list[Tensor | None]
+    buffers: dict[str, Tensor]
+    starts: list[int]
+
+    @staticmethod
+    def make(call: Call, dtype: torch.dtype, seed: int, sizes: list[int], special: bool, offset: int) -> Case:
+        generator = torch.Generator().manual_seed(seed)
+
+        def numbers(n: int) -> Tensor:
+            values = torch.randn(n, dtype=torch.float64, generator=generator)
+            if special:
+                where = torch.randint(n, (n // 3,), generator=generator) if n else []
+                values[where] = torch.tensor(random.Random(seed + n).choices(SPECIAL, k=n // 3), dtype=torch.float64)
+            return values
+
+        weights = [at_offset(numbers(n).to(dtype), offset) for n in sizes]
+        table = Table(weights, list(range(len(sizes))))
+        missing = {seed % len(sizes), (seed + 3) % len(sizes)}
+        grads = [None if t in missing else at_offset(numbers(n).to(dtype), offset) for t, n in enumerate(sizes)]
+        buffers = {name: numbers(table.length).to(table.compute_dtype) for name in names_of_buffers(call, dtype)}
+        for w, start in zip(weights, table.offsets):  # half of the x round to their weights
+            x = buffers["x"][start : start + w.numel()]
+            x[::2] = w[::2].to(x.dtype) * (1 + 2**-15)
+        return Case(weights, grads, buffers, STARTS[: len(sizes)])
+
+    def run(self, backend: Backend, call: Call, offset: int, device: str = "cpu") -> list[Tensor]:
+        """What the weights and the buffers hold after the call, on the CPU."""
+        weights = [at_offset(w.to(device), offset) for w in self.weights]
+        buffers = {name: b.to(device, copy=True) for name, b in self.buffers.items()}
+        grads = [None if g is None else at_offset(g.to(device), offset) for g in self.grads]
+        table = Table(weights, [5 * t + 1 for t in range(len(weights))], starts=self.starts)
+        addresses = array("q", [0 if g is None else g.data_ptr() for g in grads])
+        backend.bind(call.rule, table, buffers).run(call.scalars, grads, addresses)
+        return [t.cpu() for t in (*weights, *buffers.values())]
+
+
+def names_of_buffers(call: Call, dtype: torch.dtype) -> list[str]:
+    names = ["x", call.rule.acc, "momentum_buffer"]
+    if call.rule.name == "entropy_sgd":
+        names.append("inner_momentum_buffer")
+        if dtype in (torch.bfloat16, torch.float16) and not call.has(Flag.STOCHASTIC_ROUNDING):
+            names.append("y")
+    return names
+
+
+def entropy_sgd_calls(dtype: torch.dtype) -> Iterator[Call]:
+    """Every phase with every combination of what costs an operand; the signs and forms turn through theirs."""
+    rng = random.Random(1)
+    for first, last, noisy, decay, momentum, inner, implicit in itertools.product(BOOLS, repeat=7):
+        maximize, nesterov, fresh, rounding = (rng.random() < 0.5 for _ in range(4))
+        flags = {
+            Flag.FIRST: first,
+            Flag.LAST: last,
+            Flag.MAXIMIZE: maximize,
+            Flag.IMPLICIT: implicit,
+            Flag.NESTEROV: nesterov,
+            Flag.FRESH_VELOCITY: fresh,
+            Flag.STOCHASTIC_ROUNDING: rounding and dtype == torch.bfloat16,
+        }
+        yield call(
+            "entropy_sgd",
+            flags,
+            inner_lr=0.11,
+            inv_gamma=1.3,
+            pull=0.17,
+            denominator=1.17,
+            alpha=0.7,
+            one_minus_alpha=0.3,
+            noise_scale=0.05 * noisy,
+            weight_decay=0.03 * decay,
+            inner_momentum=0.8 * inner,
+            momentum=0.9 * momentum,
+            inv_scale=SCALES[rng.random() < 0.5],
+        )
+
+
+def hj_calls(dtype: torch.dtype) -> Iterator[Call]:
+    for first, last, warm, decay, maximize, momentum, nesterov in itertools.product(BOOLS, repeat=7):
+        flags = {
+            Flag.FIRST: first,
+            Flag.LAST: last,
+            Flag.WARM_START: warm,
+            Flag.MAXIMIZE: maximize,
+            Flag.NESTEROV: nesterov,
+        }
+        yield call(
+            "hj",
+            flags,
+            gamma=0.37,
+            alpha=0.7,
+            one_minus_alpha=0.3,
+            weight_decay=0.03 * decay,
+            momentum=0.9 * momentum,
+            inv_scale=SCALES[warm != momentum],
+        )
+
+
+def heat_calls(dtype: torch.dtype) -> Iterator[Call]:
+    for first, last, take, decay, maximize, momentum, nesterov in itertools.product(BOOLS, repeat=7):
+        flags = {
+            Flag.FIRST: first,
+            Flag.LAST: last,
+            Flag.TAKE_PARAM: take,
+            Flag.MAXIMIZE: maximize,
+            Flag.NESTEROV: nesterov,
+        }
+        yield call(
+            "heat",
+            flags,
+            noise_scale=0.21,
+            weight_decay=0.03 * decay,
+            momentum=0.9 * momentum,
+            inv_scale=SCALES[take != momentum],
+        )
+
+
+CALLS: list[Callable[[torch.dtype], Iterator[Call]]] = [entropy_sgd_calls, hj_calls, heat_calls]
+
+
+class Watched:
+    """A backend that calls ``before`` with the rule, the table and the scalars of every update, None of a ticked one.
+
+    Args:
+        real: what then runs; None: nothing does.
+    """
+
+    name = "watched"
+    capturable = False
+
+    def __init__(self, real: Backend | None = None) -> None:
+        self.real = real
+
+    def before(self, rule: Rule, table: Table, scalars: Scalars | None) -> None:
+        raise NotImplementedError
+
+    def bind(self, rule: Rule, table: Table, buffers: dict[str, Tensor], capturable: bool = False) -> Any:
+        update = None if self.real is None else self.real.bind(rule, table, buffers, capturable)
+
+        def run(scalars: Scalars, *gradients: Any) -> None:
+            self.before(rule, table, scalars)
+            if update is not None:
+                update.run(scalars, *gradients)
+
+        def run_ticked(tick: Any, *gradients: Any) -> None:
+            self.before(rule, table, None)
+            if update is not None:
+                update.run_ticked(tick, *gradients)
+
+        return SimpleNamespace(run=run, run_ticked=run_ticked)
+
+    def tick(self, tick: Any) -> None:
+        if self.real is not None:
+            self.real.tick(tick)
