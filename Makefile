@@ -18,7 +18,7 @@ train: $(STAMP)
 # The kernels have to compile with the oldest Triton, too, that pyproject.toml allows: torch brings one of its own. It
 # spills 8 bytes in one kernel (stochastic rounding with both momenta, bf16), where 3.7 spills none.
 test: $(STAMP) $(OLDEST_TRITON)/.installed check
-	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 -q tests/test_triton_ptx.py -k "not spills and not (sass and stochastic)"
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 -q tests/kernels/test_triton_ptx.py -k "not spills and not (sass and stochastic)"
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
