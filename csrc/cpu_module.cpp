@@ -73,11 +73,14 @@ void stream_loop(const std::array<uintptr_t, 4>& buffers, bool update_w, int64_t
       size, grain, threads, reinterpret_cast<Parallel>(parallel));
 }
 
-int match(uintptr_t expected_address, const py::list& tensors, uintptr_t addresses) {
+// Both take two lists of as many tensors as are expected, and a place for as many addresses.
+template <dlpack::Match (*Match)(const dlpack::Expected&, PyObject*, PyObject*, int64_t*)>
+int match(uintptr_t expected_address, const py::list& first, const py::list& second, uintptr_t addresses) {
   const auto& expected = *at<const dlpack::Expected>(expected_address);
-  if (expected.count != static_cast<int64_t>(tensors.size()))
-    throw py::value_error("match: expected " + std::to_string(expected.count) + " tensors");
-  return static_cast<int>(dlpack::match(expected, tensors.ptr(), at<int64_t>(addresses)));
+  for (const py::list& tensors : {first, second})
+    if (expected.count != static_cast<int64_t>(tensors.size()))
+      throw py::value_error("match: expected " + std::to_string(expected.count) + " tensors");
+  return static_cast<int>(Match(expected, first.ptr(), second.ptr(), at<int64_t>(addresses)));
 }
 
 void normals(unsigned instruction_set, uintptr_t out, std::array<uint32_t, 3> stream, uint32_t index, int64_t start,
@@ -99,7 +102,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of deeprelax. Stateless; addresses and sizes are integers; see kernels/cpu.py.";
   m.def("run", &run, "One update of a CpuLaunch with Scalars, both by address, in place, without the GIL.");
   m.def("stream", &stream_loop, "The benchmarks' yardstick: a plain loop over the streams of an inner call.");
-  m.def("match", &match, "Whether tensors have the expected layouts; their addresses. See kernels/layout.py.");
+  m.def("match_parameters", &match<dlpack::match_parameters>,
+        "Whether parameters are the planned ones, need gradients, and have the expected layouts; their addresses.");
+  m.def("match_gradients", &match<dlpack::match_gradients>,
+        "Whether the gradients of parameters have the expected layouts; the gradients and their addresses.");
   m.def("normals", &normals, "float32 normals of elements start ... start + count - 1 to the address `out`.");
   m.def("instruction_sets", &names, "Those that this processor can run, narrowest first.");
   m.def("abi", [] {

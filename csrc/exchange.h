@@ -49,36 +49,70 @@ struct Expected {
 
 enum class Match : int { kNo = 0, kAll = 1, kSomeMissing = 2 };
 
-// Writes the tensors' addresses, 0 for None; kNo if one is not as expected, is no tensor of its own memory, or has no
-// address although it has elements. Strides count only in dimensions larger than 1.
-inline Match match(const Expected& expected, PyObject* tensors, int64_t* addresses) {
+// Writes the address of a tensor; false if it is not as expected, is no tensor of its own memory, or has no address
+// although it has elements. Strides count only in dimensions larger than 1. `layout` moves on to the next tensor's.
+inline bool match_one(const Expected& expected, PyObject* object, const int64_t*& layout, int64_t& address) {
+  const int64_t ndim = *layout++;
+  const int64_t *sizes = layout, *strides = layout + ndim;
+  layout += 2 * ndim;
+  address = 0;
+  if (object == Py_None) return true;
+  Tensor t;
+  if (expected.api->tensor_from_object(object, &t) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  if (t.ndim != ndim || t.dtype.code != expected.type_code || t.dtype.bits != expected.type_bits ||
+      t.device.type != expected.device_type || t.device.id != expected.device_id)
+    return false;
+  bool empty = false;
+  for (int64_t i = 0; i < ndim; ++i) {
+    if (t.shape[i] != sizes[i] || (sizes[i] > 1 && t.strides[i] != strides[i])) return false;
+    empty = empty || sizes[i] == 0;
+  }
+  address = static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.data) + t.byte_offset);
+  return t.data || empty;
+}
+
+// Whether what the call returns, which is released, is the given constant.
+inline bool is(PyObject* result, PyObject* constant) {
+  if (!result) PyErr_Clear();
+  Py_XDECREF(result);
+  return result == constant;
+}
+
+// Whether the parameters are the planned objects, need gradients, and lie as expected; their addresses.
+inline Match match_parameters(const Expected& expected, PyObject* planned, PyObject* found, int64_t* addresses) {
+  static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
+  const int64_t* layout = expected.layouts;
+  for (Py_ssize_t k = 0; k < PyList_GET_SIZE(planned); ++k) {
+    PyObject* p = PyList_GET_ITEM(found, k);
+    if (p != PyList_GET_ITEM(planned, k) || !is(PyObject_GetAttr(p, requires_grad), Py_True)) return Match::kNo;
+    if (!match_one(expected, p, layout, addresses[k])) return Match::kNo;
+  }
+  return Match::kAll;
+}
+
+// The same of the parameters' gradients, which are put into the list `grads` of as many None; those that are None have
+// the address 0. DLPack does not show torch's negative bit (views made by .imag of a conjugate).
+inline Match match_gradients(const Expected& expected, PyObject* params, PyObject* grads, int64_t* addresses) {
+  static PyObject* const grad = PyUnicode_InternFromString("grad");
+  static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
   const int64_t* layout = expected.layouts;
   Match result = Match::kAll;
-  for (Py_ssize_t k = 0; k < PyList_GET_SIZE(tensors); ++k) {
-    PyObject* object = PyList_GET_ITEM(tensors, k);
-    const int64_t ndim = *layout++;
-    const int64_t *sizes = layout, *strides = layout + ndim;
-    layout += 2 * ndim;
-    addresses[k] = 0;
-    if (object == Py_None) {
-      result = Match::kSomeMissing;
-      continue;
-    }
-    Tensor t;
-    if (expected.api->tensor_from_object(object, &t) != 0) {
+  for (Py_ssize_t k = 0; k < PyList_GET_SIZE(params); ++k) {
+    PyObject* g = PyObject_GetAttr(PyList_GET_ITEM(params, k), grad);
+    if (!g) {
       PyErr_Clear();
       return Match::kNo;
     }
-    if (t.ndim != ndim || t.dtype.code != expected.type_code || t.dtype.bits != expected.type_bits ||
-        t.device.type != expected.device_type || t.device.id != expected.device_id)
+    PyList_SetItem(grads, k, g);
+    if (g == Py_None) {
+      result = Match::kSomeMissing;
+    } else if (!is(PyObject_CallMethodNoArgs(g, is_neg), Py_False)) {
       return Match::kNo;
-    bool empty = false;
-    for (int64_t i = 0; i < ndim; ++i) {
-      if (t.shape[i] != sizes[i] || (sizes[i] > 1 && t.strides[i] != strides[i])) return Match::kNo;
-      empty = empty || sizes[i] == 0;
     }
-    if (!t.data && !empty) return Match::kNo;
-    addresses[k] = static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.data) + t.byte_offset);
+    if (!match_one(expected, g, layout, addresses[k])) return Match::kNo;
   }
   return result;
 }

@@ -24,6 +24,7 @@ FLOAT, BFLOAT = 2, 4
 SOME_MISSING = 2
 
 LAYOUT, DTYPE, DEVICE, SHAPE = map(attrgetter, ("layout", "dtype", "device", "shape"))
+GRAD, NEEDS_GRAD = map(attrgetter, ("grad", "requires_grad"))
 
 
 @cache
@@ -85,13 +86,29 @@ class Layout:
                 device_id=device_id,
             )
 
-    def addresses(self, tensors: list[Tensor | None]) -> tuple[array[int], bool] | None:
-        """The tensors' addresses, 0 for None, and whether any is None; or None if one is not as it has to be."""
+    def parameters(self, planned: list[Tensor], found: list[Tensor]) -> array[int] | None:
+        """The addresses of parameters; None unless they are the planned objects, need gradients, and are as they have
+        to be."""
         if self._native is None:
-            return self._addresses_in_python(tensors)
-        found = self._none[:]
-        matched = self._native[0].match(addressof(self._expected), tensors, found.buffer_info()[0])
-        return (found, matched == SOME_MISSING) if matched else None
+            same = all(map(is_, planned, found)) and all(map(NEEDS_GRAD, found))
+            in_python = self._addresses_in_python(list(found)) if same else None
+            return None if in_python is None else in_python[0]
+        addresses = self._none[:]
+        at = addresses.buffer_info()[0]
+        return addresses if self._native[0].match_parameters(addressof(self._expected), planned, found, at) else None
+
+    def gradients(self, params: list[Tensor]) -> tuple[list[Tensor | None], array[int], bool] | None:
+        """The gradients of parameters, their addresses, 0 for None, and whether any is None; or None if one is not as
+        it has to be."""
+        if self._native is None:
+            found: list[Tensor | None] = list(map(GRAD, params))
+            in_python = self._addresses_in_python(found)
+            return None if in_python is None else (found, *in_python)
+        grads: list[Tensor | None] = [None] * len(params)
+        addresses = self._none[:]
+        at = addresses.buffer_info()[0]
+        matched = self._native[0].match_gradients(addressof(self._expected), params, grads, at)
+        return (grads, addresses, matched == SOME_MISSING) if matched else None
 
     def _addresses_in_python(self, tensors: list[Tensor | None]) -> tuple[array[int], bool] | None:
         if not any(map(is_, tensors, repeat(None))) and self._are_as_planned(tensors):  # type: ignore[arg-type]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from operator import attrgetter, is_not
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,8 +16,10 @@ from deeprelax.kernels.reference import take_x
 from deeprelax.optim.flat_storage import contiguous_strides, is_dense, move_into_flat_buffer, own_storage
 from deeprelax.optim.state import State
 
-GRAD, VERSION = attrgetter("grad"), attrgetter("_version")
-IS_THERE = partial(is_not, None)
+VERSION = attrgetter("_version")
+
+# Gradients in their weights' layouts, their addresses (0: none), and whether any is missing.
+Gradients: TypeAlias = "tuple[list[Tensor | None], array[int], bool]"
 
 # Buffers that come and go: the momenta with their hyper-parameters, the inner point with eval mode.
 OPTIONAL = ("momentum_buffer", "inner_momentum_buffer", "inner")
@@ -164,10 +165,9 @@ class Bucket:
 
     # Parameters and gradients.
 
-    def is_current(self) -> bool:
-        """Whether the parameters are where they were, in the same layout, dtype and device."""
-        found = self._layout.addresses(self.params)
-        return found is not None and found[0] == self.addresses
+    def is_current(self, params: list[Tensor]) -> bool:
+        """Whether these are the parameters, need gradients, and are where they were, in the same layout."""
+        return len(params) == len(self.params) and self._layout.parameters(self.params, params) == self.addresses
 
     def position(self, p: Tensor) -> int:
         """The place of one of the parameters in the bucket."""
@@ -178,18 +178,16 @@ class Bucket:
         t = self.position(p)
         return p.data_ptr() == self.addresses[t] and self._layout.fits(t, p)
 
-    def gather(self) -> tuple[list[Tensor | None], array[int], bool]:
-        """The gradients in their weights' layouts, their addresses (0: none), and whether any is missing.
+    def gather(self) -> Gradients:
+        """The gradients.
 
         Raises:
             RuntimeError: a gradient is sparse, or has another dtype or size than its parameter.
         """
-        grads = list(map(GRAD, self.params))
-        found = self._grad_layout.addresses(grads)
-        # DLPack does not show torch's negative bit (views made by .imag of a conjugate).
-        if found is not None and not any(map(Tensor.is_neg, filter(IS_THERE, grads) if found[1] else grads)):
-            return grads, *found
-        ready = [None if g is None else self._in_layout(t, g) for t, g in enumerate(grads)]
+        found: Gradients | None = self._grad_layout.gradients(self.params)
+        if found is not None:
+            return found
+        ready = [None if p.grad is None else self._in_layout(t, p.grad) for t, p in enumerate(self.params)]
         addresses = array("q", [0 if g is None else g.data_ptr() for g in ready])
         return ready, addresses, any(g is None for g in ready)
 

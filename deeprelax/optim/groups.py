@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from operator import attrgetter, is_
+from operator import is_
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deeprelax.kernels import Backend
 from deeprelax.kernels.device_table import capturing
+from deeprelax.kernels.layout import NEEDS_GRAD
 from deeprelax.optim import flat_storage
 from deeprelax.optim.bucket import Bucket, buffers_of
 from deeprelax.optim.clock import CLOCK, Clock, HostClock
@@ -24,9 +25,6 @@ from deeprelax.optim.state import State
 
 if TYPE_CHECKING:
     from deeprelax.optim.relaxation import Relaxation
-
-
-NEEDS_GRAD = attrgetter("requires_grad")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +67,14 @@ class Plan:
     def is_current(self, base: int) -> bool:
         """Whether the group's parameters are what and where they were, and train as they did."""
         params = self.group["params"]
+        if base != self.base or len(params) != len(self.params):
+            return False
+        if len(self.buckets) == 1 and not self.frozen:
+            return self.buckets[0].is_current(params)
         return (
-            base == self.base
-            and len(params) == len(self.params)
-            and all(map(is_, params, self.params))
+            all(map(is_, params, self.params))
             and not any(map(NEEDS_GRAD, self.frozen))
-            and all(bucket.is_current() and all(map(NEEDS_GRAD, bucket.params)) for bucket in self.buckets)
+            and all(bucket.is_current(bucket.params) for bucket in self.buckets)
         )
 
 
