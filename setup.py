@@ -85,9 +85,17 @@ def without_fast_math(compiler) -> None:
             setattr(compiler, name, [word for word in command if word not in FAST_MATH])
 
 
-# Machine code for these, and PTX of the newest for what comes after; DEEPRELAX_CUDA_ARCHS="90;100" names others.
+# Machine code for the GPUs that are here, else for these, and PTX of the newest for what comes after.
+# DEEPRELAX_CUDA_ARCHS="90;100" names others.
 CUDA_ARCHITECTURES = "80;90;100;120"
-NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"]
+# -O3 is nvcc's default for the GPU. The option would also be for the host's copy of the kernels, which only tests run:
+# g++ would spend more time on it than all other work takes.
+NVCC_FLAGS = [
+    "-std=c++17",
+    "--expt-relaxed-constexpr",
+    "--fmad=false",
+    "-Xcompiler=-O0,-fPIC,-fvisibility=hidden,-ffp-contract=off",
+]
 
 
 def known_to(compiler: str, architectures: str) -> list[str]:
@@ -97,6 +105,16 @@ def known_to(compiler: str, architectures: str) -> list[str]:
     if not known:
         raise RuntimeError(f"{compiler} knows none of sm_{architectures.replace(';', ', sm_')}: it has {listed}")
     return known
+
+
+def present() -> str:
+    """The architectures of this machine's GPUs, as "90;100"; empty without a GPU."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return ";".join(sorted({f"{major}{minor}" for major, minor in re.findall(r"^(\d+)\.(\d)\s*$", said, re.MULTILINE)}))
 
 
 def nvcc() -> str | None:
@@ -162,7 +180,7 @@ class BuildKernels(build_ext):
         if compiler is None:
             raise RuntimeError("no nvcc: looked in CUDA_HOME and on the PATH")
         wish = os.environ.get("DEEPRELAX_CUDA_ARCHS")
-        architectures = wish.split(";") if wish else known_to(compiler, CUDA_ARCHITECTURES)
+        architectures = wish.split(";") if wish else known_to(compiler, present() or CUDA_ARCHITECTURES)
         architectures.sort(key=lambda a: int(a.rstrip("af")))  # the newest last: its PTX is for what comes after
         targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
         targets.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")

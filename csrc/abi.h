@@ -58,21 +58,22 @@ namespace deeprelax {
   FIELD(const float*, grad_scale) FIELD(const float*, found_inf)                       \
   FIELD(int32_t, lr_is_double) FIELD(int32_t, inner_lr_is_double)
 
-// What a launch of either module is bound to.
-#define DR_LAUNCH(FIELD, Chunk)                                                        \
-  FIELD(const int64_t*, weights) FIELD(const int64_t*, grads)                          \
+// What a launch of either module is bound to; `grads`, their addresses, lie on the host.
+#define DR_LAUNCH(FIELD, Tensor, Chunk)                                                \
+  FIELD(const int64_t*, grads)                                                         \
   FIELD(const Tensor*, tensors) FIELD(const Chunk*, chunks) FIELD(int64_t, n_chunks)   \
   FIELD(void*, x) FIELD(void*, y) FIELD(void*, acc)                                    \
   FIELD(void*, momentum) FIELD(void*, velocity)                                        \
   FIELD(uint32_t, rule) FIELD(uint32_t, dtype)
 
 #define DR_CPU_LAUNCH(FIELD)                                                           \
-  DR_LAUNCH(FIELD, CpuChunk)                                                           \
+  DR_LAUNCH(FIELD, Tensor, CpuChunk) FIELD(const int64_t*, weights)                    \
   FIELD(uint32_t, flags) FIELD(uint32_t, instruction_set)                              \
   FIELD(uint32_t, threads) FIELD(uint32_t, pieces) FIELD(Parallel, parallel)
 
 #define DR_CUDA_LAUNCH(FIELD)                                                          \
-  DR_LAUNCH(FIELD, CudaChunk)                                                          \
+  DR_LAUNCH(FIELD, CudaTensor, CudaChunk)                                              \
+  FIELD(int64_t, n_tensors) FIELD(const int64_t*, first_chunks)                        \
   FIELD(int32_t, device) FIELD(int32_t, emulated)
 // clang-format on
 
@@ -108,8 +109,14 @@ struct Tensor {  // a row of Table.meta
 struct CpuChunk {  // a row of Table.chunks
   int64_t tensor, start, length;
 };
-struct CudaChunk {  // a row of DeviceTable.chunks: `number` counts pieces of a fixed size
-  int32_t tensor, number;
+
+// Rows of DeviceTable.tensors and .chunks: `place` counts kCudaPlace elements, `bounds` is kCudaLeads end + lead.
+constexpr int kCudaLeads = 8, kCudaPlace = 64;
+struct CudaTensor {
+  int64_t weight, index, start;
+};
+struct CudaChunk {
+  int32_t tensor, number, place, bounds;
 };
 
 // GOMP_parallel of an OpenMP runtime.

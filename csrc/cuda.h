@@ -7,15 +7,24 @@ struct CUstream_st;
 
 namespace deeprelax {
 
-// Elements of a block, and its threads: 16 elements a thread, which it takes in steps of 16 bytes of its weights.
-// bench/gpu.py measures others.
-#ifndef DR_CUDA_CHUNK
-#define DR_CUDA_CHUNK 4096
+// Bytes of weights of a block, and its threads: each takes four packs of 16 bytes (float64: four of 32).
+#ifndef DR_CUDA_CHUNK_BYTES
+#define DR_CUDA_CHUNK_BYTES 16384
 #endif
 #ifndef DR_CUDA_THREADS
 #define DR_CUDA_THREADS 256
 #endif
-constexpr int kCudaChunk = DR_CUDA_CHUNK, kCudaThreads = DR_CUDA_THREADS;
+constexpr int kCudaThreads = DR_CUDA_THREADS;
+
+// Elements of a block.
+constexpr int cuda_chunk(int weight_bytes) { return DR_CUDA_CHUNK_BYTES / (weight_bytes == 8 ? 4 : weight_bytes); }
+
+// Tensors of a launch. Their gradients' addresses are parameters of the kernel: with all else they fill the 4 KiB that
+// every driver takes. More would be copied with each launch, however few there are.
+#ifndef DR_CUDA_TENSORS
+#define DR_CUDA_TENSORS 480
+#endif
+constexpr int kCudaTensors = DR_CUDA_TENSORS;
 
 // What a function below does, with one kernel or all that the call might take: launches on the stream; loads onto the
 // current device, so that none need be loaded while a graph is captured; runs the same code on the host, thread by

@@ -33,6 +33,14 @@ void raise(int error, const std::string& what) {
   throw std::runtime_error(what + ": " + cudaGetErrorString(code) + " (" + cudaGetErrorName(code) + ")");
 }
 
+// Elements of a block, for weights of that type.
+int chunk(uint32_t dtype) {
+#define DR_BYTES(P, name) sizeof(P),
+  using cuda::bfloat16, cuda::float16;
+  constexpr int kBytes[] = {DR_DTYPES(DR_BYTES)};
+  return cuda_chunk(kBytes[dtype]);
+}
+
 // `describe` names the work if it fails.
 template <class Work, class Describe>
 void on_device(int device, bool emulated, Work work, Describe describe) {
@@ -44,7 +52,9 @@ void on_device(int device, bool emulated, Work work, Describe describe) {
   {
     py::gil_scoped_release released;
     // torch has made it current, but this runtime, linked statically, is not torch's.
-    error = cudaSetDevice(device);
+    int current = -1;
+    error = cudaGetDevice(&current);
+    if (!error && current != device) error = cudaSetDevice(device);
     if (!error) error = work(Do::kLaunch);
   }
   if (error) raise(error, describe() + " on cuda:" + std::to_string(device));
@@ -57,7 +67,8 @@ void start(const CudaLaunch& launch, const DeviceScalars& scalars, const DeviceS
       [&](Do what) { return kRun[launch.rule](launch, scalars, ticked, options, at<CUstream_st>(stream), what); },
       [&] {
         return std::string(kRules[launch.rule]) + "<" + kDTypes[launch.dtype] + ">, " +
-               std::to_string(launch.n_chunks) + " chunks of " + std::to_string(kCudaChunk) + " elements or fewer";
+               std::to_string(launch.n_chunks) + " chunks of " + std::to_string(chunk(launch.dtype)) +
+               " elements or fewer";
       });
 }
 
@@ -129,7 +140,10 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("load", &load, "Loads the kernels for weights of a type onto a device, where they are not there yet.");
   m.def("problem", &problem, "Why no GPU can be used here; empty if one can.");
   m.def("abi", &describe_abi, "Names, values and offsets of csrc/abi.h.");
-  m.attr("chunk") = kCudaChunk;
+  m.def("chunk", &chunk, "Elements of a block, for weights of a type.");
+  m.attr("tensors") = kCudaTensors;
+  m.attr("leads") = kCudaLeads;
+  m.attr("place") = kCudaPlace;
   m.attr("compiler") = std::to_string(__CUDACC_VER_MAJOR__) + "." + std::to_string(__CUDACC_VER_MINOR__) + "." +
                        std::to_string(__CUDACC_VER_BUILD__);
 #ifdef DR_CUDA_ARCHITECTURES

@@ -1,6 +1,7 @@
 // The loops of the CUDA backend: a block takes one chunk of one tensor, a thread every kCudaThreads-th pack of it.
 // Compiled once per rule (DR_RULE, in DR_HEADER): see setup.py. run_thread is host code as well: threads share nothing,
 // so the tests run them one by one.
+#include <algorithm>
 #include <type_traits>
 
 #include "cuda.h"
@@ -21,34 +22,36 @@ template <class P, class T>
 struct Arguments {
   Scalars<T> scalars;
   const Scalars<T>* ticked;  // on the device; null: `scalars` are those of the call
-  const int64_t *weights, *grads;
-  const Tensor* tensors;
+  const CudaTensor* tensors;
   const CudaChunk* chunks;
   T *x, *y, *acc, *momentum, *velocity;
+  int64_t first_tensor;
+  int64_t grads[kCudaTensors];  // of first_tensor and those after it
 };
+static_assert(kCudaTensors > 480 || sizeof(Arguments<double, double>) <= 4096, "what every driver takes");
 
 template <class P, class T>
 struct CudaTile : Operands<P, T> {
   Stream stream;
   uint32_t index;
-  uint64_t start;                      // global index of the first element
-  bool aligned_reads, aligned_writes;  // multiples of 16 bytes: where weights and gradients are read, and written
+  uint64_t start;                     // global index of element 0
+  bool aligned_weight, aligned_grad;  // multiples of 16 bytes
 
   template <class V>
   DR_HD auto weight(int64_t i) const {
-    return read(this->w + i, aligned_reads, V{});
+    return read(this->w + i, aligned_weight, V{});
   }
   template <class V>
   DR_HD auto grad(int64_t i) const {
-    return read(this->g + i, aligned_reads, V{});
+    return read(this->g + i, aligned_grad, V{});
   }
   template <class V>
   DR_HD void set_weight(int64_t i, V v) const {
-    write(this->w + i, v, aligned_writes);
+    write(this->w + i, v, aligned_weight);
   }
   template <class V, class C>
   DR_HD void set_unread_weight(int64_t i, V v, const C&) const {
-    write(this->w + i, v, aligned_writes);
+    write(this->w + i, v, aligned_weight);
   }
 
   // One element makes one Philox call, a pack one for each 4 elements.
@@ -69,7 +72,7 @@ struct CudaTile : Operands<P, T> {
       random_words(stream, index, (start + i + k) / 4, kRoundingStream, words);
       DR_UNROLL for (int j = 0; j < 4; ++j) rounded.v[k + j] = narrow_bf16(y.v[k + j], words[j]);
     }
-    if (aligned_writes) {
+    if (aligned_weight) {
       Memory<Pack<T, N>, P>::store_narrow(this->w + i, rounded);
     } else {
       DR_UNROLL for (int k = 0; k < N; ++k) put(this->w + i + k, rounded.v[k]);
@@ -123,96 +126,110 @@ constexpr uint32_t kSlow = kImplicit | kInnerMomentum | kWarmStart | kTakeParam;
 DR_HD constexpr bool is_fast(uint32_t options) { return !(options & kSlow) && (options & kPhase) != kPhase; }
 
 template <class P, class R, class V, class Q, class C>
-DR_HD void run_packs(const Q& q, const C& c, int packs, int thread) {
-  constexpr int kSize = sizeof(V) / sizeof(c.gamma);
+DR_HD void run_packs(const Q& q, const C& c, int begin, int end) {
+  constexpr int kStep = kCudaThreads * kPack<P>;
 #pragma unroll 1
-  for (int k = thread; k < packs; k += kCudaThreads) {
-    R::template update<P, V, true>(q, c, static_cast<int64_t>(k) * kSize);
-  }
+  for (int i = begin; i < end; i += kStep) R::template update<P, V, true>(q, c, i);
 }
 
 // With the place in the cycle compiled in. The sign of `maximize` goes into the factor that unscales, which may well be
 // 1: multiplying by it changes no bit. Weight decay is a branch over a few instructions, after the loads.
 template <class P, class R, uint32_t On, class V, class Q, class T>
-DR_HD void run_fast_packs(const Q& q, Scalars<T> s, int packs, int thread) {
+DR_HD void run_fast_packs(const Q& q, Scalars<T> s, int begin, int end) {
   if (s.flags & kMaximize) s.inv_scale = -s.inv_scale;
   constexpr uint32_t kKnown = kPhase | kSlow | kNoise | kStochasticRounding | kUnscale | kMaximize;
-  run_packs<P, R, V>(q, Call<T, kKnown, On | kUnscale>(s), packs, thread);
+  run_packs<P, R, V>(q, Call<T, kKnown, On | kUnscale>(s), begin, end);
 }
 
-// All packs of a thread. Returns how many packs were taken: none where the host could not know that a ticked call is
-// none of the fast ones (Heat's very first gradient), which is then computed element by element.
+// All packs of a thread. Returns whether they were taken: not where the host could not know that a ticked call is none
+// of the fast ones (Heat's very first gradient), which is then computed element by element.
 template <class P, class R, uint32_t On, class V, class Q, class T>
-DR_HD int run_fast_packs_of_phase(const Q& q, const Scalars<T>& s, int packs, int thread) {
-  if (!is_fast(s.flags) || ((s.flags ^ On) & R::kMay & kNoise) != 0) return 0;
+DR_HD bool run_fast_packs_of_phase(const Q& q, const Scalars<T>& s, int begin, int end) {
+  if (!is_fast(s.flags) || ((s.flags ^ On) & R::kMay & kNoise) != 0) return false;
   if (s.flags & kFirst) {
-    run_fast_packs<P, R, On | kFirst, V>(q, s, packs, thread);
+    run_fast_packs<P, R, On | kFirst, V>(q, s, begin, end);
   } else if (s.flags & kLast) {
-    run_fast_packs<P, R, On | kLast, V>(q, s, packs, thread);
+    run_fast_packs<P, R, On | kLast, V>(q, s, begin, end);
   } else {
-    run_fast_packs<P, R, On, V>(q, s, packs, thread);
+    run_fast_packs<P, R, On, V>(q, s, begin, end);
   }
-  return packs;
+  return true;
 }
 
-// Fetched again for each loop: held over all of them, they would take a register each.
+// Scalars and bounds are fetched again for each loop: held over all of them, they would take a register each.
 template <class P, class T>
 DR_HD Scalars<T> scalars_of(const Arguments<P, T>& a) {
   return a.ticked ? *a.ticked : a.scalars;
 }
 
+// Elements begin ... end - 1 of a chunk are its tensor's. Of these, packs_begin ... packs_end - 1 are in whole packs.
+template <int N>
+struct Bounds {
+  int begin, end;
+
+  // To return where the flag is read would be to wait for it before the chunk is asked for.
+  template <class Scalars>
+  DR_HD Bounds(const CudaChunk& chunk, const Scalars* ticked)
+      : begin(chunk.number == 0 ? chunk.bounds % kCudaLeads : 0),
+        end(ticked && (ticked->flags & kSkip) ? 0 : chunk.bounds / kCudaLeads) {}
+
+  DR_HD int packs_begin() const { return begin ? N : 0; }
+  DR_HD int packs_end() const { return end / N * N; }
+};
+
 // On: of noise and stochastic rounding, what the kernel can do.
 template <class P, class T, class R, uint32_t On, bool Fast>
 DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
-  using V = Pack<T, kPack<P>>;
-  constexpr bool kDraws = (On & (kNoise | kStochasticRounding)) != 0;
+  constexpr int kSize = kPack<P>;
+  using V = Pack<T, kSize>;
   // A ticked call may turn out to have no noise in a kernel that can draw it.
   using AnyCall = Call<T, kStochasticRounding | ((On & R::kMay & kNoise) ? 0u : kNoise), On & ~(R::kMay & kNoise)>;
   const Scalars<T>* ticked = a.ticked;
-  const bool skip = ticked && (ticked->flags & kSkip) != 0;
   const CudaChunk chunk = a.chunks[block];
-  const Tensor tensor = a.tensors[chunk.tensor];
-  const int64_t begin = static_cast<int64_t>(chunk.number) * kCudaChunk;
-  const int64_t rest = tensor.size - begin;
-  // To return where the flag is read would be to wait for it before the chunk is asked for.
-  const int length = skip ? 0 : static_cast<int>(rest < kCudaChunk ? rest : kCudaChunk);
-  const int64_t grad = a.grads[chunk.tensor];
-  P* const w = reinterpret_cast<P*>(a.weights[chunk.tensor]) + begin;
-  const P* const g = reinterpret_cast<const P*>(grad) + begin;
-  const auto state = [&](T* base) { return base + (tensor.offset + begin); };
+  const CudaTensor tensor = a.tensors[chunk.tensor];
+  const int64_t first = static_cast<int64_t>(chunk.number) * cuda_chunk(sizeof(P));
+  const int64_t grad = a.grads[chunk.tensor - a.first_tensor];
+  P* const w = reinterpret_cast<P*>(tensor.weight) + first;
+  const P* const g = reinterpret_cast<const P*>(grad) + (first - chunk.bounds % kCudaLeads);
+  const auto state = [&](T* base) { return base + static_cast<int64_t>(chunk.place) * kCudaPlace; };
   CudaTile<P, T> q{{w, g, state(a.x), state(a.y), state(a.acc), state(a.momentum), state(a.velocity)},
                    ticked ? Stream{ticked->key0, ticked->key1, ticked->step}
                           : Stream{a.scalars.key0, a.scalars.key1, a.scalars.step},
                    static_cast<uint32_t>(tensor.index),
-                   static_cast<uint64_t>(tensor.start + begin),
-                   false,
-                   reinterpret_cast<uintptr_t>(w) % 16 == 0};
+                   static_cast<uint64_t>(tensor.start + first),
+                   reinterpret_cast<uintptr_t>(w) % 16 == 0,
+                   reinterpret_cast<uintptr_t>(g) % 16 == 0};
   if (grad == 0) {
+    const Bounds<kSize> b(chunk, ticked);
     const AnyCall c(scalars_of(a));
-    for (int i = thread; i < length; i += kCudaThreads) R::template update<P, T, false>(q, c, i);
+    for (int i = b.begin + thread; i < b.end; i += kCudaThreads) R::template update<P, T, false>(q, c, i);
     return;
   }
-  int packs = 0;
-  // A pack's elements have to be those of whole Philox calls.
-  if (!kDraws || q.start % 4 == 0) {
+  bool taken = true;
+  {
+    const Bounds<kSize> b(chunk, ticked);
+    const int from = b.packs_begin() + thread * kSize, to = b.packs_end();
     const Scalars<T> s = scalars_of(a);
-    const bool aligned = q.aligned_writes && reinterpret_cast<uintptr_t>(g) % 16 == 0;
-    packs = length / kPack<P>;
     if (!Fast) {
-      q.aligned_reads = aligned;
-      run_packs<P, R, V>(q, AnyCall(s), packs, thread);
-    } else if (aligned) {
+      run_packs<P, R, V>(q, AnyCall(s), from, to);
+    } else if (q.aligned_weight && q.aligned_grad) {
       // Two loops: with a branch inside, a loop would wait for some of its loads before it makes the others.
-      q.aligned_reads = q.aligned_writes = true;
-      packs = run_fast_packs_of_phase<P, R, On, V>(q, s, packs, thread);
+      q.aligned_weight = q.aligned_grad = true;
+      taken = run_fast_packs_of_phase<P, R, On, V>(q, s, from, to);
     } else {
-      packs = run_fast_packs_of_phase<P, R, On, V>(q, s, packs, thread);
+      taken = run_fast_packs_of_phase<P, R, On, V>(q, s, from, to);
     }
   }
-  const int done = packs * kPack<P>;
-  if (done == length) return;
+  // What is left, element by element.
+  const Bounds<kSize> b(a.chunks[block], ticked);
+  const bool packs = taken && b.packs_begin() < b.packs_end();
+  const int before = packs ? b.packs_begin() - b.begin : 0, after = packs ? b.packs_end() : b.begin;
+  const int left = before + b.end - after;
+  if (left <= 0) return;
   const AnyCall c(scalars_of(a));
-  for (int i = done + thread; i < length; i += kCudaThreads) R::template update<P, T, true>(q, c, i);
+  for (int k = thread; k < left; k += kCudaThreads) {
+    R::template update<P, T, true>(q, c, k < before ? b.begin + k : after + (k - before));
+  }
 }
 
 // Where sm_120 would spill at 4 blocks, it has a third of the memory bandwidth to keep busy.
@@ -257,32 +274,42 @@ int run_dtype(const CudaLaunch& launch, const DeviceScalars& scalars, const Devi
               CUstream_st* stream, Do what) {
   using T = typename Compute<P>::type;
   constexpr uint32_t kMay = R::kMay & (std::is_same_v<P, bfloat16> ? ~0u : ~uint32_t{kStochasticRounding});
-  const Arguments<P, T> a{scalars_of(scalars, T{}),
-                          ticked ? &scalars_of(*ticked, T{}) : nullptr,
-                          launch.weights,
-                          launch.grads,
-                          launch.tensors,
-                          launch.chunks,
-                          static_cast<T*>(launch.x),
-                          static_cast<T*>(launch.y),
-                          static_cast<T*>(launch.acc),
-                          static_cast<T*>(launch.momentum),
-                          static_cast<T*>(launch.velocity)};
-  const int64_t blocks = launch.n_chunks;
-  // Training is in these two types; the others take the kernel for all options, which spares binaries.
+  Arguments<P, T> a{scalars_of(scalars, T{}),
+                    ticked ? &scalars_of(*ticked, T{}) : nullptr,
+                    launch.tensors,
+                    nullptr,
+                    static_cast<T*>(launch.x),
+                    static_cast<T*>(launch.y),
+                    static_cast<T*>(launch.acc),
+                    static_cast<T*>(launch.momentum),
+                    static_cast<T*>(launch.velocity)};
+  int64_t blocks = 0;
+  // Training is in these two types; the others take the kernel for all options, which spares binaries. It looks up
+  // whether there is noise.
   constexpr bool kHasFast = std::is_same_v<P, float> || std::is_same_v<P, bfloat16>;
+  constexpr uint32_t kMayFast = kHasFast ? kMay : 0u, kMayNoise = kMay & kNoise;
+  const auto general = [&](auto on) { return start<P, R, decltype(on)::value, false>(a, blocks, stream, what); };
+  const auto fast = [&](auto on) {
+    if constexpr (kHasFast) return start<P, R, decltype(on)::value, true>(a, blocks, stream, what);
+    return 0;
+  };
   if (what == Do::kLoad) {
-    return each_choice<kMay, R::kAlways>([&](auto on) {
-      constexpr uint32_t kOn = decltype(on)::value;
-      const int error = start<P, R, kOn, false>(a, 0, stream, what);
-      return error || !kHasFast ? error : start<P, R, kOn, kHasFast>(a, 0, stream, what);
-    });
+    const int error = each_choice<kMay & ~kNoise, R::kAlways | kMayNoise>(general);
+    return error ? error : each_choice<kMayFast, R::kAlways>(fast);
   }
-  return compile_in<kMay, R::kAlways>(options, [&](auto on) {
-    constexpr uint32_t kOn = decltype(on)::value;
-    return kHasFast && is_fast(options) ? start<P, R, kOn, kHasFast>(a, blocks, stream, what)
-                                        : start<P, R, kOn, false>(a, blocks, stream, what);
-  });
+  for (int64_t t = 0, set = 0; t < launch.n_tensors; t += kCudaTensors, ++set) {
+    const int64_t left = launch.n_tensors - t;
+    blocks = launch.first_chunks[set + 1] - launch.first_chunks[set];
+    if (blocks == 0) continue;
+    a.first_tensor = t;
+    std::copy_n(launch.grads + t, left < kCudaTensors ? left : kCudaTensors, a.grads);
+    a.chunks = launch.chunks + launch.first_chunks[set];
+    const int error = kHasFast && is_fast(options)
+                          ? compile_in<kMayFast, R::kAlways>(options, fast)
+                          : compile_in<kMay & ~kNoise, R::kAlways | kMayNoise>(options, general);
+    if (error) return error;
+  }
+  return 0;
 }
 
 template <class R>

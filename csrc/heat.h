@@ -12,7 +12,8 @@ struct Heat {
   static constexpr uint32_t kAlways = kNoise, kMay = 0;
   static constexpr bool writes_unread(uint32_t) { return true; }
   static constexpr int blocks(int weight_bytes, bool fast, bool) {
-    return weight_bytes == 8 ? 2 : weight_bytes == 4 && fast ? 4 : 3;
+    if (fast) return weight_bytes == 4 ? 4 : 2;
+    return weight_bytes == 8 ? 2 : 3;
   }
 
   // kernels/scalars.py, heat. The noise is that of the next gradient.
@@ -29,13 +30,16 @@ struct Heat {
   static DR_HD void update(const Q& q, const C& c, int64_t i) {
     const bool first = c.has(kFirst), last = c.has(kLast), take_param = c.has(kTakeParam);
 
-    V x{}, s{}, at{};
+    V x{}, s{}, at{}, n{};
     Read<V, Q> w{}, g{};
     if (!take_param || kWide<P>) x = load<V>(q.x + i);
     if (!first) s = load<V>(q.acc + i);
     const V m = load_momentum<V>(q, c, i);
     if (take_param || (HasGrad && c.has(kWeightDecay))) w = q.template weight<V>(i);
-    if constexpr (HasGrad) g = q.template grad<V>(i);
+    if constexpr (HasGrad) {
+      g = q.template grad<V>(i);
+      n = q.template normals<V>(i);
+    }
 
     if (take_param || c.has(kWeightDecay)) at = w;
     if (take_param) x = take_x<P>(x, at);
@@ -50,7 +54,7 @@ struct Heat {
     }
     if (last || take_param) store(q.x + i, x);
     if constexpr (HasGrad) {
-      q.set_unread_weight(i, x + q.template normals<V>(i) * c.noise_scale, c);
+      q.set_unread_weight(i, x + n * c.noise_scale, c);
     } else {
       q.set_unread_weight(i, x, c);
     }

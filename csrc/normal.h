@@ -35,7 +35,7 @@ DR_HD void box_muller(U w0, U w1, F& cosine, F& sine) {
   const U bits = as_uint(v) - kSqrtHalf;
   const F exponent = to_float((Int)(31u - (bits >> 23)));
   const F f = as_float((bits & 0x7FFFFFu) + kSqrtHalf) - 1.0f;
-  const F r = square_root(exponent * 1.3862944f + f * log_polynomial(f));
+  const F r = root_of_normal(exponent * 1.3862944f + f * log_polynomial(f));
   // Angle: two bits for the quadrant, thirty for the place in it.
   const F t = to_float((Int)(w1 << 2)) * 0x1p-31f;
   const F t2 = t * t;

@@ -77,10 +77,32 @@ DR_HD float as_float(uint32_t v) { return bit_cast<float>(v); }
 DR_HD float by_top_bit(uint32_t bits, float a, float b) { return (bits & 0x80000000u) != 0 ? a : b; }
 
 #ifdef __CUDA_ARCH__
+DR_HD float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DR_HD float square_root(float v) { return __fsqrt_rn(v); }
 #else
+DR_HD float fused(float a, float b, float c) { return std::fma(a, b, c); }
 DR_HD float square_root(float v) { return std::sqrt(v); }
 #endif
+
+// The correctly rounded root of a normal v, from any r within 4 ulp of 1 / sqrt(v) (tests/kernels/test_root.py).
+DR_HD float root_from(float v, float r) {
+  float root = v * r, half = 0.5f * r;
+  const float d = fused(-half, root, 0.5f);
+  root = fused(root, d, root);
+  half = fused(half, d, half);
+  return fused(fused(-root, root, v), half, root);
+}
+
+// The root of a normal or of 0. CUDA's own has a branch for denormals, which keeps a thread from doing other work.
+DR_HD float root_of_normal(float v) {
+#ifdef __CUDA_ARCH__
+  float r;  // within 2^-22.9 of 1 / sqrt(v): the PTX manual
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return v == 0 ? 0.0f : root_from(v, r);
+#else
+  return square_root(v);
+#endif
+}
 
 // The 64-bit product of the low halves of two 64-bit lanes.
 DR_HD uint64_t mul32(uint64_t a, uint64_t b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }

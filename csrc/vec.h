@@ -89,6 +89,8 @@ DR_HD F low_quads(F a, F b) { return F{a[0], a[1], b[0], b[1]}; }
 DR_HD F high_quads(F a, F b) { return F{a[2], a[3], b[2], b[3]}; }
 #endif
 
+DR_HD F root_of_normal(F v) { return square_root(v); }
+
 // Unaligned loads and stores; weights and gradients are rarely aligned to a vector.
 template <class V>
 DR_HD V load_raw(const void* p) {

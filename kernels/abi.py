@@ -148,8 +148,7 @@ class Launch(ctypes.Structure):
     """What a launch of a compiled module is bound to: addresses of tables and of flat state buffers, 0 for none."""
 
     _fields_ = [
-        ("weights", ctypes.c_uint64),  # their addresses
-        ("grads", ctypes.c_uint64),  # their addresses
+        ("grads", ctypes.c_uint64),  # their addresses, on the host
         ("tensors", ctypes.c_uint64),
         ("chunks", ctypes.c_uint64),
         ("n_chunks", ctypes.c_int64),
@@ -174,6 +173,7 @@ class CpuLaunch(Launch):
     """A launch of ``_cpu``, and how its chunks are shared among threads."""
 
     _fields_ = [
+        ("weights", ctypes.c_uint64),  # their addresses
         ("flags", ctypes.c_uint32),  # Flag.PAST_CACHE
         ("instruction_set", ctypes.c_uint32),  # index into _cpu.instruction_sets()
         ("threads", ctypes.c_uint32),
@@ -183,9 +183,11 @@ class CpuLaunch(Launch):
 
 
 class CudaLaunch(Launch):
-    """A launch of ``_cuda``."""
+    """A launch of ``_cuda``; its tables lie on the device, all but ``first_chunks``."""
 
     _fields_ = [
+        ("n_tensors", ctypes.c_int64),
+        ("first_chunks", ctypes.c_uint64),  # of each set of _cuda.tensors tensors, and the end
         ("device", ctypes.c_int32),
         ("emulated", ctypes.c_int32),  # run on the host, thread by thread
     ]

@@ -1,9 +1,10 @@
-"""The ``cuda`` backend: hands addresses and scalars to the CUDA kernels of ``csrc/``, one launch a call."""
+"""The ``cuda`` backend: hands addresses and scalars to the CUDA kernels of ``csrc/``, one launch for 480 tensors."""
 
 from __future__ import annotations
 
 from array import array
 from ctypes import addressof
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,18 +20,22 @@ from .table import Table
 class CudaUpdate:
     """A ``CudaLaunch`` that is filled in but for the gradients."""
 
-    __slots__ = ("_address", "_backend", "_buffers", "_device", "_launch", "_on_device")
+    __slots__ = ("_address", "_backend", "_device", "_kept", "_launch")
 
     def __init__(self, backend: Cuda, rule: Rule, table: Table, buffers: dict[str, Tensor], capturable: bool) -> None:
         self._backend, self._device = backend, table.device
-        self._buffers = buffers  # the launch has their addresses
         with guard(table.device):
-            self._on_device = on_device = DeviceTable(table, backend.module.chunk, capturable)
+            on_device = DeviceTable(table, backend.module.chunk(DTYPES[table.dtype]))
+        # Chunks before those of each set of tensors that one launch serves.
+        sets = [0, *(int(n) for n in map(torch.sum, torch.split(on_device.counts, backend.module.tensors)))]
+        first_chunks = array("q", accumulate(sets))
+        self._kept = buffers, on_device, first_chunks  # the launch has their addresses
         self._launch = launch = CudaLaunch(
-            weights=on_device.weights.data_ptr(),
             tensors=on_device.tensors.data_ptr(),
             chunks=on_device.chunks.data_ptr(),
             n_chunks=len(on_device.chunks),
+            n_tensors=len(table.weights),
+            first_chunks=first_chunks.buffer_info()[0],
             device=backend.index(table.device),
             emulated=backend.emulated,
         )
@@ -43,16 +48,16 @@ class CudaUpdate:
         """One update of every weight of the table, in place: see ``Update.run`` in ``__init__.py``."""
         launch = self._launch
         if launch.n_chunks:
+            launch.grads = addresses.buffer_info()[0]
             with guard(self._device):
-                launch.grads = self._on_device.grads(addresses).data_ptr()
                 self._backend.module.run(self._address, addressof(scalars), self._backend.stream(launch.device))
 
     def run_ticked(self, tick: Tick, grads: list[Tensor | None], addresses: array[int]) -> None:
         """``run`` with the scalars that ``tick`` has derived."""
         launch = self._launch
         if launch.n_chunks:
+            launch.grads = addresses.buffer_info()[0]
             with guard(self._device):
-                launch.grads = self._on_device.grads(addresses).data_ptr()
                 stream = self._backend.stream(launch.device)
                 ticked = tick.clock.scalars.data_ptr()
                 self._backend.module.run_ticked(self._address, addressof(tick.hyper), ticked, stream)

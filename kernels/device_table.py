@@ -1,4 +1,4 @@
-"""What kernels on a GPU read about a ``Table``, on its device: uploaded once, addresses again when they change."""
+"""What kernels on a GPU read about a ``Table``, on its device."""
 
 from __future__ import annotations
 
@@ -11,15 +11,8 @@ from torch import Tensor
 
 from .table import Table
 
-# Uploads that may be under way at once. Addresses rarely change, and each copy takes microseconds.
-RING = 4
-
-# Of a place in memory, in numbers of 8 bytes: every place begins 128 bytes after the last or more, as torch's own
-# allocations would, for Triton compiles another kernel for an address that is no multiple of 16.
-PLACE = 16
-
-# Captures that may follow each other with no uncaptured step in between: a cycle unrolled into one graph, say.
-SPARES = 32
+# ``bounds`` of a chunk is LEADS * end + lead; every lead is less.
+LEADS = 8
 
 
 def guard(device: torch.device) -> AbstractContextManager[Any]:
@@ -38,12 +31,10 @@ def capturing(device: torch.device) -> bool:
 
 
 class Upload:
-    """Numbers on a device, copied there only when they change, from a ring of pinned buffers; each has an event that
-    says when it may be written again. To be called with the device current: ``guard``.
+    """Numbers on a device, copied there only when they change. To be called with the device current: ``guard``.
 
-    While a graph is captured, they get a place of their own, on the host and on the device, that nothing writes to
-    afterwards: the graph repeats the copy each time it runs. Such places are kept in store, because memory cannot be
-    pinned in the middle of a capture.
+    The source is pageable memory, which the driver copies before the call returns. A graph cannot capture such a copy:
+    while one is captured, the numbers get a place of their own, and travel there as parameters of torch's kernels.
 
     Args:
         size: how many numbers.
@@ -52,83 +43,58 @@ class Upload:
     """
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._size, self._dtype, self._device = max(size, 1), dtype, device
         self._values: array[Any] | None = None
-        ring = RING if device.type != "cpu" else 1
-        self._hosts, self._copy = self._hosts_of(ring), self._places(1)[0]
-        self._events: list[Any] = [None] * ring
-        self._next = 0
-        self._spares: list[tuple[Tensor, Tensor]] = []
-        self._captured: list[tuple[Tensor, Tensor]] = []
-
-    def _hosts_of(self, count: int) -> Tensor:
-        pinned = self._device.type == "cuda"
-        return torch.empty((count, self._size), dtype=self._dtype, device="cpu", pin_memory=pinned)
-
-    def _places(self, count: int) -> Tensor:
-        room = -(-self._size // PLACE) * PLACE
-        return torch.empty((count, room), dtype=self._dtype, device=self._device)[:, : self._size]
-
-    def prepare(self) -> None:
-        """Keep places for captures in store."""
-        if len(self._spares) < SPARES // 2:
-            self._spares += zip(self._hosts_of(SPARES), self._places(SPARES))
+        self._copy = torch.zeros(max(size, 1), dtype=dtype, device=device)
+        self._captured: list[Tensor] = []
 
     def __call__(self, values: array[Any]) -> Tensor:
-        if capturing(self._device):
-            return self._capture(values)
+        if capturing(self._copy.device):
+            place = torch.zeros_like(self._copy)
+            torch._foreach_add_(place.unbind(), values.tolist())
+            self._captured.append(place)  # the graph writes to it each time that it runs
+            return place
         if self._values is None or values != self._values:
             self._values = None  # until the copy is under way
-            host, event = self._hosts[self._next], self._events[self._next]
-            if event is not None:
-                event.synchronize()
-            host.copy_(torch.frombuffer(values, dtype=self._dtype))
-            self._copy.copy_(host, non_blocking=True)
-            if self._device.type != "cpu":
-                event = torch.get_device_module(self._device).Event()
-                event.record()
-                self._events[self._next] = event
-            self._next = (self._next + 1) % len(self._events)
+            self._copy.copy_(torch.frombuffer(values, dtype=self._copy.dtype), non_blocking=True)
             self._values = values[:]
         return self._copy
-
-    def _capture(self, values: array[Any]) -> Tensor:
-        if not self._spares:
-            raise RuntimeError(
-                f"more than {SPARES} captures of step() in a row: run one step() that is not captured in between, so "
-                "that memory can be pinned for the next"
-            )
-        host, place = self._spares.pop()
-        self._captured.append((host, place))
-        host.copy_(torch.frombuffer(values, dtype=self._dtype))
-        place.copy_(host, non_blocking=True)
-        return place
 
 
 class DeviceTable:
     """A ``Table`` on its device. To be made with the device current: ``guard``.
 
+    A weight's ``lead`` is the number of elements by which its start in the unsharded parameter exceeds a whole pack of
+    16 bytes (float64: of 4 elements). Chunks count from ``lead`` elements before the weight, so that packs consist of
+    whole Philox calls and their state is aligned.
+
+    The copies are over when the constructor returns, so that any stream may use the tables; like other tensors they
+    must outlive the work on streams other than the one that was current here.
+
     Args:
         table: the table.
-        chunk: elements of a chunk.
-        capturable: also make what a capture needs and cannot make.
+        chunk: elements of a chunk, a multiple of ``Table.ALIGN``.
 
     Attributes:
-        chunks: int32, shape (n, 2): tensor, and which of its pieces of ``chunk`` elements.
-        tensors: int64, shape (t, 4): size, offset in the flat buffers, noise's parameter index, global start.
-        weights: int64, shape (t,): addresses.
-        grads: uploads the gradients' addresses, one a tensor.
-        whole_calls: whether every chunk begins with the first element of a Philox call.
+        chunks: int32, shape (n, 4): tensor; number of the chunk in it; place of the chunk in the flat buffers, in units
+            of ``Table.ALIGN`` elements; ``LEADS * end + lead``. The weight's elements in the chunk end before ``end``;
+            those of the first chunk begin at ``lead``, those of others at 0.
+        tensors: int64, shape (t, 3): address of the weight less its lead, noise's parameter index, global start less
+            the lead.
+        counts: number of chunks of each tensor, int64, on the host.
     """
 
-    def __init__(self, table: Table, chunk: int, capturable: bool) -> None:
-        chunks = table.chunks(chunk)[:, :2].clone()
-        chunks[:, 1] //= chunk
-        self.chunks = chunks.to(torch.int32).contiguous().to(table.device)
-        self.tensors = table.meta.to(table.device)
-        self.whole_calls = all(start % 4 == 0 for start in table.starts)
-        addresses = torch.frombuffer(table.weight_addresses, dtype=torch.int64).clone()
-        self.weights = addresses.to(table.device)
-        self.grads = Upload(len(table.weights), torch.int64, table.device)
-        if capturable:
-            self.grads.prepare()
+    def __init__(self, table: Table, chunk: int) -> None:
+        sizes, offsets, indices, starts = table.meta.unbind(1)
+        lead = table.leads
+        self.counts = (sizes + lead + chunk - 1) // chunk * (sizes > 0)
+        tensor = torch.repeat_interleave(self.counts)
+        number = torch.arange(len(tensor), device="cpu") - torch.repeat_interleave(
+            self.counts.cumsum(0) - self.counts, self.counts
+        )
+        first = number * chunk
+        end = torch.clamp((sizes + lead)[tensor] - first, max=chunk)
+        place = ((offsets - lead)[tensor] + first) // table.ALIGN
+        rows = torch.stack((tensor, number, place, LEADS * end + lead[tensor]), dim=1)
+        self.chunks = rows.to(torch.int32).contiguous().to(table.device)
+        addresses = torch.frombuffer(table.weight_addresses, dtype=torch.int64) - lead * table.dtype.itemsize
+        self.tensors = torch.stack((addresses, indices, starts - lead), dim=1).to(table.device)

@@ -18,8 +18,9 @@ class Table:
         indices: position of each over all ``param_groups``: the noise's parameter index.
         starts: global index of each weight's first element in the unsharded parameter; default all 0.
 
-    State buffers have ``length`` elements; weight t owns ``offsets[t] … offsets[t] + sizes[t] - 1`` of them, every
-    offset a multiple of 128 bytes of the narrowest buffer.
+    State buffers have ``length`` elements; weight t owns ``offsets[t] … offsets[t] + sizes[t] - 1`` of them. Every
+    offset less the weight's lead (``starts[t]`` modulo a pack of the GPU kernels) is a multiple of 128 bytes of the
+    narrowest buffer.
     """
 
     ALIGN = 64  # elements: 128 bytes of bfloat16, so of every wider type as well
@@ -32,11 +33,13 @@ class Table:
         self.device = weights[0].device
         self.compute_dtype = COMPUTE_DTYPE[self.dtype]
         self.sizes = [w.numel() for w in weights]
+        pack = 8 if self.dtype.itemsize == 2 else 4
+        self.leads = torch.tensor([start % pack for start in self.starts], dtype=torch.int64, device="cpu")
         self.offsets: list[int] = []
         end = 0
-        for size in self.sizes:
-            self.offsets.append(end)
-            end += -(-size // self.ALIGN) * self.ALIGN
+        for size, lead in zip(self.sizes, self.leads.tolist()):
+            self.offsets.append(end + lead)
+            end += -(-(lead + size) // self.ALIGN) * self.ALIGN
         self.length = end
         self.weight_addresses = array("q", [w.data_ptr() for w in weights])
         self._chunks: dict[int, Tensor] = {}

@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -343,40 +342,6 @@ def test_whether_the_outer_step_happened_survives_copies_and_loading(name: str, 
 def test_a_copy_keeps_the_dtype_of_a_rate(name: str) -> None:
     opt = make(name, dense(), lr=torch.tensor(0.25), capturable=True)
     assert copy.deepcopy(opt).param_groups[0]["lr"].dtype == torch.float32
-
-
-def test_pinned_places_for_captures_are_kept_in_store_and_run_out_with_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """No place is ever used twice: each graph goes on copying from its own."""
-    from deeprelax.kernels import device_table
-
-    upload = device_table.Upload(2, torch.int64, torch.device("cpu"))
-    upload.prepare()
-    monkeypatch.setattr(device_table, "capturing", lambda device: True)
-    places = [upload(array("q", [k, k])) for k in range(device_table.SPARES)]
-    assert [p.tolist() for p in places] == [[k, k] for k in range(device_table.SPARES)]
-    with pytest.raises(RuntimeError, match=r"run one step\(\) that is not captured"):
-        upload(array("q", [0, 0]))
-    upload.prepare()
-    upload(array("q", [7, 7]))
-    assert [p.tolist() for p in places] == [[k, k] for k in range(device_table.SPARES)]
-
-
-def test_an_upload_that_was_interrupted_is_made_again() -> None:
-    from deeprelax.kernels.device_table import Upload
-
-    class Interrupting:
-        def synchronize(self) -> None:
-            raise KeyboardInterrupt
-
-    upload = Upload(1, torch.int64, torch.device("cpu"))
-    upload(array("q", [1]))
-    upload._events = [Interrupting()]
-    with pytest.raises(KeyboardInterrupt):
-        upload(array("q", [2]))
-    upload._events = [None]
-    assert upload(array("q", [2])).tolist() == [2]
 
 
 def test_the_tables_of_the_kernels_do_not_follow_the_default_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

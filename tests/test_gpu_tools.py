@@ -73,7 +73,7 @@ def test_the_constants_that_variants_set_are_in_the_headers() -> None:
 def test_a_variant_is_compiled_with_its_constants_and_a_failure_says_what_nvcc_said(tmp_path: Path) -> None:
     if variants.nvcc() is None:
         pytest.skip("no nvcc")
-    given = {"good": {"DR_CUDA_CHUNK": "2048"}, "bad": {"DR_CUDA_CHUNK": "no_number"}}
+    given = {"good": {"DR_CUDA_CHUNK_BYTES": "2048"}, "bad": {"DR_CUDA_CHUNK_BYTES": "no_number"}}
     builder = variants.Builder(tmp_path, "90", given, sources=("module",))
     builder.wait(120)
     assert (tmp_path / "variant0" / "module.o").stat().st_size > 1000

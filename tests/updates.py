@@ -92,14 +92,15 @@ class Case:
             return values
 
         weights = [at_offset(numbers(n).to(dtype), offset) for n in sizes]
-        table = Table(weights, list(range(len(sizes))))
+        starts = [STARTS[t % len(STARTS)] for t in range(len(sizes))]
+        table = Table(weights, list(range(len(sizes))), starts=starts)
         missing = {seed % len(sizes), (seed + 3) % len(sizes)}
         grads = [None if t in missing else at_offset(numbers(n).to(dtype), offset) for t, n in enumerate(sizes)]
         buffers = {name: numbers(table.length).to(table.compute_dtype) for name in names_of_buffers(call, dtype)}
         for w, start in zip(weights, table.offsets):  # half of the x round to their weights
             x = buffers["x"][start : start + w.numel()]
             x[::2] = w[::2].to(x.dtype) * (1 + 2**-15)
-        return Case(weights, grads, buffers, STARTS[: len(sizes)])
+        return Case(weights, grads, buffers, starts)
 
     def run(self, backend: Backend, call: Call, offset: int, device: str = "cpu") -> list[Tensor]:
         """What the weights and the buffers hold after the call, on the CPU."""

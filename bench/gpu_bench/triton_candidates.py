@@ -16,7 +16,8 @@ from gpu_bench.calls import RULES, Rule
 
 DTYPES = {4: torch.float32, 2: torch.bfloat16, 8: torch.float64}  # those with targets first
 WARPS = (2, 4, 8)
-ACCESSES = (1, 2, 4)  # of a thread to one operand
+ACCESSES = (1, 2)  # of a thread to one operand, in one pass
+PASSES = (1, 2)
 
 OPTIMIZERS = {"entropy_sgd": "EntropySGD", "hj": "HJ", "heat": "Heat"}
 
@@ -38,7 +39,8 @@ def candidates(kind: Kind) -> Iterator[Sizes]:
     for per_thread in sorted({4, widest}) if noise else (widest,):
         for warps in WARPS:
             for accesses in ACCESSES:
-                yield Sizes(32 * warps * widest * accesses, per_thread, warps)
+                for passes in PASSES:
+                    yield Sizes(32 * warps * widest * accesses, per_thread, warps, passes)
 
 
 def rule_of(kind: Kind) -> Rule:

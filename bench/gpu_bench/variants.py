@@ -24,11 +24,12 @@ from deeprelax.kernels.cuda import Cuda
 from gpu_bench.jobs import ROOT
 from gpu_bench.lifetime import bound_to_parent
 
-# Macros of csrc/cuda.h and csrc/scalar.h. 16 elements a thread is what the kernels are built with.
+# Macros of csrc/cuda.h and csrc/scalar.h. Four packs a thread and 480 tensors are what the kernels are built with.
 VARIANTS: dict[str, dict[str, str]] = {
-    "128 threads, chunk 2048": {"DR_CUDA_THREADS": "128", "DR_CUDA_CHUNK": "2048"},
-    "chunk 2048 (8 elements a thread)": {"DR_CUDA_CHUNK": "2048"},
-    "chunk 8192 (32 elements a thread)": {"DR_CUDA_CHUNK": "8192"},
+    "128 threads, 8 KiB of weights": {"DR_CUDA_THREADS": "128", "DR_CUDA_CHUNK_BYTES": "8192"},
+    "8 KiB of weights (two packs a thread)": {"DR_CUDA_CHUNK_BYTES": "8192"},
+    "32 KiB of weights (eight packs a thread)": {"DR_CUDA_CHUNK_BYTES": "32768"},
+    "4,000 tensors a launch": {"DR_CUDA_TENSORS": "4000"},
     "plain loads and stores": {"DR_CUDA_LOAD": "__ldca", "DR_CUDA_STORE": "__stwb"},
     "loads streamed, stores plain": {"DR_CUDA_STORE": "__stwb"},
 }

@@ -92,7 +92,6 @@ class Shape(NamedTuple):
 class Plan:
     """What does not change from one call of a shape to the next."""
 
-    on_device: DeviceTable
     grid: tuple[int]
     arguments: dict[str, Any]
     options: dict[str, Any]
@@ -129,15 +128,14 @@ def start(launch: Launch, device: torch.device) -> None:
 class TritonUpdate:
     """A rule on the tensors of one table, with a plan for each shape of call that has occurred."""
 
-    def __init__(
-        self, sizes: Mapping[Kind, Sizes], rule: Rule, table: Table, buffers: dict[str, Tensor], capturable: bool
-    ) -> None:
+    def __init__(self, sizes: Mapping[Kind, Sizes], rule: Rule, table: Table, buffers: dict[str, Tensor]) -> None:
         self._sizes, self._rule, self._table, self._buffers = sizes, rule, table, buffers
         self._scalars = Upload(len(REALS), torch.float64, table.device) if table.dtype == torch.float64 else None
         self._plans: dict[Shape, Plan] = {}
         kinds = [(rule.name, table.dtype.itemsize, noise) for noise in (False, True)]
-        blocks = {sizes[kind].block for kind in kinds if kind in sizes}
-        self._tables = {block: DeviceTable(table, block, capturable) for block in blocks} if table.length else {}
+        chunks = {sizes[kind].block * sizes[kind].passes for kind in kinds if kind in sizes}
+        self._tables = {chunk: DeviceTable(table, chunk) for chunk in chunks} if table.length else {}
+        self._grads = Upload(len(table.weights), torch.int64, table.device)
 
     def _plan(self, shape: Shape) -> Plan:
         known = self._plans.get(shape)
@@ -146,12 +144,11 @@ class TritonUpdate:
         table, rule, buffers = self._table, self._rule, self._buffers
         noise = rule.name == "heat" or shape.flags & NOISE != 0
         size = self._sizes[rule.name, table.dtype.itemsize, noise]
-        tables = self._tables[size.block]
+        tables = self._tables[size.block * size.passes]
         needs_momentum = shape.momentum and (shape.ticked or shape.flags & LAST)
         arguments = shape.constants(rule.name, noise, table.dtype) | {
             "chunks": tables.chunks,
             "tensors": tables.tensors,
-            "weights": tables.weights,
             "x": buffers["x"],
             "y": buffers.get("y"),
             "acc": buffers[rule.acc],
@@ -159,12 +156,12 @@ class TritonUpdate:
             "v": buffers["inner_momentum_buffer"] if shape.inner_momentum else None,
             "P": DTYPES[table.dtype],
             "BLOCK": size.block,
+            "PASSES": size.passes,
             "PER_THREAD": size.per_thread,
-            "WHOLE_CALLS": tables.whole_calls,
         }
         # Fused multiply-adds would round once where the reference rounds twice.
         options = {"num_warps": size.warps, "enable_fp_fusion": False}
-        self._plans[shape] = plan = Plan(tables, (len(tables.chunks),), arguments, options)
+        self._plans[shape] = plan = Plan((len(tables.chunks),), arguments, options)
         return plan
 
     def launch(self, scalars: Scalars, addresses: array[int]) -> Launch:
@@ -180,7 +177,7 @@ class TritonUpdate:
         plan = self._plan(shape)
         reals = Reals(*(getattr(scalars, name) for name in REALS))
         arguments = plan.arguments | {
-            "grads": plan.on_device.grads(addresses),
+            "grads": self._grads(addresses),
             "scalars": reals if self._scalars is None else self._scalars(array("d", reals)),
             "key0": signed(scalars.key0),
             "key1": signed(scalars.key1),
@@ -206,7 +203,7 @@ class TritonUpdate:
         )
         plan = self._plan(shape)
         arguments = plan.arguments | {
-            "grads": plan.on_device.grads(addresses),
+            "grads": self._grads(addresses),
             "scalars": tick.clock.scalars,
             "key0": 0,
             "key1": 0,
@@ -245,7 +242,7 @@ class Triton:
     def bind(self, rule: Rule, table: Table, buffers: dict[str, Tensor], capturable: bool = False) -> TritonUpdate:
         """Everything of an update that stays the same: see ``Backend.bind`` in ``__init__.py``."""
         with on_device(table.device):
-            return TritonUpdate(self._sizes, rule, table, buffers, capturable)
+            return TritonUpdate(self._sizes, rule, table, buffers)
 
     def launch_tick(self, tick: Tick) -> Launch:
         """What ``tick`` launches."""

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .clock import FIRST_FLAG, FLAGS, KEY0, KEY1, LAST_FLAG, NOISE_FLAG, SKIP_FLAG, STEP, TAKE_PARAM_FLAG
-from .memory import Operands, locate, read_reals
+from .memory import Operands, block_of, locate, read_reals
 from .noise import Stream
 from .rules import Options, entropy_sgd, heat, hj
 
@@ -70,8 +70,9 @@ def run_ticked(RULE: tl.constexpr, at, p, c, o, stream, flags, BLOCK: tl.constex
 
 
 @triton.jit
-def run_program(
+def run_block(
     RULE: tl.constexpr,
+    chunk,
     at,
     p,
     o,
@@ -79,24 +80,73 @@ def run_program(
     key0,
     key1,
     step,
+    flags,
     BLOCK: tl.constexpr,
     PER_THREAD: tl.constexpr,
-    WHOLE_CALLS: tl.constexpr,
     TICKED: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
 ):
+    """The rule on the block of the chunk whose first element is ``at``, and to whose operands ``p`` points."""
     T: tl.constexpr = p.x.dtype.element_ty
+    block = block_of(chunk, at, BLOCK)
     if TICKED:
-        words = scalars.to(tl.pointer_type(tl.int32))
-        flags = tl.load(words + FLAGS)
-        if (flags & SKIP_FLAG) == 0:
-            key0, key1, step = tl.load(words + KEY0), tl.load(words + KEY1), tl.load(words + STEP)
-            c = read_reals(scalars, T)
-            run_ticked(RULE, at, p, c, o, Stream(key0, key1, step, PER_THREAD, WHOLE_CALLS), flags, BLOCK)
+        c = read_reals(scalars, T)
+        run_ticked(RULE, block, p, c, o, Stream(key0, key1, step, PER_THREAD), flags, BLOCK)
     else:
         c = read_reals(scalars, T) if T.is_fp64() else scalars
-        run_rule(RULE, at, p, c, o, Stream(key0, key1, step, PER_THREAD, WHOLE_CALLS), BLOCK, FIRST, LAST)
+        run_rule(RULE, block, p, c, o, Stream(key0, key1, step, PER_THREAD), BLOCK, FIRST, LAST)
+
+
+@triton.jit
+def run_chunk(
+    RULE: tl.constexpr,
+    chunk,
+    p,
+    o,
+    scalars,
+    key0,
+    key1,
+    step,
+    flags,
+    BLOCK: tl.constexpr,
+    PASSES: tl.constexpr,
+    PER_THREAD: tl.constexpr,
+    TICKED: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+):
+    """The rule on all blocks of the chunk; ``p`` points to the flat buffers."""
+    # Blocks one after the other: with stages, loads would go through shared memory.
+    for k in tl.range(0, PASSES, num_stages=1):
+        at = k * BLOCK
+        place = chunk.offset + at
+        run_block(
+            RULE,
+            chunk,
+            at,
+            # Made here: assigned to a name, a tuple would lose its None and its constants.
+            Operands(
+                chunk.w + at,
+                chunk.g + at,
+                p.x + place,
+                None if p.y is None else p.y + place,
+                p.acc + place,
+                None if p.m is None else p.m + place,
+                None if p.v is None else p.v + place,
+            ),
+            o,
+            scalars,
+            key0,
+            key1,
+            step,
+            flags,
+            BLOCK,
+            PER_THREAD,
+            TICKED,
+            FIRST,
+            LAST,
+        )
 
 
 def kernel_name(launch: Any) -> str:
@@ -111,7 +161,6 @@ def kernel_name(launch: Any) -> str:
 def update(
     chunks,
     tensors,
-    weights,
     grads,
     x,
     y,
@@ -125,8 +174,8 @@ def update(
     RULE: tl.constexpr,
     P: tl.constexpr,
     BLOCK: tl.constexpr,
+    PASSES: tl.constexpr,
     PER_THREAD: tl.constexpr,
-    WHOLE_CALLS: tl.constexpr,
     TICKED: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
@@ -146,39 +195,39 @@ def update(
     ``scalars`` are ``Reals``; for float64 a table of them, since Triton's arguments are float32; TICKED: the clock's
     ``DeviceScalars``, and the keys, FIRST, LAST and TAKE_PARAM say nothing.
     """
-    at = locate(chunks, tensors, weights, grads, P, BLOCK)
-    run_program(
-        RULE,
-        at,
-        Operands(
-            at.w,
-            at.g,
-            x + at.offset,
-            None if y is None else y + at.offset,
-            acc + at.offset,
-            None if m is None else m + at.offset,
-            None if v is None else v + at.offset,
-        ),
-        Options(
-            SCALED,
-            MAXIMIZE,
-            WEIGHT_DECAY,
-            NESTEROV,
-            IMPLICIT,
-            NOISE,
-            FRESH_VELOCITY,
-            STOCHASTIC_ROUNDING,
-            WARM_START,
-            TAKE_PARAM,
-        ),
-        scalars,
-        key0,
-        key1,
-        step,
-        BLOCK,
-        PER_THREAD,
-        WHOLE_CALLS,
-        TICKED,
-        FIRST,
-        LAST,
-    )
+    chunk = locate(chunks, tensors, grads, P, BLOCK * PASSES)
+    flags, work = 0, True
+    if TICKED:
+        words = scalars.to(tl.pointer_type(tl.int32))
+        flags = tl.load(words + FLAGS)
+        key0, key1, step = tl.load(words + KEY0), tl.load(words + KEY1), tl.load(words + STEP)
+        work = (flags & SKIP_FLAG) == 0
+    if work:
+        run_chunk(
+            RULE,
+            chunk,
+            Operands(None, None, x, y, acc, m, v),
+            Options(
+                SCALED,
+                MAXIMIZE,
+                WEIGHT_DECAY,
+                NESTEROV,
+                IMPLICIT,
+                NOISE,
+                FRESH_VELOCITY,
+                STOCHASTIC_ROUNDING,
+                WARM_START,
+                TAKE_PARAM,
+            ),
+            scalars,
+            key0,
+            key1,
+            step,
+            flags,
+            BLOCK,
+            PASSES,
+            PER_THREAD,
+            TICKED,
+            FIRST,
+            LAST,
+        )

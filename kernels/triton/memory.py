@@ -1,6 +1,6 @@
-"""Where one program of a Triton kernel finds its chunk, and how it reads and writes it.
+"""Where one program of a Triton kernel finds its chunk, and how it reads and writes a block of it.
 
-A chunk that is full and has a gradient moves its state in 16-byte accesses without a mask, and weight and gradient as
+A block that is full and has a gradient moves its state in 16-byte accesses without a mask, and weight and gradient as
 well, each if its own address is a multiple of 16: gradients often are views into the buckets of a collective, and must
 not slow the weights down. A mask whose end is not known at compile time would cut every access down to one element, so
 each choice is a branch, once around the loads and once around the stores.
@@ -12,12 +12,16 @@ import triton
 import triton.language as tl
 
 from ..abi import DeviceScalars
+from ..device_table import LEADS as TABLE_LEADS
+from ..table import Table
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 # Where the float32 scalars of ``DeviceScalars`` begin, in words of 4 bytes.
 NARROW = tl.constexpr(DeviceScalars.narrow.offset // 4)
+
+LEADS, PLACE = tl.constexpr(TABLE_LEADS), tl.constexpr(Table.ALIGN)
 
 
 class Reals(NamedTuple):
@@ -54,12 +58,24 @@ class Operands(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """One program's work. ``start`` is the global index of its first element, ``offset`` that in the flat buffers."""
+    """Work of one program. Elements ``begin … end - 1`` are the weight's; ``start`` is the global index of element 0,
+    ``offset`` its place in the flat buffers."""
 
     w: Any
     g: Any
     offset: Any
-    length: Any
+    begin: Any
+    end: Any
+    index: Any
+    start: Any
+    has_grad: Any
+
+
+class Block(NamedTuple):
+    """What a program takes at once of its chunk, with the same names."""
+
+    begin: Any
+    end: Any
     index: Any
     start: Any
     has_grad: Any
@@ -92,24 +108,30 @@ def read_reals(table, T: tl.constexpr):
 
 
 @triton.jit
-def locate(chunks, tensors, weights, grads, P: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's chunk. Rows: ``chunks`` (tensor, number), ``tensors`` (size, offset, index, start)."""
-    row = chunks + 2 * tl.program_id(0)
-    t = tl.load(row)
-    # The number times BLOCK, not the product in the table: its divisibility is seen, and so is the loads' alignment.
-    begin = tl.load(row + 1).to(tl.int64) * BLOCK
-    length = tl.minimum(tl.load(tensors + 4 * t) - begin, BLOCK).to(tl.int32)
-    offset = tl.multiple_of(tl.load(tensors + 4 * t + 1), 64) + begin
-    index = tl.load(tensors + 4 * t + 2)
-    start = tl.load(tensors + 4 * t + 3) + begin
-    w = tl.load(weights + t)
+def locate(chunks, tensors, grads, P: tl.constexpr, CHUNK: tl.constexpr):
+    """This program's chunk: a row of ``DeviceTable.chunks``."""
+    row = chunks + 4 * tl.program_id(0)
+    t, number, bounds = tl.load(row), tl.load(row + 1), tl.load(row + 3)
+    # The number times CHUNK, not the product in the table: its divisibility is seen, and so is the loads' alignment.
+    first = number.to(tl.int64) * CHUNK
+    offset = tl.load(row + 2).to(tl.int64) * PLACE
+    lead, end = bounds % LEADS, bounds // LEADS
+    w, index, start = tl.load(tensors + 3 * t), tl.load(tensors + 3 * t + 1), tl.load(tensors + 3 * t + 2) + first
     g = tl.load(grads + t)
     has_grad = g != 0
-    full = (length == BLOCK) & has_grad
-    w_aligned, g_aligned = full & ((w & 15) == 0), full & ((g & 15) == 0)
-    w = w.to(tl.pointer_type(P)) + begin
-    g = g.to(tl.pointer_type(P)) + begin
-    return Chunk(w, g, offset, length, index, start, has_grad, full, w_aligned, g_aligned)
+    w = w.to(tl.pointer_type(P)) + first
+    g = g.to(tl.pointer_type(P)) + (first - lead)
+    return Chunk(w, g, offset, tl.where(number == 0, lead, 0), end, index, start, has_grad)
+
+
+@triton.jit
+def block_of(chunk, at, BLOCK: tl.constexpr):
+    """The block whose first element is element ``at`` of the chunk."""
+    begin, end = chunk.begin - at, chunk.end - at
+    full = (begin <= 0) & (end >= BLOCK) & chunk.has_grad
+    w_aligned = full & (((chunk.w + at).to(tl.int64) & 15) == 0)
+    g_aligned = full & (((chunk.g + at).to(tl.int64) & 15) == 0)
+    return Block(begin, end, chunk.index, chunk.start + at, chunk.has_grad, full, w_aligned, g_aligned)
 
 
 @triton.jit
@@ -120,61 +142,61 @@ def aligned(pointer):
 
 
 @triton.jit
-def load(pointer, i, length, FAST: tl.constexpr):
+def load(pointer, i, begin, end, FAST: tl.constexpr):
     if pointer is None:
         return 0
     elif FAST:
         return tl.load(aligned(pointer) + i)
     else:
-        return tl.load(pointer + i, mask=i < length, other=0)
+        return tl.load(pointer + i, mask=(i >= begin) & (i < end), other=0)
 
 
 @triton.jit
-def store(pointer, value, i, length, FAST: tl.constexpr):
+def store(pointer, value, i, begin, end, FAST: tl.constexpr):
     if value is not None:
         if FAST:
             tl.store(aligned(pointer) + i, value)
         else:
-            tl.store(pointer + i, value, mask=i < length)
+            tl.store(pointer + i, value, mask=(i >= begin) & (i < end))
 
 
 @triton.jit
-def load_if(fast, pointer, length, BLOCK: tl.constexpr):
+def load_if(fast, pointer, begin, end, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     # Triton cannot compile a branch without a value.
     if pointer is None:
         value = 0
     elif fast:
-        value = load(pointer, i, length, True)
+        value = load(pointer, i, begin, end, True)
     else:
-        value = load(pointer, i, length, False)
+        value = load(pointer, i, begin, end, False)
     return value
 
 
 @triton.jit
 def load_state(p, at, BLOCK: tl.constexpr, FAST: tl.constexpr):
     i = tl.arange(0, BLOCK)
-    n = at.length
-    x, y, acc = load(p.x, i, n, FAST), load(p.y, i, n, FAST), load(p.acc, i, n, FAST)
-    return x, y, acc, load(p.m, i, n, FAST), load(p.v, i, n, FAST)
+    b, e = at.begin, at.end
+    x, y, acc = load(p.x, i, b, e, FAST), load(p.y, i, b, e, FAST), load(p.acc, i, b, e, FAST)
+    return x, y, acc, load(p.m, i, b, e, FAST), load(p.v, i, b, e, FAST)
 
 
 @triton.jit
-def store_state(p, new, at, n_v, BLOCK: tl.constexpr, FAST: tl.constexpr):
+def store_state(p, new, at, end_v, BLOCK: tl.constexpr, FAST: tl.constexpr):
     i = tl.arange(0, BLOCK)
-    store(p.x, new.x, i, at.length, FAST)
-    store(p.y, new.y, i, at.length, FAST)
-    store(p.acc, new.acc, i, at.length, FAST)
-    store(p.m, new.m, i, at.length, FAST)
-    store(p.v, new.v, i, n_v, FAST)
+    store(p.x, new.x, i, at.begin, at.end, FAST)
+    store(p.y, new.y, i, at.begin, at.end, FAST)
+    store(p.acc, new.acc, i, at.begin, at.end, FAST)
+    store(p.m, new.m, i, at.begin, at.end, FAST)
+    store(p.v, new.v, i, at.begin, end_v, FAST)
 
 
 @triton.jit
 def read(p, at, BLOCK: tl.constexpr):
-    """The chunk's operands, 0 where the pointer is None. A missing gradient reads as 0."""
+    """The block's operands, 0 where the pointer is None. A missing gradient reads as 0."""
     # The gradient first: that takes the fewest registers.
-    g = load_if(at.g_aligned, p.g, tl.where(at.has_grad, at.length, 0), BLOCK)
-    w = load_if(at.w_aligned, p.w, at.length, BLOCK)
+    g = load_if(at.g_aligned, p.g, at.begin, tl.where(at.has_grad, at.end, 0), BLOCK)
+    w = load_if(at.w_aligned, p.w, at.begin, at.end, BLOCK)
     if p.x is None and p.y is None and p.acc is None and p.m is None and p.v is None:
         x, y, acc, m, v = 0, 0, 0, 0, 0
     elif at.full:
@@ -188,15 +210,15 @@ def read(p, at, BLOCK: tl.constexpr):
 def write(p, new, at, BLOCK: tl.constexpr, MOVES: tl.constexpr, RESETS: tl.constexpr):
     """Writes what is not None. Without a gradient the weight is written if MOVES, the inner velocity if RESETS."""
     i = tl.arange(0, BLOCK)
-    with_grad = tl.where(at.has_grad, at.length, 0)
+    with_grad = tl.where(at.has_grad, at.end, 0)
     if at.w_aligned:
-        store(p.w, new.w, i, at.length, True)
+        store(p.w, new.w, i, at.begin, at.end, True)
     else:
-        store(p.w, new.w, i, at.length if MOVES else with_grad, False)
+        store(p.w, new.w, i, at.begin, at.end if MOVES else with_grad, False)
     if at.full:
-        store_state(p, new, at, at.length, BLOCK, True)
+        store_state(p, new, at, at.end, BLOCK, True)
     else:
-        store_state(p, new, at, at.length if RESETS else with_grad, BLOCK, False)
+        store_state(p, new, at, at.end if RESETS else with_grad, BLOCK, False)
 
 
 @triton.jit

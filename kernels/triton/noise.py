@@ -20,14 +20,12 @@ SQRT_HALF_BITS = tl.constexpr(noise.SQRT_HALF_BITS)
 
 class Stream(NamedTuple):
     """What noise is drawn from, and how. ``per_thread`` consecutive elements lie in one thread, as the loads have them:
-    else the result would go through shared memory. ``whole_calls``: every chunk begins with the first element of a
-    Philox call; if not, each element makes its own call."""
+    otherwise the result would go through shared memory."""
 
     key0: Any
     key1: Any
     step: Any
     per_thread: Any
-    whole_calls: Any
 
 
 @triton.jit
@@ -127,38 +125,27 @@ def join_pairs(a, b):
 
 @triton.jit
 def words(stream, index, begin, BLOCK: tl.constexpr):
-    """The words for rounding of elements ``begin … begin + BLOCK - 1`` of parameter ``index``."""
-    if stream.whole_calls:
-        if stream.per_thread == 8:
-            block = (begin >> 2) + 2 * tl.arange(0, BLOCK // 8)
-            even, odd = random_words(stream, index, block, True), random_words(stream, index, block + 1, True)
-            drawn = join_pairs(even, odd)
-        else:
-            drawn = random_words(stream, index, (begin >> 2) + tl.arange(0, BLOCK // 4), True)
-        return interleave(drawn, BLOCK)
+    """The words for rounding of elements ``begin … begin + BLOCK - 1`` of parameter ``index``; ``begin`` is the first
+    element of a Philox call."""
+    if stream.per_thread == 8:
+        block = (begin >> 2) + 2 * tl.arange(0, BLOCK // 8)
+        even, odd = random_words(stream, index, block, True), random_words(stream, index, block + 1, True)
+        drawn = join_pairs(even, odd)
     else:
-        element = begin + tl.arange(0, BLOCK)
-        w0, w1, w2, w3 = random_words(stream, index, element >> 2, True)
-        odd = (element & 1) != 0
-        return tl.where((element & 2) != 0, tl.where(odd, w3, w2), tl.where(odd, w1, w0))
+        drawn = random_words(stream, index, (begin >> 2) + tl.arange(0, BLOCK // 4), True)
+    return interleave(drawn, BLOCK)
 
 
 @triton.jit
 def normal(stream, index, begin, BLOCK: tl.constexpr):
-    """Standard normals of elements ``begin … begin + BLOCK - 1`` of parameter ``index``: float32."""
-    if stream.whole_calls:
-        if stream.per_thread == 8:
-            block = (begin >> 2) + 2 * tl.arange(0, BLOCK // 8)
-            drawn = join_pairs(four_normals(stream, index, block), four_normals(stream, index, block + 1))
-        else:
-            drawn = four_normals(stream, index, (begin >> 2) + tl.arange(0, BLOCK // 4))
-        return interleave(drawn, BLOCK)
+    """Float32 standard normals of elements ``begin … begin + BLOCK - 1`` of parameter ``index``; ``begin`` is the first
+    element of a Philox call."""
+    if stream.per_thread == 8:
+        block = (begin >> 2) + 2 * tl.arange(0, BLOCK // 8)
+        drawn = join_pairs(four_normals(stream, index, block), four_normals(stream, index, block + 1))
     else:
-        element = begin + tl.arange(0, BLOCK)
-        w0, w1, w2, w3 = random_words(stream, index, element >> 2, False)
-        later = (element & 2) != 0
-        n0, n1 = box_muller(tl.where(later, w2, w0), tl.where(later, w3, w1))
-        return tl.where((element & 1) != 0, n1, n0)
+        drawn = four_normals(stream, index, (begin >> 2) + tl.arange(0, BLOCK // 4))
+    return interleave(drawn, BLOCK)
 
 
 @triton.jit

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from deeprelax.kernels import RULES, abi
+from deeprelax.kernels import RULES, Table, abi
+from deeprelax.kernels.device_table import LEADS
 
 STRUCTURES = [
     abi.Scalars,
@@ -53,6 +54,11 @@ def test_flags_rules_and_dtypes_have_the_same_numbers(module: str) -> None:
     assert found["flags"] == {flag.name: flag.value for flag in abi.Flag}
     assert found["rules"] == {rule.name: rule.number for rule in RULES.values()}
     assert found["dtypes"] == {str(dtype).removeprefix("torch."): number for dtype, number in abi.DTYPES.items()}
+
+
+def test_the_tables_of_the_cuda_kernels_count_in_the_same_units() -> None:
+    module = pytest.importorskip("deeprelax._cuda")
+    assert (module.place, module.leads) == (Table.ALIGN, LEADS)
 
 
 def test_a_swapped_field_would_be_noticed() -> None:

@@ -91,6 +91,15 @@ def test_gradients_at_any_element_offset_give_the_bits_of_the_reference(offset: 
             check(call, dtype, 1, [259, 64, 5], special=False, offset=offset, variants=[(s, 16384, 1) for s in SETS])
 
 
+@pytest.mark.skipif(EMULATED is None, reason="needs the CUDA kernels (nvcc)")
+def test_more_tensors_than_one_cuda_launch_takes_give_the_bits_of_the_reference() -> None:
+    assert EMULATED is not None
+    count = 2 * EMULATED.module.tensors + 3
+    for calls in CALLS:
+        call = list(calls(torch.float32))[21]
+        check(call, torch.float32, 1, [5, 0, 9][:3] * (count // 3), special=False, offset=0, variants=[])
+
+
 def test_only_the_named_step_draws_this_noise() -> None:
     """A comparison of two constants would agree as well."""
     call = next(c for c in entropy_sgd_calls(torch.float32) if c.has(Flag.NOISE) and not c.has(Flag.LAST))

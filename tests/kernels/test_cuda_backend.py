@@ -61,11 +61,14 @@ def test_a_launch_that_fails_names_the_kernel_its_sizes_and_the_error(
 class Recorder:
     """Stands in for the compiled module: notes each call with the CUDA device that is current in it."""
 
-    chunk = 4096
+    tensors = 2
 
     def __init__(self) -> None:
         self.current = 0
         self.calls: list[tuple[str, int, Any]] = []
+
+    def chunk(self, dtype: int) -> int:
+        return 4096
 
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments: self.calls.append((name, self.current, arguments))
@@ -88,18 +91,13 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return recorder
 
 
-class Uploaded:
-    """Stands in for a ``DeviceTable`` on such a device: notes what is uploaded."""
+class OnDevice:
+    """Stands in for a ``DeviceTable`` on such a device: notes that it was made."""
 
-    def __init__(self, recorder: Recorder, capturable: bool) -> None:
-        self.weights = self.tensors = torch.zeros(1, dtype=torch.int64)
-        self.chunks = torch.zeros(3, 2, dtype=torch.int32)
-        self._recorder = recorder
-        recorder.prepare(capturable)
-
-    def grads(self, addresses: "array[int]") -> torch.Tensor:
-        self._recorder.upload(addresses)
-        return self.weights
+    def __init__(self, recorder: Recorder) -> None:
+        self.tensors = torch.zeros(1, dtype=torch.int64)
+        self.chunks, self.counts = torch.zeros(3, 4, dtype=torch.int32), torch.tensor([3])
+        recorder.upload()
 
 
 @pytest.fixture
@@ -107,7 +105,7 @@ def on(two_gpus: Recorder, monkeypatch: pytest.MonkeyPatch) -> Callable[[torch.d
     """The backend, and a table that says that it lies on the device."""
     from deeprelax.kernels import cuda
 
-    monkeypatch.setattr(cuda, "DeviceTable", lambda table, chunk, capturable: Uploaded(two_gpus, capturable))
+    monkeypatch.setattr(cuda, "DeviceTable", lambda table, chunk: OnDevice(two_gpus))
 
     def backend_and_table(device: torch.device) -> tuple[Any, Any]:
         table: Any = Table([torch.zeros(5000)], [0])
@@ -121,13 +119,13 @@ def on(two_gpus: Recorder, monkeypatch: pytest.MonkeyPatch) -> Callable[[torch.d
 def test_a_launch_goes_to_the_current_stream_of_its_tensors_device(
     two_gpus: Recorder, on: Callable[..., Any], index: int | None
 ) -> None:
-    """And that device is the current one while addresses are uploaded and kernels launched, as before afterwards."""
+    """And that device is the current one while tables are uploaded and kernels launched, as before afterwards."""
     device = torch.device("cuda") if index is None else torch.device("cuda", index)
     backend, table = on(device)
     there = index or 0
     backend.bind(HJ, table, {}).run(SCALARS, [None], array("q", [0]))
     calls = [(name, current) for name, current, _ in two_gpus.calls]
-    assert calls == [("prepare", there), ("upload", there), ("run", there)]
+    assert calls == [("upload", there), ("run", there)]
     launch = CudaLaunch.from_address(two_gpus.calls[-1][2][0])
     assert (launch.device, launch.emulated, two_gpus.calls[-1][2][-1]) == (there, 0, 7000 + there)
     assert two_gpus.current == 0
@@ -150,7 +148,7 @@ def test_what_a_capture_may_launch_is_loaded_before_it_once_a_device_and_type(
 ) -> None:
     backend, table = on(torch.device("cuda:1"))
     backend.bind(HJ, table, {}, False)
-    assert [(name, arguments) for name, _, arguments in two_gpus.calls] == [("prepare", (False,))]
+    assert [name for name, *_ in two_gpus.calls] == ["upload"]
     for _ in range(2):
         backend.bind(HJ, table, {}, True)
     loads = [call for call in two_gpus.calls if call[0] == "load"]
@@ -268,6 +266,18 @@ def test_machine_code_for_each_architecture_and_ptx_for_the_newest(
         assert "--fmad=false" in line
         codes = [word.split(",code=")[1] for word in line.split() if word.startswith("-gencode")]
         assert codes == [f"sm_{a}" for a in expected] + [f"compute_{expected[-1]}"]
+
+
+def test_where_there_is_a_gpu_only_its_architecture_is_built(tmp_path: Path) -> None:
+    home, tools = false_nvcc(tmp_path), tmp_path / "tools"
+    tools.mkdir()
+    command = tools / "nvidia-smi"
+    command.write_text("#!/bin/sh\nprintf '9.0\\n9.0\\n8.0\\n'\n")
+    command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    build(tmp_path, CUDA_HOME=str(home), PATH=f"{tools}:/usr/bin:/bin")
+    assert "code=sm_80" in (tmp_path / "asked").read_text()
+    assert "code=compute_90" in (tmp_path / "asked").read_text()
+    assert "sm_100" not in (tmp_path / "asked").read_text()
 
 
 def test_a_compiler_too_old_for_all_of_them_is_named(tmp_path: Path) -> None:

@@ -49,9 +49,9 @@ def test_every_kernel_is_there_for_every_architecture() -> None:
         assert set(default_architectures()) <= set(found)
     for architecture in built_architectures():
         kernels = {binaries.kernel(symbol) for symbol in found[architecture]} - {None}
-        # EntropySGD: 4 dtypes with and without noise, bfloat16 also rounded; HJ and Heat: 4. Those for float32 and
-        # bfloat16 are also there without options.
-        assert len(kernels) == (4 * 2 + 2 + 4 + 4) + (2 * 2 + 2 + 2 + 2)
+        # For all options: 4 dtypes a rule, and EntropySGD in bfloat16 also rounded. Without: float32 and bfloat16,
+        # EntropySGD with and without noise, in bfloat16 also rounded.
+        assert len(kernels) == (4 + 1 + 4 + 4) + (2 * 2 + 2 + 2 + 2)
         assert len(found[architecture]) == len(kernels) + 3  # a clock for each rule
 
 
@@ -75,8 +75,13 @@ def test_the_record_of_registers_and_loops_is_of_this_code() -> None:
 
 def not_as_written(code: str) -> list[str]:
     """Operations in PTX that round elsewhere than the reference does, or may be made to: without ``.rn`` a product and
-    a sum can still be fused, by a driver that compiles the PTX for a GPU of later years."""
-    fused = re.findall(r"\b(?:fma|mad)\.r[nzmp]\S*|\b(?:div|sqrt|rcp)\.(?:approx|full)\S*|\.ftz\b", code)
+    a sum can still be fused, by a driver that compiles the PTX for a GPU of later years. The steps from an approximate
+    root to the exact one are fused on purpose: test_root.py."""
+    approximate = r"rsqrt\.approx\.ftz\.f32"
+    roots, code = len(re.findall(approximate, code)), re.sub(approximate, "", code)
+    fused = re.findall(r"\b(?:fma|mad)\.r[nzmp]\S*|\b(?:div|r?sqrt|rcp)\.(?:approx|full)\S*|\.ftz\b", code)
+    if fused == ["fma.rn.f32"] * 5 * roots:  # root_from in csrc/scalar.h
+        fused = []
     bare = re.findall(r"\b(?:mul|add|sub)\.(?:b?f\d+)\S*", code)
     operations = re.findall(r"\b(?:div|sqrt|rcp)\.\S*f(?:32|64)", code)
     return [*fused, *bare, *(op for op in operations if not re.fullmatch(r"(?:div|sqrt|rcp)\.rn\.f(?:32|64)", op))]
@@ -86,7 +91,7 @@ def not_as_written(code: str) -> list[str]:
 def test_the_ptx_in_the_module_fuses_and_approximates_nothing() -> None:
     """It holds PTX of the newest virtual architecture alone, for GPUs to come."""
     code = binaries.dump("-ptx")
-    assert code.count(".visible .entry") > 30
+    assert code.count(".visible .entry") == 23 + 3
     newest = built_architectures()[-1]
     assert set(re.findall(r"^\.target (\w+)", code, re.MULTILINE)) == {newest}
     assert re.search(r"\bmul\.rn\.f32", code)
@@ -115,6 +120,9 @@ def test_the_ptx_that_other_architectures_code_is_made_from_fuses_and_approximat
 )
 def test_what_may_round_elsewhere_is_found(code: str) -> None:
     assert not_as_written(f"\tld.global.f32 a;\n\t{code}, b;\n")
+    root = "\trsqrt.approx.ftz.f32 a, b;\n" + 5 * "\tfma.rn.f32 a, b;\n"
+    assert not not_as_written(root)
+    assert not_as_written(f"{root}\t{code}, b;\n")
     assert not not_as_written("\tmul.rn.f32 a, b;\n\tadd.rn.f64 a, b;\n\tdiv.rn.f32 a, b;\n\tadd.s32 a, b;\n")
 
 
@@ -152,7 +160,7 @@ def test_packs_move_in_accesses_of_128_bits_to_global_memory(architecture: str) 
         assert wide[0] >= loads, (str(kernel), wide, loads)
         assert wide[1] >= stores, (str(kernel), wide, stores)
         assert not [op for op in count if re.match(r"(LD|ST)(L|\.|$)", op)], (str(kernel), count)  # local or generic
-    assert seen == 28
+    assert seen == 23
 
 
 @needs_module
@@ -166,8 +174,11 @@ def test_a_pass_of_a_fast_loop_makes_all_its_loads_before_it_waits_for_one(archi
         kernel = binaries.kernel(symbol)
         if kernel is None or not kernel.fast:
             continue
-        aligned = [loop for loop in binaries.loops(text) if loop.aligned]
+        every = binaries.loops(text)
+        aligned, others = ([loop for loop in every if loop.aligned is is_aligned] for is_aligned in (True, False))
         assert len(aligned) == 3, (str(kernel), aligned)
+        # An unaligned gradient leaves the weight's wide loads, and an unaligned weight the gradient's.
+        assert sorted(sum(loop.batches) for loop in others) == sorted(sum(loop.batches) for loop in aligned)
         if (architecture, kernel.dtype) != ("sm_120", "float64"):
             assert all(len(loop.batches) == 1 for loop in aligned), (str(kernel), aligned)
         made, least = sorted(sum(loop.batches) for loop in aligned), sorted(loads for loads, _ in expected(kernel))

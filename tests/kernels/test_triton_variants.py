@@ -83,7 +83,6 @@ def test_every_place_that_numbers_are_uploaded_to_begins_at_a_multiple_of_16_byt
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload = device_table.Upload(size, torch.int64, torch.device("cpu"))
-    upload.prepare()
     monkeypatch.setattr(device_table, "capturing", lambda device: True)
     places = [upload(array("q", range(size))) for _ in range(4)]
     assert [place.data_ptr() % 16 for place in places] == [0] * 4
