@@ -1,5 +1,5 @@
 """``python -m deeprelax``: the command line."""
 
-from deeprelax.cli import main
+from deeprelax.cli.main import main
 
 main()

@@ -70,7 +70,7 @@ def cpu_model() -> str:
 
 def commit(digits: int = 40) -> str | None:
     """The package's commit, where it is in a repository of its own, and whether something differs from it."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
     said = []

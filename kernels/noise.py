@@ -20,7 +20,7 @@ MASK32 = 0xFFFFFFFF
 # Stochastic rounding draws from the same counter with this bit of its second word set.
 ROUNDING_STREAM = 0x80000000
 
-# Minimax polynomials in float32, lowest degree first; bench/fit_normal.py recomputes them and prints their errors.
+# Minimax polynomials in float32, lowest degree first; tools/fit_normal.py recomputes them and prints their errors.
 LOG = (-1.9999999, 1.0000069, -0.66671216, 0.4994312, -0.39768472, 0.34424853, -0.32676288, 0.20757426)
 SIN = (0.7853982, -0.080745436, 0.002490007, -3.595451e-05)  # sin(pi/4 t) / t in powers of t^2, |t| <= 1
 COS = (1.0, -0.30842426, 0.015849914, -0.0003188805)  # cos(pi/4 t) in powers of t^2, |t| <= 1

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from triton.backends.compiler import GPUTarget
+from triton_binaries import bind
 
 from deeprelax.kernels.triton import clock, kernels
 from deeprelax.kernels.triton.backend import Launch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-
-from triton_binaries import bind
 
 H100 = GPUTarget("cuda", 90, 32)
 

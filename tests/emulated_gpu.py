@@ -28,10 +28,10 @@ from gpu_bench.record import Budget, Record  # noqa: E402
 from gpu_bench.timing import Contestant, Sample  # noqa: E402
 
 from deeprelax import kernels  # noqa: E402
-from deeprelax.contestants import EagerEntropySGD  # noqa: E402
+from deeprelax.benchmark.baselines import EagerEntropySGD  # noqa: E402
+from deeprelax.benchmark.shapes import Workload  # noqa: E402
 from deeprelax.kernels import Backend, Flag  # noqa: E402
 from deeprelax.kernels.cuda import Cuda  # noqa: E402
-from deeprelax.workloads import Workload  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = Scale(

@@ -1,12 +1,12 @@
 """The map from the paper's equations to the code leads where it says."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+import readme
 
-from deeprelax.experiments.reproduction import rendered
+from deeprelax.experiments.table1.reproduction import rendered
 
 ROOT = Path(__file__).parent.parent
 COLUMN_FILES = {2: "kernels/reference.py", 4: "kernels/triton/rules.py"}
@@ -43,9 +43,15 @@ def test_the_page_on_reproduction_is_that_of_the_stored_results():
 
 
 def test_the_readmes_figures_are_those_of_the_stored_results():
-    specification = importlib.util.spec_from_file_location("readme", ROOT / "bench" / "readme.py")
-    assert specification is not None
-    readme = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(readme)
     assert list((ROOT / "bench" / "results").glob("*/cpu.json"))
     assert (ROOT / "README.md").read_text() == readme.rendered()
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/equations.md", "docs/theory.md"]
+)
+def test_every_file_that_a_page_names_exists(page: str) -> None:
+    named = re.findall(
+        r"\b(?:tests|bench|tools|deeprelax|kernels|csrc)/[\w/]+\.(?:py|h|cu|cpp|md)\b", (ROOT / page).read_text()
+    )
+    assert not {name for name in named if not (ROOT / name).exists()}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import deeprelax
 from deeprelax import kernels
-from deeprelax.bytes_moved import bytes_moved, peer_bytes_moved
+from deeprelax.benchmark.traffic import bytes_moved, peer_bytes_moved
 from deeprelax.kernels import Backend, Flag
 from deeprelax.kernels.reference import Eager
 

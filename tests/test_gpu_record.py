@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import readme
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -196,18 +196,9 @@ def test_a_time_in_which_the_device_waited_for_the_host_is_marked() -> None:
     assert markdown({"about": ABOUT, "parts": parts, "targets": []}).count("5 (waited for the host)") == 1
 
 
-def readme() -> Any:
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "bench" / "readme.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_readme_says_which_commit_a_gpus_figures_belong_to() -> None:
     parts = measured()
-    text = readme().on_gpu({"about": ABOUT, "parts": parts, "targets": judge(parts)}, "bench/results/x/gpu.json")
+    text = readme.on_gpu({"about": ABOUT, "parts": parts, "targets": judge(parts)}, "bench/results/x/gpu.json")
     assert "commit abc123" in text
     assert "`bench/results/x/gpu.json`" in text
     assert "| HJ, fp32 [cuda]: bandwidth by a copy's | ≥ 0.95 | 0.970 |" in text
@@ -220,7 +211,7 @@ def test_a_backend_that_did_not_run_is_named_in_bold_and_fails_the_run(name: str
     assert verdict.exit_status(data) == verdict.WRONG
     bold = f"**the {name} backend did not run: looked for nvcc**"
     assert bold in markdown(data)
-    assert bold in readme().on_gpu(data, "bench/results/x/gpu.json")
+    assert bold in readme.on_gpu(data, "bench/results/x/gpu.json")
 
 
 def test_a_run_that_proved_everything_ends_with_success_and_says_nothing_in_bold() -> None:
@@ -236,7 +227,7 @@ def test_a_process_that_broke_off_fails_the_run() -> None:
 
 
 def test_without_a_stored_run_the_readme_says_which_commands_are_owed() -> None:
-    text = readme().no_gpu()
+    text = readme.no_gpu()
     assert "make gpu OUT=out COMMIT=$(git rev-parse HEAD)" in text
     assert "NVIDIA H200" in text
     assert "mkdir -p bench/results/nvidia-h200" in text
@@ -247,15 +238,15 @@ def test_the_measurement_of_tritons_sizes_is_owed_until_one_is_stored(tmp_path: 
     """A stored run of make gpu does not stand in for it."""
     (tmp_path / "gpu").mkdir()
     (tmp_path / "gpu" / "gpu.json").write_text("{}")
-    owed = readme().owed_sizes(tmp_path)
+    owed = readme.owed_sizes(tmp_path)
     assert "make gpu PARTS=sweep" in owed
     assert "kernels/triton/sizes.py" in owed
     (tmp_path / "gpu" / "triton_sizes.json").write_text("{}")
-    assert readme().owed_sizes(tmp_path) == ""
+    assert readme.owed_sizes(tmp_path) == ""
 
 
 def test_what_is_owed_stands_in_the_readme() -> None:
-    rendered = readme().rendered().split("<!-- gpu: ")[1].split("<!-- /gpu -->")[0]
+    rendered = readme.rendered().split("<!-- gpu: ")[1].split("<!-- /gpu -->")[0]
     stored = list((ROOT / "bench" / "results").glob("*/triton_sizes.json"))
     assert ("PARTS=sweep" in rendered) != bool(stored)
 

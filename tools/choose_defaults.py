@@ -5,7 +5,7 @@
 - ``recipes``: SGD's learning rate and momentum, and momentum for the others: 40 effective epochs with the schedule of
   ``deeprelax train``.
 
-    python bench/choose_defaults.py            # about 10 minutes on one core; writes bench/results/choose_defaults.json
+    python tools/choose_defaults.py            # about 10 minutes on one core; writes bench/results/choose_defaults.json
 
 The seeds are other ones than those of ``deeprelax train``.
 """
@@ -22,11 +22,13 @@ from typing import Any
 import click
 import torch
 
-from deeprelax.experiments.data import Data, load
-from deeprelax.experiments.machine import describe
+from deeprelax.environment import describe
+from deeprelax.experiments.data.datasets import Data, load
 from deeprelax.experiments.training import DivergedError, Settings, train
 
+ROOT = Path(__file__).parent.parent
 PARTS = ("defaults", "plain", "recipes")
+ROOT = Path(__file__).parent.parent
 PARTS = ("defaults", "plain", "recipes")
 SEEDS = (100, 101)
 NESTEROV = {"momentum": 0.9, "nesterov": True}
@@ -88,7 +90,7 @@ def measure(data: Data, settings: Settings) -> dict[str, Any]:
     multiple=True,
     default=PARTS,
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results/choose_defaults.json")
+@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "bench/results/choose_defaults.json")
 def main(parts: tuple[str, ...], out: Path) -> None:
     torch.set_num_threads(1)
     data = load("digits")

@@ -1,7 +1,7 @@
 """Recomputes the polynomials of kernels/noise.py and prints them with their errors.
 
 Minimax fits by Lawson's iteration: least squares on a fine Chebyshev grid, each point's weight multiplied by its error
-until the largest errors are equal. Run: python bench/fit_normal.py
+until the largest errors are equal. Run: python tools/fit_normal.py
 """
 
 from __future__ import annotations

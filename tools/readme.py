@@ -1,4 +1,4 @@
-"""Writes the README's figures from the stored results. Run: python bench/readme.py"""
+"""Writes the README's figures from the stored results. Run: python tools/readme.py"""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ sys.path.insert(0, str(ROOT / "bench"))  # for whoever loads this file by its pa
 from gpu_bench.targets import judge  # noqa: E402
 from gpu_bench.text import about, correctness, targets, verdict  # noqa: E402
 
-BEGIN, END = "<!-- bench: written by bench/readme.py -->\n", "<!-- /bench -->"
-GPU_BEGIN, GPU_END = "<!-- gpu: written by bench/readme.py -->\n", "<!-- /gpu -->"
-TRAIN_BEGIN, TRAIN_END = "<!-- train: written by bench/readme.py -->\n", "<!-- /train -->"
+BEGIN, END = "<!-- bench: written by tools/readme.py -->\n", "<!-- /bench -->"
+GPU_BEGIN, GPU_END = "<!-- gpu: written by tools/readme.py -->\n", "<!-- /gpu -->"
+TRAIN_BEGIN, TRAIN_END = "<!-- train: written by tools/readme.py -->\n", "<!-- /train -->"
 
 
 def table(result: dict[str, Any], source: str) -> str:
@@ -80,7 +80,7 @@ NO_GPU = """No run on a GPU has been stored yet: the table is still owed. These 
 make gpu OUT=out COMMIT=$(git rev-parse HEAD)    # with an NVIDIA H200, nvcc and torch; no .git there: write the hash
 mkdir -p bench/results/nvidia-h200
 cp out/gpu/* bench/results/nvidia-h200/
-python bench/readme.py
+python tools/readme.py
 ```
 
 """

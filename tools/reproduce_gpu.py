@@ -1,12 +1,12 @@
 """The paper's experiments on a machine with a GPU, the most informative runs first; results go into the repository.
 
-    python bench/reproduce_gpu.py --data DIR --budget-minutes 25
+    python tools/reproduce_gpu.py --data DIR --budget-minutes 25
 
 ``make gpu PARTS=correctness`` builds the kernels in place and proves them first. DIR has MNIST/raw and cifar10.npz (or
 cifar-10-batches-py); how it comes to the machine is yours to say. One seed of each of the authors' eight rows is first,
 then one of their ablation and of the paper's preset, then the next seed. What has ended goes to
 bench/results/<gpu>/reproduction; the same command goes on where the budget stopped it, as long as OUT is there.
-Afterwards, here or elsewhere: python bench/reproduction.py
+Afterwards, here or elsewhere: python tools/reproduction.py
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from deeprelax.experiments import figure2, machine, protocol, store, table1, table1_report
-from deeprelax.experiments.checkpoints import StoreError
-from deeprelax.experiments.data import DataError
-from deeprelax.experiments.protocol import Run
+from deeprelax import environment
+from deeprelax.experiments.data.datasets import DataError
+from deeprelax.experiments.table1 import experiment, figure2, protocol, store
+from deeprelax.experiments.table1 import report as table1_report
+from deeprelax.experiments.table1.checkpoints import StoreError
+from deeprelax.experiments.table1.protocol import Run
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,7 +51,7 @@ def plan(asked: argparse.Namespace) -> list[Run]:
     runs = [
         run
         for preset in protocol.PRESETS
-        for run in table1.plan(
+        for run in experiment.plan(
             preset, asked.models, protocol.OPTIMIZERS, asked.seeds, ablation=preset == "authors", **common
         )
     ]
@@ -74,13 +76,13 @@ def main(given: list[str] | None = None, device: str = "cuda") -> int:
     if where.type == "cuda" and not torch.cuda.is_available():
         print("torch.cuda.is_available() is False: this needs a GPU, and a build of torch for CUDA", file=sys.stderr)
         return 2
-    machine.reproducible_cublas(where)
+    environment.reproducible_cublas(where)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else device
     folder = asked.results / "-".join(name.lower().split()) / "reproduction"
     console, runs = Console(), plan(asked)
     try:
-        load = table1.Loader(asked.data, asked.out / "cache", where)
-        left = table1.execute(runs, load, asked.out, console, budget_minutes=asked.budget_minutes)
+        load = experiment.Loader(asked.data, asked.out / "cache", where)
+        left = experiment.execute(runs, load, asked.out, console, budget_minutes=asked.budget_minutes)
     except (DataError, StoreError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -88,7 +90,7 @@ def main(given: list[str] | None = None, device: str = "cuda") -> int:
         keep(runs, asked.out, folder)
     for preset in protocol.PRESETS:
         console.print(table1_report.table(table1_report.rows(store.read_all(folder), preset), asked.models))
-    print(f"{len(left)} of {len(runs)} runs are left; in {folder}: those that have ended. Then: bench/reproduction.py")
+    print(f"{len(left)} of {len(runs)} runs are left; in {folder}: those that have ended. Then: tools/reproduction.py")
     return 0
 
 

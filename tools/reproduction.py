@@ -1,10 +1,10 @@
-"""Writes docs/reproduction.md from the stored results. Run: python bench/reproduction.py"""
+"""Writes docs/reproduction.md from the stored results. Run: python tools/reproduction.py"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from deeprelax.experiments.reproduction import rendered
+from deeprelax.experiments.table1.reproduction import rendered
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,7 +1,7 @@
 """Writes docs/theory.md: every statement measured, its numbers stored, its picture drawn, its text filled in.
 
-Run: python bench/theory.py           measures (half a minute of one core), then writes numbers, pictures and page
-     python bench/theory.py --stored  pictures and page from the stored numbers
+Run: python tools/theory.py           measures (half a minute of one core), then writes numbers, pictures and page
+     python tools/theory.py --stored  pictures and page from the stored numbers
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ NUMBERS = FOLDER / "numbers.json"
 
 HEAD = """# The paper's statements, checked numerically
 
-Written by `python bench/theory.py` from `docs/theory/numbers.json`; nothing is typed in by hand. The tests
-(`tests/test_pde_theory.py`) call the same functions of `deeprelax/pde/theory/` and hold their numbers against what the
+Written by `python tools/theory.py` from `docs/theory/numbers.json`; nothing is typed in by hand. The tests
+(`tests/pde/test_theory.py`) call the same functions of `deeprelax/pde/theory/` and hold their numbers against what the
 theory says. ± is one standard error, [ ] a 95 % confidence interval. Where the print of the paper is inconsistent, a
 sentence in bold says so.
 

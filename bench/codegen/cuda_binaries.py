@@ -1,6 +1,6 @@
 """What nvcc made of the CUDA kernels: registers, spills, accesses, and the order of their loads. Needs no GPU.
 
-Run: python bench/cuda_binaries.py
+Run: python bench/codegen/cuda_binaries.py
 
 It writes bench/results/nvcc/registers.json, and tests/kernels/test_cuda_binaries.py compares.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 from deeprelax.kernels.abi import Flag
 
-RECORD = Path(__file__).parent / "results" / "nvcc" / "registers.json"
+RECORD = Path(__file__).parents[1] / "results" / "nvcc" / "registers.json"
 DTYPES = {"d": "float64", "f": "float32", "NS0_8bfloat16E": "bfloat16", "NS0_7float16E": "float16"}
 MANGLED = re.compile(
     r"_ZN9deeprelax4cuda6updateI(?P<dtype>d|f|NS0_\d+b?float16E)[df]NS0_\d+(?P<rule>\w+?)ELj(?P<on>\d+)E"

@@ -3,7 +3,7 @@
 Compiled is what ``run``, ``run_ticked`` and ``tick`` would launch: the same arguments, specialised by the same
 code.
 
-Run: python bench/triton_binaries.py
+Run: python bench/codegen/triton_binaries.py
 
 It writes bench/results/triton/registers.json, and tests/kernels/test_triton_ptx.py compares.
 """
@@ -30,7 +30,7 @@ from triton.runtime.jit import create_function_from_signature
 from deeprelax.kernels import RULES, ClockMemory, Flag, Hyper, Scalars, Table, Tick
 from deeprelax.kernels.triton.backend import Launch, Triton
 
-RECORD = Path(__file__).parent / "results" / "triton" / "registers.json"
+RECORD = Path(__file__).parents[1] / "results" / "triton" / "registers.json"
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 SHARED: dict[str, float] = {"outer_step": 0.1, "outer_scale": 0.2, "lr": 0.3, "momentum": 0.9, "weight_decay": 0.01}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deeprelax import kernels
-from deeprelax.bytes_moved import bytes_moved
+from deeprelax.benchmark.traffic import bytes_moved
 from deeprelax.kernels import Backend, ClockMemory, CycleState, Hyper, Scalars, Table, Tick, Update
 from deeprelax.kernels.scalars import ENTROPY_SGD, HEAT, HJ
 from gpu_bench.timing import Contestant

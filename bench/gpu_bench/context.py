@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from deeprelax.benchmark.shapes import Workload, named
 from deeprelax.kernels import Backend
-from deeprelax.workloads import Workload, named
 from gpu_bench.record import Budget, Record
 from gpu_bench.timing import Timer, cuda_timer
 

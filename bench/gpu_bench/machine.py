@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deeprelax import kernels
-from deeprelax.experiments.machine import commit, describe
+from deeprelax.environment import commit, describe
 
 ROOT = Path(__file__).parents[2]
 

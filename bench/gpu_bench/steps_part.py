@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import deeprelax
-from deeprelax.bytes_moved import bytes_moved, peer_bytes_moved
-from deeprelax.contestants import CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
-from deeprelax.workloads import Workload
+from deeprelax.benchmark.baselines import CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
+from deeprelax.benchmark.shapes import Workload
+from deeprelax.benchmark.traffic import bytes_moved, peer_bytes_moved
 from gpu_bench.calls import RULES, Rule
 from gpu_bench.context import Context
 from gpu_bench.host_part import is_capturable

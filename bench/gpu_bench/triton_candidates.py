@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from deeprelax.bytes_moved import bytes_moved
+from deeprelax.benchmark.traffic import bytes_moved
 from deeprelax.kernels import Table
 from deeprelax.kernels.triton.backend import Launch, Triton, TritonUpdate
 from deeprelax.kernels.triton.sizes import SIZES, Kind, Sizes

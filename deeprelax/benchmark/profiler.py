@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 import deeprelax
-from deeprelax.benchmark import Step, measure, ratio
-from deeprelax.bytes_moved import PEER_STREAMS, bytes_moved, peer_bytes_moved, streams, width
-from deeprelax.experiments.machine import describe
+from deeprelax.benchmark.shapes import Workload
+from deeprelax.benchmark.throughput import Step, measure, ratio
+from deeprelax.benchmark.timing import Clock, DeviceClock, Event, HostClock, Sample, watched
+from deeprelax.benchmark.trace import kernels_launched, write_trace
+from deeprelax.benchmark.traffic import PEER_STREAMS, bytes_moved, peer_bytes_moved, streams, width
+from deeprelax.environment import describe
 from deeprelax.optim.relaxation import Relaxation
-from deeprelax.profile_trace import kernels_launched, write_trace
-from deeprelax.step_clocks import Clock, DeviceClock, Event, HostClock, Sample, watched
-from deeprelax.workloads import Workload
 
 OPTIMIZERS: dict[str, type[Relaxation]] = {
     "EntropySGD": deeprelax.EntropySGD,

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 import deeprelax
-from deeprelax.bytes_moved import PEER_STREAMS, bytes_moved, peer_bytes_moved
-from deeprelax.contestants import CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
-from deeprelax.experiments.machine import describe
+from deeprelax.benchmark.baselines import CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
+from deeprelax.benchmark.shapes import Workload, resnet50_shapes
+from deeprelax.benchmark.traffic import PEER_STREAMS, bytes_moved, peer_bytes_moved
+from deeprelax.environment import describe
 from deeprelax.files import write_json
-from deeprelax.workloads import Workload, resnet50_shapes
 
 # fp32 words that one inner call reads and writes, per element.
 ENTROPY_SGD, HJ, HEAT = (bytes_moved(rule, torch.float32, "inner") // 4 for rule in ("EntropySGD", "HJ", "Heat"))
@@ -184,7 +184,7 @@ def main(preset: str, output: Path | None, threads: int | None) -> None:
         output: the JSON file; None writes none.
         threads: how many torch and the kernels use; default torch's.
     """
-    from deeprelax.benchmark_report import show
+    from deeprelax.benchmark.report import show
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
-from deeprelax.benchmark import Step
+from deeprelax.benchmark.throughput import Step
 from deeprelax.kernels import Update
 from deeprelax.optim.relaxation import Relaxation
 

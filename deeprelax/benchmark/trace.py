@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
+from deeprelax.benchmark.timing import watched
 from deeprelax.files import replacing
 from deeprelax.optim.relaxation import Relaxation
-from deeprelax.step_clocks import watched
 
 
 @contextlib.contextmanager

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from deeprelax import kernels
-from deeprelax.experiments import machine, protocol
+from deeprelax import environment, kernels
+from deeprelax.cli.common import check_writable, extras_needed, out_option, threads_option
+from deeprelax.experiments.table1 import protocol
 from deeprelax.terminal import InterruptedRun, asked_to_stop
 
 if TYPE_CHECKING:  # a console is rich's, which only the extra brings
     from rich.console import Console
 
-    from deeprelax.experiments.protocol import Run
+    from deeprelax.experiments.table1.protocol import Run
 
 OUT = Path("out/reproduction")
 
@@ -53,10 +54,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="Has MNIST/raw, and cifar10.npz or cifar-10-batches-py; what is missing is downloaded with "
                 "torchvision.  [default: .data]",
             ),
-            click.option(
-                "--out", type=click.Path(path_type=Path, file_okay=False), default=OUT, show_default=True,
-                metavar="DIR", help="Runs, checkpoints and tables; what is there is not run again.",
-            ),
+            out_option("Runs, checkpoints and tables; existing runs are not run again.", default=OUT),
             click.option(
                 "--models", type=Names(protocol.MODELS), default=",".join(protocol.MODELS), show_default=True
             ),
@@ -70,10 +68,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
                 "its sections 6 and 7 to the letter, without replacement, pylearn2's whitening.",
             ),
             click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1."),
-            click.option(
-                "--threads", type=click.IntRange(1),
-                help="CPU threads; a run that is gone on with keeps those it began with.  [default: torch's choice]",
-            ),
+            threads_option(remark="; a resumed run keeps its own"),
             click.option(
                 "--budget-minutes", type=click.FloatRange(0),
                 help="Stop after this time; the next call goes on where this one stopped.  [default: none]",
@@ -87,8 +82,6 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
 @contextlib.contextmanager
 def _prepared(device: str, threads: int | None) -> Iterator[torch.device]:
     """The device, checked; missing packages and what a user can mend become messages."""
-    from deeprelax.cli import _extras_needed
-
     try:
         where = torch.device(device)
     except RuntimeError as error:
@@ -98,19 +91,19 @@ def _prepared(device: str, threads: int | None) -> Iterator[torch.device]:
     if where.type == "cuda":
         if (where.index or 0) >= torch.cuda.device_count():
             raise click.ClickException(f"--device {device}: torch finds no such GPU here; deeprelax doctor says more")
-        machine.reproducible_cublas(where)
+        environment.reproducible_cublas(where)
     try:
         kernels.get("auto", where)
     except (RuntimeError, ValueError) as error:  # DEEPRELAX_BACKEND names one
         raise click.ClickException(f"DEEPRELAX_BACKEND: {error}") from error
-    with _extras_needed(), machine.threads(threads):
+    with extras_needed(), environment.threads(threads):
         yield where
 
 
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
-    from deeprelax.experiments.checkpoints import StoreError
-    from deeprelax.experiments.data import DataError
+    from deeprelax.experiments.data.datasets import DataError
+    from deeprelax.experiments.table1.checkpoints import StoreError
 
     try:
         yield
@@ -232,14 +225,13 @@ def table1(
     with _prepared(device, threads) as where:
         from rich.console import Console
 
-        from deeprelax.cli import _check_writable
-        from deeprelax.experiments import search as searching
-        from deeprelax.experiments import table1 as experiment
+        from deeprelax.experiments.table1 import experiment
+        from deeprelax.experiments.table1 import search as searching
 
         console = Console()
         write = _tensorboard(out) if tensorboard else (lambda run, records: None)
         with _errors(), _stopped_by_ctrl_c(out) as stop:
-            _check_writable("--out", out / f"table1-{preset}.md")
+            check_writable("--out", out / f"table1-{preset}.md")
             chosen = searching.best_of(found, preset, models, optimizers) if found else None
             runs = experiment.plan(
                 preset, models, optimizers, seeds, ablation=ablation, found=chosen, epochs=epochs,
@@ -260,7 +252,8 @@ def table1(
 def _report(out: Path, preset: str, models: Sequence[str], console: Console) -> None:
     """The table from what is stored, on the console and in OUT."""
     from deeprelax import files
-    from deeprelax.experiments import ablation_report, store, table1_report
+    from deeprelax.experiments.table1 import ablation_report, store
+    from deeprelax.experiments.table1 import report as table1_report
 
     runs = store.read_all(out)
     rows = table1_report.rows(runs, preset)
@@ -287,8 +280,8 @@ def figure2(out: Path, preset: str) -> None:
     means, with a band of one standard deviation over the seeds.
     """
     with _prepared("cpu", None), _errors():
-        from deeprelax.experiments import figure2 as figure
-        from deeprelax.experiments import store
+        from deeprelax.experiments.table1 import figure2 as figure
+        from deeprelax.experiments.table1 import store
 
         runs = [stored for stored in store.read_all(out) if stored.settings["preset"] == preset and stored.records]
         if not runs:
@@ -330,13 +323,11 @@ def search(
     with _prepared(device, threads) as where, _errors(), _stopped_by_ctrl_c(out) as stop:
         from rich.console import Console
 
-        from deeprelax.cli import _check_writable
-        from deeprelax.experiments import search as searching
-        from deeprelax.experiments import search_trials
-        from deeprelax.experiments import table1 as experiment
+        from deeprelax.experiments.table1 import experiment, search_trials
+        from deeprelax.experiments.table1 import search as searching
 
         console = Console()
-        _check_writable("--out", out / f"search-{preset}.json")
+        check_writable("--out", out / f"search-{preset}.json")
         load = searching.held_out(experiment.Loader(folder, out / "cache", where), images)
         trials = search_trials.plan(preset, models, optimizers, epochs)
         until = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes

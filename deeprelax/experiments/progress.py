@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from deeprelax.experiments.data import Data
+from deeprelax.experiments.data.datasets import Data
 from deeprelax.experiments.report import TITLES
 from deeprelax.experiments.training import Result, Settings, train
 from deeprelax.terminal import Pace

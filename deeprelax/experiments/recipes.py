@@ -1,6 +1,6 @@
 """Settings per data set and optimizer, each value with its source.
 
-"measured" is bench/results/choose_defaults.json, which bench/choose_defaults.py writes; "authors" is the program that
+"measured" is bench/results/choose_defaults.json, which tools/choose_defaults.py writes; "authors" is the program that
 the paper's authors published, and their earlier one for Entropy-SGD.
 """
 

@@ -17,7 +17,7 @@ import deeprelax
 from deeprelax.experiments.models import build
 
 if TYPE_CHECKING:  # the data need numpy; this module only torch
-    from deeprelax.experiments.data import Data
+    from deeprelax.experiments.data.datasets import Data
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,

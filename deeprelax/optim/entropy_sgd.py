@@ -31,7 +31,7 @@ class EntropySGD(Relaxation):
         lr: η, a number or a tensor. Default 1.0, as in Entropy-SGD's own programs. Without ``absorb_gamma`` the outer
             step is lr/γ, and lr ≤ γ keeps x an average of x and z: set both, and lower lr with γ in a long run. On a
             quadratic of curvature λ the outer step is stable while lr λ / (1 + γ λ) < 2, for every λ while lr < 2 γ;
-            the defaults leave that after 700 outer updates, and a warning says so. Measured (bench/choose_defaults.py:
+            the defaults leave that after 700 outer updates, and a warning says so. Measured (tools/choose_defaults.py:
             digits, 20 effective epochs, two seeds, 450 images: differences below 0.5 are noise): at γ = 1, 1.2 %
             validation error, against 2.6 % for lr = 0.3.
         inner_lr: η′. Default 0.1 (section 6.4).
@@ -148,7 +148,7 @@ class EntropySGD(Relaxation):
 
     def _notice(self, group: Mapping[str, Any]) -> None:
         if group["coupling"] == "explicit" and group["inner_lr"] >= 2 * group["gamma"]:
-            self._warn_once(
+            self._shared.warn_once(
                 "coupling",
                 f"inner_lr / gamma = {group['inner_lr'] / group['gamma']:.3g} (inner_lr {group['inner_lr']:.3g}, gamma "
                 f"{group['gamma']:.3g}): the explicit coupling is unstable from 2 on; scoping gets there in a long "
@@ -158,7 +158,7 @@ class EntropySGD(Relaxation):
     def _notice_gamma(self, group: Mapping[str, Any], gamma: float, next_gamma: float) -> None:
         lr = float(group["lr"])
         if not group["absorb_gamma"] and lr < 2 * gamma and lr >= 2 * next_gamma:
-            self._warn_once(
+            self._shared.warn_once(
                 "outer step",
                 f"gamma has come down to {next_gamma:.3g}, and lr / gamma to 2 (lr {lr:.3g}): from here on the outer "
                 "step can overshoot where the loss is steep. Lower lr along with gamma (a scheduler), set "

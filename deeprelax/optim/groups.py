@@ -6,6 +6,8 @@ All functions take the optimizer, whose ``_shared.plans`` say how each group is 
 from __future__ import annotations
 
 import dataclasses
+import sys
+import warnings
 from collections.abc import Mapping
 from operator import is_
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -90,6 +92,21 @@ class Shared:
     state: State = dataclasses.field(default_factory=State)
     plans: list[Plan] = dataclasses.field(default_factory=list)
 
+    def warn_once(self, kind: str, message: str) -> None:
+        """Warn of that kind of thing once in a run, at the line that called the optimizer."""
+        if kind in self.warned:
+            return
+        self.warned.add(kind)
+        # Neither torch's hooks around step() nor this package are of interest.
+        level, frame = 1, sys._getframe()
+        while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (
+            "deeprelax",
+            "torch",
+            "contextlib",
+        ):
+            level, frame = level + 1, frame.f_back
+        warnings.warn(message, stacklevel=level)
+
     def portable(self) -> Shared:
         """Without what is rebuilt from the optimizer's state and groups."""
         return dataclasses.replace(self, warned=set(self.warned), state=State(), plans=[])
@@ -153,7 +170,7 @@ def match_groups(opt: Relaxation) -> list[Plan]:
 def new_clock(opt: Relaxation, i: int, group: dict[str, Any], others: list[Clock]) -> Clock:
     options, ranges = opt._shared.options, {**SHARED, **opt.ranges}
     if not options.capturable:
-        rounding, warn = options.stochastic_rounding, opt._warn_once
+        rounding, warn = options.stochastic_rounding, opt._shared.warn_once
         return HostClock(opt.rule, group, ranges, rounding, opt.params_hold_x, warn, opt._notice_gamma)
     device = one_device(opt)
     for name in RATES:

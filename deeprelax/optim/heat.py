@@ -29,7 +29,7 @@ class Heat(Relaxation):
     Args:
         params: parameters, named parameters or groups, as for ``torch.optim.SGD``. Floating-point tensors (float64,
             float32, bfloat16, float16) of any shape; state is kept in float32 for the two narrow types.
-        lr: η, a number or a tensor. Default 0.5, measured (bench/choose_defaults.py: digits, 20 effective epochs): it
+        lr: η, a number or a tensor. Default 0.5, measured (tools/choose_defaults.py: digits, 20 effective epochs): it
             gives 1.7 % validation error, 0.1 gives 3.0 % and 1.0 gives 1.0 %; without batch norm 6.6 %, and the others
             21 % and 23 %. An outer update comes once in L gradients: expect a larger value than SGD's.
         inner_steps: L, gradients per outer update. Default 5 (Remark 15). A change counts from the next cycle on.

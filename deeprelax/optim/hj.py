@@ -24,7 +24,7 @@ class HJ(Relaxation):
     Args:
         params: parameters, named parameters or groups, as for ``torch.optim.SGD``. Floating-point tensors (float64,
             float32, bfloat16, float16) of any shape; state is kept in float32 for the two narrow types.
-        lr: η, a number or a tensor. Default 1.0, measured (bench/choose_defaults.py: digits, 20 effective epochs): it
+        lr: η, a number or a tensor. Default 1.0, measured (tools/choose_defaults.py: digits, 20 effective epochs): it
             gives 1.0 % validation error, 0.1 gives 2.8 %, 0.3 and 3 give 1.3 %. Without batch norm it gives 4.4 %, they
             21 %, 7.8 % and 2.9 %, but 3 is far too large there for a smaller γ. With α = 0.75 and L = 5, p is 0.76 of
             the gradient, and an outer update comes once in L gradients: expect a larger value than SGD's.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar, cast, overload
 
@@ -22,12 +20,9 @@ from deeprelax.optim.clock import CLOCK, CURE, Gathered
 from deeprelax.optim.flat_storage import supported
 from deeprelax.optim.groups import (
     Options,
-    Plan,
     Shared,
     drop_strangers,
-    make_buckets,
     momenta,
-    new_clock,
     ready,
     refuse_overlaps,
 )
@@ -289,7 +284,7 @@ class Relaxation(Optimizer):
 
     def _begin_at_foreign_weights(self, buckets: list[Bucket], foreign: list[list[int]]) -> None:
         name = next(bucket.names[ts[0]] for bucket, ts in zip(buckets, foreign) if ts)
-        self._warn_once(
+        self._shared.warn_once(
             "loaded",
             f"{name} was written to by other code in mid-cycle, and a new cycle begins at what it holds: {CURE}",
         )
@@ -388,44 +383,11 @@ class Relaxation(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         with torch.no_grad():
             self._refresh_x()
-        self.state.note.written = True  # sending a tensor to another process moves it out of the flat buffers
-        return {
-            "defaults": self.defaults,
-            "state": {p: dict(entry) for p, entry in self.state.items()},
-            "param_groups": [plan.clock.portable() for plan in self._shared.plans],
-            "_shared": self._shared.portable(),
-        }
+        return saved_states.portable(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         entries, groups = state.pop("state"), state.pop("param_groups")
         state["_shared"] = copy.copy(state["_shared"]).portable()
         super().__setstate__({**state, "defaults": dict(state["defaults"])})
         self.defaults.pop("differentiable", None)  # torch's addition; not an option of ours
-        self.param_groups = [
-            {name: v.clone() if isinstance(v, Tensor) else v for name, v in group.items()}
-            | {"params": list(group["params"])}
-            for group in groups
-        ]
-        self._shared.plans = [
-            Plan(group, -1, [], [], [], new_clock(self, i, group, [])) for i, group in enumerate(self.param_groups)
-        ]
-        base = 0
-        with torch.no_grad():
-            for i, group in enumerate(self.param_groups):
-                self._shared.plans[i].clock.take_in(plain(groups[0]["inner_steps"]))
-                make_buckets(self, i, base, {p: entries.get(p) for p in group["params"]})
-                base += len(group["params"])
-
-    def _warn_once(self, kind: str, message: str) -> None:
-        if kind in self._shared.warned:
-            return
-        self._shared.warned.add(kind)
-        # At the caller's line: neither torch's hooks around step() nor this package are of interest.
-        level, frame = 1, sys._getframe()
-        while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (
-            "deeprelax",
-            "torch",
-            "contextlib",
-        ):
-            level, frame = level + 1, frame.f_back
-        warnings.warn(message, stacklevel=level)
+        saved_states.rebuild(self, entries, groups)

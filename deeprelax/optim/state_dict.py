@@ -1,18 +1,20 @@
-"""Saved states: what is put into them, and the checks before anything of one is taken over."""
+"""Saved states and copies: what is put into them, and the checks before anything of one is taken over."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from deeprelax.optim.bucket import OPTIONAL, Bucket
 from deeprelax.optim.clock import CLOCK
+from deeprelax.optim.groups import Plan, make_buckets, new_clock
 from deeprelax.optim.hyperparameters import Range, check, plain
 
 if TYPE_CHECKING:
-    from deeprelax.optim.groups import Plan
+    from deeprelax.optim.relaxation import Relaxation
 
 # Entries of the groups of version 0.1 that are gone.
 GONE = ("gamma_schedule", "norm", "norm_before")
@@ -121,3 +123,32 @@ def load_group(group: dict[str, Any], saved: Mapping[str, Any]) -> None:
             group[name].copy_(value) if isinstance(value, Tensor) else group[name].fill_(value)
         else:
             group[name] = value.clone() if isinstance(value, Tensor) else value
+
+
+def portable(opt: Relaxation) -> dict[str, Any]:
+    """What ``copy`` and ``pickle`` take of an optimizer."""
+    opt.state.note.written = True  # sending a tensor to another process moves it out of the flat buffers
+    return {
+        "defaults": opt.defaults,
+        "state": {p: dict(entry) for p, entry in opt.state.items()},
+        "param_groups": [plan.clock.portable() for plan in opt._shared.plans],
+        "_shared": opt._shared.portable(),
+    }
+
+
+@torch.no_grad()
+def rebuild(opt: Relaxation, entries: dict[Tensor, dict[str, Tensor]], groups: list[dict[str, Any]]) -> None:
+    """Make the groups, clocks and buffers of a copy from what ``portable`` returned."""
+    opt.param_groups = [
+        {name: v.clone() if isinstance(v, Tensor) else v for name, v in group.items()}
+        | {"params": list(group["params"])}
+        for group in groups
+    ]
+    opt._shared.plans = [
+        Plan(group, -1, [], [], [], new_clock(opt, i, group, [])) for i, group in enumerate(opt.param_groups)
+    ]
+    base = 0
+    for i, group in enumerate(opt.param_groups):
+        opt._shared.plans[i].clock.take_in(plain(groups[0]["inner_steps"]))
+        make_buckets(opt, i, base, {p: entries.get(p) for p in group["params"]})
+        base += len(group["params"])

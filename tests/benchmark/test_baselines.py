@@ -9,8 +9,8 @@ import torch
 import torch._dynamo.testing
 from torch import Tensor
 
-from deeprelax.contestants import CompiledEntropySGD, EagerEntropySGD
-from deeprelax.workloads import Shapes, resnet50_shapes
+from deeprelax.benchmark.baselines import CompiledEntropySGD, EagerEntropySGD
+from deeprelax.benchmark.shapes import Shapes, resnet50_shapes
 
 SMALL: Shapes = tuple(s for s in resnet50_shapes() if torch.Size(s).numel() < 20_000)
 

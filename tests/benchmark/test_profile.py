@@ -14,20 +14,20 @@ from conftest import make, parameters, run, same_bits
 from rich.console import Console
 from torch.nn import Parameter
 
-from deeprelax import profile_report, profiling, step_clocks
-from deeprelax.bytes_moved import bytes_moved
-from deeprelax.cli import main
-from deeprelax.profile_trace import kernels_in, kernels_launched, write_trace
-from deeprelax.profiling import OPTIMIZERS, Plan, figures, profile, sample
-from deeprelax.step_clocks import DeviceClock, HostClock, Sample, Watch, watched
-from deeprelax.workloads import named, typed
+from deeprelax.benchmark import profile_report, profiler, timing
+from deeprelax.benchmark.profiler import OPTIMIZERS, Plan, figures, profile, sample
+from deeprelax.benchmark.shapes import named, typed
+from deeprelax.benchmark.timing import DeviceClock, HostClock, Sample, Watch, watched
+from deeprelax.benchmark.trace import kernels_in, kernels_launched, write_trace
+from deeprelax.benchmark.traffic import bytes_moved
+from deeprelax.cli.main import main
 
 SMALL = typed("64x3,128,64")
 
 
 @pytest.fixture(autouse=True)
 def _small_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiling, "COPY_BYTES", {"cpu": 2**16, "cuda": 2**16})
+    monkeypatch.setattr(profiler, "COPY_BYTES", {"cpu": 2**16, "cuda": 2**16})
 
 
 def command(*arguments: object, code: int = 0) -> Result:
@@ -107,7 +107,7 @@ class Time:
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Time:
     host = Time()
-    monkeypatch.setattr(step_clocks, "time", host)
+    monkeypatch.setattr(timing, "time", host)
     return host
 
 
@@ -287,7 +287,7 @@ def test_the_memory_that_a_profile_asks_for_is_what_it_takes(name: str, dtype: t
     ours = [t for p in opt.param_groups[0]["params"] for t in (p, p.grad, *opt.state[p].values())]
     assert plan.memory(peers=False) - 2**16 == sum(t.numel() * t.element_size() for t in ours)
     shared = plan.parameters()
-    for build in profiling.PEERS.values():
+    for build in profiler.PEERS.values():
         peer = build(shared)
         peer.step()
         ours += [t for p in shared for t in peer.state[p].values() if t is not None and t.numel() > 1]
@@ -297,7 +297,7 @@ def test_the_memory_that_a_profile_asks_for_is_what_it_takes(name: str, dtype: t
 
 def test_a_cpus_yardstick_moves_no_bytes_that_are_not_counted() -> None:
     """A copy between two buffers fetches the lines that it overwrites: kernels came out at 1.64 of it."""
-    said, run = profiling.yardstick(torch.device("cpu"))
+    said, run = profiler.yardstick(torch.device("cpu"))
     source = run.__self__  # type: ignore[attr-defined]
     before = source.clone()
     assert before.nbytes == 2**16
@@ -381,9 +381,9 @@ def test_the_command_prints_and_stores_where_the_time_went(
         assert row["launches"] == 1
         assert min(row["kernel_us"], row["host_us"], row["gb_per_s"], row["of_copy"]) > 0
     assert sum(row["calls_per_cycle"] for row in result["calls"]) == result["inner_steps"]
-    assert [row["name"] for row in result["peers"]] == list(profiling.PEERS)
+    assert [row["name"] for row in result["peers"]] == list(profiler.PEERS)
     assert all(row["ours_by_this"] > 0 for row in result["peers"])
-    for shown in ("kernels µs", "host µs", "launches", "GB/s", "of a copy's", "average", *profiling.PEERS):
+    for shown in ("kernels µs", "host µs", "launches", "GB/s", "of a copy's", "average", *profiler.PEERS):
         assert shown in output
     assert all(f"written: {file}" in output.replace("\n", "") for file in files)
     assert files[1].read_bytes().startswith(b"\x89PNG")
@@ -435,7 +435,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
     option: str, path: str, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[Plan] = []
-    monkeypatch.setattr(profiling, "profile", lambda plan, *_: measured.append(plan))
+    monkeypatch.setattr(profiler, "profile", lambda plan, *_: measured.append(plan))
     result = CliRunner().invoke(main, ["profile", "--shapes", "4", option, path])
     assert isinstance(result.exception, SystemExit)
     assert result.exit_code in (1, 2)
@@ -473,7 +473,7 @@ def test_cuda_without_a_gpu_is_refused() -> None:
 
 
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiling, "free_memory", lambda device: 30 * 10**9)
+    monkeypatch.setattr(profiler, "free_memory", lambda device: 30 * 10**9)
     output = " ".join(command("--model", "decoder-1.3b", code=1).output.split())
     need = (4 + 5) * 4 * named("decoder-1.3b").elements / 1e9  # w g x z, and of the peers w g m, m v
     assert f"takes {need:.1f} GB, and 30.0 GB are free on cpu; try --no-peers" in output

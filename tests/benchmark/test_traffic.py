@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import deeprelax
-from deeprelax.bytes_moved import KINDS, PEER_STREAMS, bytes_moved, peer_bytes_moved, streams
+from deeprelax.benchmark.traffic import KINDS, PEER_STREAMS, bytes_moved, peer_bytes_moved, streams
 
 F32, BF16 = torch.float32, torch.bfloat16
 BUFFERS = {"x": "x", "y": "y", "z": "z", "p": "p", "s": "s", "momentum_buffer": "m", "inner_momentum_buffer": "v"}

@@ -16,9 +16,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from deeprelax import kernels
-from deeprelax.cli import main
-from deeprelax.experiments.cifar import cifar10_arrays
-from deeprelax.experiments.data import MNIST_FILES, PUBLISHED, DataError, load, mnist_arrays
+from deeprelax.cli.main import main
+from deeprelax.experiments.data.cifar import cifar10_arrays
+from deeprelax.experiments.data.datasets import MNIST_FILES, PUBLISHED, DataError, load, mnist_arrays
 from deeprelax.experiments.recipes import PLANS
 
 
@@ -128,7 +128,7 @@ def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *arguments, **keywords)  # type: ignore[arg-type]
 
     for name in [
-        n for n in sys.modules if n.startswith(("deeprelax.experiments.live", "deeprelax.experiments.report"))
+        n for n in sys.modules if n.startswith(("deeprelax.experiments.progress", "deeprelax.experiments.report"))
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", refuse)

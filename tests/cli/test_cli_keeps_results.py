@@ -16,12 +16,14 @@ import torch
 from click.testing import CliRunner
 from test_cli import run
 
-from deeprelax import benchmark, benchmark_report, files
-from deeprelax.cli import main
-from deeprelax.experiments import live, report
+from deeprelax import files
+from deeprelax.benchmark import report as benchmark_report
+from deeprelax.benchmark import throughput
+from deeprelax.benchmark.shapes import Workload
+from deeprelax.cli.main import main
+from deeprelax.experiments import progress, report
 from deeprelax.experiments.training import DivergedError
 from deeprelax.terminal import Pace
-from deeprelax.workloads import Workload
 
 TRAIN = ["train", "--optimizer", "sgd", "--epochs", "1", "--seeds", "2"]
 FILES = ["digits.json", "digits.png", "digits.txt"]
@@ -34,7 +36,7 @@ def names(folder: Path) -> list[str]:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A benchmark of a moment."""
-    monkeypatch.setattr(benchmark, "workloads", lambda preset: [Workload(name, ((16,),) * 2) for name in ("a", "b")])
+    monkeypatch.setattr(throughput, "workloads", lambda preset: [Workload(name, ((16,),) * 2) for name in ("a", "b")])
 
 
 def full_device() -> IO[str]:
@@ -79,8 +81,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_run(
 ) -> None:
     for name in ("digits.png", "cpu.json"):  # folders where files are to be
         (tmp_path / "taken" / name).mkdir(parents=True)
-    monkeypatch.setattr(live, "run_all", lambda *_: pytest.fail("it ran"))
-    monkeypatch.setattr(benchmark, "main", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(progress, "run_all", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(throughput, "main", lambda *_: pytest.fail("it ran"))
     assert "--out: " in run(command, "--out", tmp_path / out, code=1).output
 
 
@@ -111,7 +113,7 @@ def test_runs_that_had_ended_are_kept_and_earlier_files_too(
     error: BaseException, code: int, said: str, before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "digits.json").write_text("earlier")
-    train, calls = live.train, []
+    train, calls = progress.train, []
 
     def stops(*arguments: Any, **keywords: Any) -> Any:
         calls.append(arguments)
@@ -119,7 +121,7 @@ def test_runs_that_had_ended_are_kept_and_earlier_files_too(
             raise error
         return train(*arguments, **keywords)
 
-    monkeypatch.setattr(live, "train", stops)
+    monkeypatch.setattr(progress, "train", stops)
     output = " ".join(run(*TRAIN, "--out", tmp_path, code=code).output.split())
     assert said in output
     assert "does not resume" in output
@@ -167,7 +169,7 @@ def test_doctor_says_that_there_is_no_gpu_and_blames_no_driver() -> None:
 
 def test_the_command_line_imports_nothing_beyond_click_and_what_the_package_does() -> None:
     code = (
-        "import sys, deeprelax; before = set(sys.modules)\nimport deeprelax.cli\n"
+        "import sys, deeprelax; before = set(sys.modules)\nimport deeprelax.cli.main\n"
         "print({n.partition('.')[0] for n in set(sys.modules) - before} - set(sys.stdlib_module_names))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

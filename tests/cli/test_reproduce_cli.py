@@ -21,11 +21,12 @@ from rich.console import Console
 from test_cli import write_mnist
 from test_whitening import write_cifar
 
-from deeprelax.cli import main
-from deeprelax.experiments import checkpoints, machine, protocol, store, table1
-from deeprelax.experiments.data import Data
-from deeprelax.experiments.protocol import OPTIMIZERS, PAPER
-from deeprelax.experiments.runner import Runner
+from deeprelax import environment
+from deeprelax.cli.main import main
+from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.table1 import checkpoints, experiment, protocol, store
+from deeprelax.experiments.table1.protocol import OPTIMIZERS, PAPER
+from deeprelax.experiments.table1.runner import Runner
 from deeprelax.terminal import Pace
 
 
@@ -120,13 +121,13 @@ def test_a_budget_stops_between_runs_and_the_next_call_goes_on(data: Path, tmp_p
 def test_a_run_that_meets_the_deadline_is_saved_and_gone_on_with(data: Path, tmp_path: Path) -> None:
     base = ["--data", data, "--models", "lenet", "--optimizers", "hj", "--seeds", 1, "--epochs", 2]
     run("table1", *base, "--out", tmp_path / "whole")
-    loader = table1.Loader(data, tmp_path / "cache", torch.device("cpu"))
-    runs = table1.plan("authors", ["lenet"], ["hj"], 1, epochs=2)
+    loader = experiment.Loader(data, tmp_path / "cache", torch.device("cpu"))
+    runs = experiment.plan("authors", ["lenet"], ["hj"], 1, epochs=2)
     images, digest = loader(runs[0])
-    with machine.threads(1):  # as many as the whole run has
+    with environment.threads(1):  # as many as the whole run has
         assert store.execute(runs[0], images, digest, tmp_path / "parts", deadline=0.0) == store.PAUSED
     assert store.read(store.path_of(runs[0], tmp_path / "parts")).ended is None
-    assert table1.execute(runs, loader, tmp_path / "parts", Console(quiet=True)) == []
+    assert experiment.execute(runs, loader, tmp_path / "parts", Console(quiet=True)) == []
     whole, parts = (store.read(store.path_of(runs[0], tmp_path / part)) for part in ("whole", "parts"))
     assert whole.state is not None
     assert whole.state == parts.state
@@ -154,7 +155,7 @@ def test_a_killed_process_ends_with_the_same_bits(data: Path, tmp_path: Path) ->
 
 
 def test_the_most_informative_runs_come_first() -> None:
-    runs = table1.plan("authors", protocol.MODELS, OPTIMIZERS, 2, ablation=True)
+    runs = experiment.plan("authors", protocol.MODELS, OPTIMIZERS, 2, ablation=True)
     first, then, next_seed = runs[:8], runs[8:14], runs[14:]
     assert {(r.model, r.optimizer, r.variant) for r in first} == {(m, o, "") for m, o in PAPER}
     assert {(r.model, r.variant) for r in then} == {(m, v) for m in protocol.MODELS for v in protocol.ABLATION}
@@ -252,7 +253,7 @@ def test_runs_of_one_table_are_of_one_data_set(data: Path, tmp_path: Path) -> No
 
 def test_two_processes_are_not_at_one_run(data: Path, tmp_path: Path) -> None:
     base = ["--data", data, "--out", tmp_path, "--models", "lenet", "--optimizers", "sgd", "--seeds", 1, "--epochs", 1]
-    (planned,) = table1.plan("authors", ["lenet"], ["sgd"], 1, epochs=1)
+    (planned,) = experiment.plan("authors", ["lenet"], ["sgd"], 1, epochs=1)
     lock = store.checkpoint_of(planned, tmp_path).with_suffix(".lock")
     lock.parent.mkdir()
     with filelock.FileLock(lock):
@@ -345,23 +346,23 @@ def test_tensorboard_gets_every_evaluation_once(data: Path, tmp_path: Path, monk
 
 def test_a_terminal_shows_how_far_a_run_is(data: Path, tmp_path: Path) -> None:
     screen = io.StringIO()
-    runs = table1.plan("authors", ["lenet"], ["sgd"], 1, epochs=2)
-    load = table1.Loader(data, tmp_path, torch.device("cpu"))
-    table1.execute(runs, load, tmp_path, Console(file=screen, force_terminal=True, width=140))
+    runs = experiment.plan("authors", ["lenet"], ["sgd"], 1, epochs=2)
+    load = experiment.Loader(data, tmp_path, torch.device("cpu"))
+    experiment.execute(runs, load, tmp_path, Console(file=screen, force_terminal=True, width=140))
     assert "2.0/2 effective epochs" in screen.getvalue()
     assert "all runs of lenet" in screen.getvalue()
     assert "authors-lenet-sgd-2ep-seed0: finished" in screen.getvalue()
 
 
 def test_each_model_has_a_bar_of_its_own_epochs_and_its_ended_runs_are_in_it(tmp_path: Path) -> None:
-    runs = table1.plan("authors", protocol.MODELS, ["sgd"], 2)
+    runs = experiment.plan("authors", protocol.MODELS, ["sgd"], 2)
     assert {run.epochs for run in runs} == {67, 195}
     path = store.path_of(runs[0], tmp_path)
     path.parent.mkdir()
     lines = [{"run": runs[0].settings(), "machine": {}, "data": "d"}, {"ended": "finished"}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with table1._progress(Console(file=io.StringIO(), force_terminal=True)) as progress:
-        bars = [table1._Bar(progress, model, runs, tmp_path) for model in protocol.MODELS]
+    with experiment._progress(Console(file=io.StringIO(), force_terminal=True)) as progress:
+        bars = [experiment._Bar(progress, model, runs, tmp_path) for model in protocol.MODELS]
         assert [(task.completed, task.total) for task in progress.tasks] == [(67, 134), (0, 390)]
         bars[1].show(2.5)
         bars[0].add(67)
@@ -376,9 +377,9 @@ def test_both_data_sets_stay_loaded(tmp_path: Path, monkeypatch) -> None:
         loaded.append(name)
         return Data(name, *[torch.zeros(1)] * 4), name
 
-    monkeypatch.setattr("deeprelax.experiments.inputs.load", load)
-    loader = table1.Loader(None, tmp_path, torch.device("cpu"))
-    for each in table1.plan("authors", protocol.MODELS, ["sgd", "hj"], 2, ablation=True):
+    monkeypatch.setattr("deeprelax.experiments.data.inputs.load", load)
+    loader = experiment.Loader(None, tmp_path, torch.device("cpu"))
+    for each in experiment.plan("authors", protocol.MODELS, ["sgd", "hj"], 2, ablation=True):
         assert loader(each)[1] == protocol.DATASETS[each.model]
     assert sorted(loaded) == ["cifar10", "mnist"]
 

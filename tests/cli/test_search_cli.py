@@ -11,9 +11,9 @@ import torch
 from rich.console import Console
 from test_reproduce_cli import data, run
 
-from deeprelax.experiments import search, search_trials, store, table1
-from deeprelax.experiments.checkpoints import StoreError
-from deeprelax.experiments.protocol import OPTIMIZERS
+from deeprelax.experiments.table1 import experiment, search, search_trials, store
+from deeprelax.experiments.table1.checkpoints import StoreError
+from deeprelax.experiments.table1.protocol import OPTIMIZERS
 
 __all__ = ["data"]  # a fixture
 SEARCH = ("--models", "lenet", "--epochs", 1)
@@ -38,7 +38,7 @@ def test_search_gives_every_optimizer_the_same_budget_and_never_sees_the_test_se
     assert "finished" not in run("search", *arguments).output  # nothing is run twice
     assert path.read_text() == before
     chosen = search.best_of(path, "authors", ["lenet"], ["hj"])["lenet"]["hj"]
-    (planned,) = table1.plan("authors", ["lenet"], ["hj"], 1, found={"lenet": {"hj": chosen}})
+    (planned,) = experiment.plan("authors", ["lenet"], ["hj"], 1, found={"lenet": {"hj": chosen}})
     assert planned.options["gamma"] == chosen["options"]["gamma"]
     assert planned.drops == chosen["drops"]
 
@@ -87,14 +87,14 @@ def test_trials_on_other_images_are_refused(data: Path, sgd_searched: Path, tmp_
     base = [*SEARCH, "--data", data, "--out", tmp_path, "--images", 256, "--optimizers"]
     assert "is of other data" in run("search", *base, "sgd", code=1).output
     trials = search_trials.plan("authors", ["lenet"], ["hj"], 1)
-    load = search.held_out(table1.Loader(data, tmp_path, torch.device("cpu")), 256)
-    table1.execute(trials[:1], load, tmp_path / "search", Console(quiet=True))
+    load = search.held_out(experiment.Loader(data, tmp_path, torch.device("cpu")), 256)
+    experiment.execute(trials[:1], load, tmp_path / "search", Console(quiet=True))
     with pytest.raises(StoreError, match="the trials of lenet are of different data"):
         search.write(tmp_path, "authors", 1)
 
 
 def test_a_search_decides_by_images_of_the_training_set(data: Path, tmp_path: Path) -> None:
-    loader = table1.Loader(data, tmp_path, torch.device("cpu"))
+    loader = experiment.Loader(data, tmp_path, torch.device("cpu"))
     trial = search_trials.plan("authors", ["lenet"], ["sgd"], 1)[0]
     whole, _ = loader(trial)
     parts, _ = search.held_out(loader, 256)(trial)

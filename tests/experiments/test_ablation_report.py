@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from test_table1_report import stored
 
-from deeprelax.experiments import ablation_report, store
-from deeprelax.experiments.ablation_report import VARIANTS
-from deeprelax.experiments.protocol import ABLATION
+from deeprelax.experiments.table1 import ablation_report, store
+from deeprelax.experiments.table1.ablation_report import VARIANTS
+from deeprelax.experiments.table1.protocol import ABLATION
 
 
 def entropy(variants: Any, error: float, epochs: int, seeds: int = 1, **about: Any) -> list[store.Stored]:

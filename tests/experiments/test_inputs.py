@@ -12,7 +12,9 @@ import torch
 from test_reproduce import one_thread
 from test_whitening import images
 
-from deeprelax.experiments import inputs, models, protocol, store, whitening
+from deeprelax.experiments import models
+from deeprelax.experiments.data import inputs, whitening
+from deeprelax.experiments.table1 import protocol, store
 
 __all__ = ["one_thread"]  # a fixture for every test here
 

@@ -14,9 +14,10 @@ from test_reproduce import one_thread
 from test_whitening import images, reference
 from torch import Tensor, nn
 
-from deeprelax.experiments import inputs, protocol, table1
-from deeprelax.experiments.data import Data
-from deeprelax.experiments.runner import Runner, numerics
+from deeprelax.experiments.data import inputs
+from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.table1 import experiment, protocol
+from deeprelax.experiments.table1.runner import Runner, numerics
 
 __all__ = ["one_thread"]  # a fixture for every test here
 CPU = torch.device("cpu")
@@ -238,7 +239,7 @@ def test_the_network_is_given_mnist_as_it_is_in_the_files(preset: str, tmp_path:
         for name in ("train", "t10k")
     )
     run = protocol.run(preset, "lenet", "sgd", 0)
-    data, _ = table1.Loader(tmp_path, tmp_path / "cache", CPU)(run)
+    data, _ = experiment.Loader(tmp_path, tmp_path / "cache", CPU)(run)
     with numerics(run, CPU):
         runner = Runner(run, data)
         given = watched(runner)
@@ -256,7 +257,7 @@ def test_cifar_is_whitened_as_the_runs_preset_says(tmp_path: Path, monkeypatch: 
     """Issue 4: the authors' and pylearn2's. Both from one folder, as of one --out; images of 3x4x4 take no time."""
     x, y = images(400)[:, :4, :4].transpose(0, 3, 1, 2), np.arange(400, dtype=np.uint8) % 10
     monkeypatch.setattr(inputs, "cifar10_arrays", lambda _: (x[:300], y[:300], x[300:], y[300:]))
-    load = table1.Loader(tmp_path, tmp_path / "cache", CPU)
+    load = experiment.Loader(tmp_path, tmp_path / "cache", CPU)
     whitened = {}
     for preset, whitening in (("authors", "authors"), ("paper", "pylearn2")):
         data, _ = load(protocol.run(preset, "allcnn", "hj", 0))

@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from test_reproduce import narrow, one_thread
 from torch import Tensor, nn
 
-from deeprelax.cli import main
-from deeprelax.experiments import protocol, store, table1
-from deeprelax.experiments.data import Data
-from deeprelax.experiments.protocol import Run
-from deeprelax.experiments.runner import Runner, make_optimizer
+from deeprelax.cli.main import main
+from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.table1 import experiment, protocol, store
+from deeprelax.experiments.table1.protocol import Run
+from deeprelax.experiments.table1.runner import Runner, make_optimizer
 
 __all__ = ["narrow", "one_thread"]  # fixtures for every test here
 
@@ -259,7 +259,7 @@ def planned(
         found.append((runs, os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
         raise ReachedError
 
-    monkeypatch.setattr(table1, "execute", execute)
+    monkeypatch.setattr(experiment, "execute", execute)
     given = ["reproduce", command, "--data", str(folder), "--out", str(folder), *arguments]
     assert isinstance(CliRunner().invoke(main, given).exception, ReachedError)
     return found[0]

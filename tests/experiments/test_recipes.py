@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import deeprelax
-from deeprelax.experiments import protocol
-from deeprelax.experiments.protocol import PRESETS, Run
+from deeprelax.experiments.table1 import protocol
+from deeprelax.experiments.table1.protocol import PRESETS, Run
 
 CURVATURES = (0.1, 1.0, 3.0)
 CYCLES = 60

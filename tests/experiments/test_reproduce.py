@@ -13,10 +13,12 @@ import pytest
 import torch
 from conftest import plain
 
-from deeprelax.experiments import checkpoints, machine, models, protocol, store
-from deeprelax.experiments.data import Data
-from deeprelax.experiments.protocol import OPTIMIZERS, PRESETS, Run
-from deeprelax.experiments.runner import Runner, numerics
+from deeprelax import environment
+from deeprelax.experiments import models
+from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.table1 import checkpoints, protocol, store
+from deeprelax.experiments.table1.protocol import OPTIMIZERS, PRESETS, Run
+from deeprelax.experiments.table1.runner import Runner, numerics
 
 WIDTH = 4  # of All-CNN here; 96 in the paper
 
@@ -327,7 +329,7 @@ def test_a_diverged_run_that_was_killed_before_its_end_was_noted_does_not_train_
             store.execute(run, LENET, "digest", tmp_path)
     monkeypatch.setattr(Runner, "advance", lambda self, gradients: pytest.fail("it trained on"))
     if elsewhere:
-        monkeypatch.setattr(machine, "cpu_model", lambda: "another")
+        monkeypatch.setattr(environment, "cpu_model", lambda: "another")
     assert store.execute(run, LENET, "digest", tmp_path) == store.DIVERGED
     stored = store.read(store.path_of(run, tmp_path))
     assert (stored.ended, len(stored.records)) == (store.DIVERGED, 1)

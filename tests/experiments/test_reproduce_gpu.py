@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+import reproduce_gpu
 import torch
 from test_cli import write_mnist
 
-from deeprelax.experiments import store
-from deeprelax.experiments.reproduction import rendered
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-import reproduce_gpu
+from deeprelax.experiments.table1 import store
+from deeprelax.experiments.table1.reproduction import rendered
 
 
 def test_one_seed_of_the_authors_eight_rows_comes_first() -> None:

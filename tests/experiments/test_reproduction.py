@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from test_table1_report import stored
 
-from deeprelax.experiments import reproduction, search, store, table1_report
-from deeprelax.experiments.protocol import PAPER
+from deeprelax.experiments.table1 import report as table1_report
+from deeprelax.experiments.table1 import reproduction, search, store
+from deeprelax.experiments.table1.protocol import PAPER
 
 
 def rows_of(runs: list[store.Stored]) -> list[table1_report.Row]:
@@ -43,7 +44,7 @@ def write(runs: list[store.Stored], folder: Path) -> None:
 def test_the_page_names_what_was_not_run_with_its_command(tmp_path: Path) -> None:
     write([stored("lenet", "hj", seed, [0.005], epochs=70) for seed in range(6)], tmp_path / "machine" / "reproduction")
     missing = reproduction.rendered(tmp_path).partition("## What was not run")[2]
-    assert "python bench/reproduce_gpu.py --data DIR --budget-minutes 25" in missing
+    assert "python tools/reproduce_gpu.py --data DIR --budget-minutes 25" in missing
     command = "deeprelax reproduce table1 --data DIR --device cuda --preset authors"
     assert f"`{command} --models lenet --optimizers entropy-sgd,heat,sgd`" in missing
     assert "--preset authors --models allcnn --optimizers entropy-sgd,heat,hj,sgd`" in missing

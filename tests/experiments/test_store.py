@@ -10,9 +10,10 @@ import pytest
 import torch
 from test_reproduce import LENET, one_thread, small
 
-from deeprelax.experiments import checkpoints, machine, store
-from deeprelax.experiments.checkpoints import StoreError
-from deeprelax.experiments.runner import why_not_captured
+from deeprelax import environment
+from deeprelax.experiments.table1 import checkpoints, store
+from deeprelax.experiments.table1.checkpoints import StoreError
+from deeprelax.experiments.table1.runner import why_not_captured
 
 __all__ = ["one_thread"]  # a fixture for every test here
 RUN = small("sgd", epochs=2)
@@ -101,7 +102,7 @@ def test_the_header_says_what_may_change_the_bits(paused: Path) -> None:
 def test_which_cpu_it_is_is_told_where_its_name_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\nstepping\t: 2\n\nprocessor\t: 1\n"
     monkeypatch.setattr(Path, "read_text", lambda self: text)
-    assert (machine.cpu_name(), machine.cpu_model()) == ("AMD EPYC", "family 25, model 1, stepping 2")
+    assert (environment.cpu_name(), environment.cpu_model()) == ("AMD EPYC", "family 25, model 1, stepping 2")
 
 
 @pytest.mark.parametrize(
@@ -118,9 +119,9 @@ def test_a_run_that_another_machine_goes_on_with_warns_and_keeps_it(
 ) -> None:
     store.execute(RUN, LENET, "digest", tmp_path, deadline=0.0)
     if how := changes.get("how"):
-        monkeypatch.setattr("deeprelax.experiments.runner.Runner.how", how)
-    here = machine.describe()
-    monkeypatch.setattr(machine, "describe", lambda device: {**here, **changes})
+        monkeypatch.setattr("deeprelax.experiments.table1.runner.Runner.how", how)
+    here = environment.describe()
+    monkeypatch.setattr(environment, "describe", lambda device: {**here, **changes})
     with pytest.warns(UserWarning, match=f"the bits of the rest may differ: .*{named}"):
         assert store.execute(RUN, LENET, "digest", tmp_path) == store.FINISHED
     lines = [json.loads(line) for line in store.path_of(RUN, tmp_path).read_text().splitlines()]

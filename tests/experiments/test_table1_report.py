@@ -11,8 +11,9 @@ import matplotlib
 import pytest
 from rich.console import Console
 
-from deeprelax.experiments import figure2, protocol, store, table1_report
-from deeprelax.experiments.protocol import OPTIMIZERS
+from deeprelax.experiments.table1 import figure2, protocol, store
+from deeprelax.experiments.table1 import report as table1_report
+from deeprelax.experiments.table1.protocol import OPTIMIZERS
 
 
 def stored(

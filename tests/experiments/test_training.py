@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deeprelax.experiments import recipes
-from deeprelax.experiments.data import Data, load
+from deeprelax.experiments.data.datasets import Data, load
 from deeprelax.experiments.models import MODELS, build
 from deeprelax.experiments.training import OPTIMIZERS, DivergedError, Settings, recalibrate, recalibration_order, train
 

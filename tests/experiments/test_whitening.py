@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deeprelax.experiments import cifar, inputs, whitening
-from deeprelax.experiments.cifar import BATCHES, cifar10_arrays
-from deeprelax.experiments.data import DataError
+from deeprelax.experiments.data import cifar, inputs, whitening
+from deeprelax.experiments.data.cifar import BATCHES, cifar10_arrays
+from deeprelax.experiments.data.datasets import DataError
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:

@@ -5,17 +5,15 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from deeprelax.bytes_moved import streams
+from deeprelax.benchmark.traffic import streams
 
 ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT / "bench"))
 import cuda_binaries as binaries  # noqa: E402
 from gpu_bench.variants import constant  # noqa: E402
 
@@ -65,7 +63,7 @@ def test_nothing_spills_and_nothing_is_in_local_memory() -> None:
 
 @needs_module
 def test_the_record_of_registers_and_loops_is_of_this_code() -> None:
-    """Written by bench/cuda_binaries.py; another compiler may well allocate others."""
+    """Written by bench/codegen/cuda_binaries.py; another compiler may well allocate others."""
     recorded, found = json.loads(binaries.RECORD.read_text()), binaries.record()
     assert recorded["registers"].keys() == found["registers"].keys()
     assert recorded["loops"].keys() == found["loops"].keys()

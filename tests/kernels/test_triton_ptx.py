@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import sys
-from pathlib import Path
 
 import pytest
 from ptx import conditions
@@ -13,7 +11,6 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs Triton's compiler, and TRITON_INTERPRET=1 is set", allow_module_level=True)
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
 import triton_binaries as binaries  # noqa: E402
 from triton_binaries import KERNELS, TICKED, TICKS, Compiled, kernel  # noqa: E402
@@ -80,7 +77,7 @@ def test_nothing_spills(name: str) -> None:
 
 
 def test_the_record_of_registers_is_of_this_code() -> None:
-    """Written by bench/triton_binaries.py; another Triton may well allocate others."""
+    """Written by bench/codegen/triton_binaries.py; another Triton may well allocate others."""
     recorded = json.loads(binaries.RECORD.read_text())
     assert sorted(recorded["registers"]) == sorted(ALL)
     if recorded["triton"] == triton.__version__:

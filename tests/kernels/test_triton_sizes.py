@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from click.testing import CliRunner
 from interpreter import INTERPRETED, interpreted, run_interpreted
 
 pytest.importorskip("triton")
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
 import tune_triton
 from gpu_bench import triton_ahead
@@ -20,7 +18,7 @@ from gpu_bench.timing import Contestant, HostTimer, Sample
 from gpu_bench.triton_ahead import Ahead
 from gpu_bench.triton_candidates import DTYPES, OPTIMIZERS, Work, candidates, kinds
 
-from deeprelax.bytes_moved import bytes_moved
+from deeprelax.benchmark.traffic import bytes_moved
 from deeprelax.kernels.triton import kernels as triton_kernels
 from deeprelax.kernels.triton.sizes import SIZES, Kind, Sizes
 

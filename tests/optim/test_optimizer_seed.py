@@ -58,7 +58,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str]
     """What two ranks of a gloo group ended with, by (optimizer, kind)."""
     folder = tmp_path_factory.mktemp("ranks")
     outs = [folder / f"rank-{rank}.pt" for rank in range(2)]
-    common = [sys.executable, "-W", "ignore", "-c", RANK, str(Path(__file__).parent)]
+    common = [sys.executable, "-W", "ignore", "-c", RANK, str(Path(__file__).parent.parent)]
     processes = [
         subprocess.Popen([*common, str(rank), str(folder / "store"), str(out)], stderr=subprocess.PIPE, text=True)
         for rank, out in enumerate(outs)

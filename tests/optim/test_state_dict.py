@@ -60,9 +60,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             opt.eval()
         saved = {"name": name, "dtype": str(dtype).removeprefix("torch."), "steps": steps}
         torch.save({**saved, "weights": values(params), "opt": opt.state_dict()}, path / f"case-{i:03}.pt")
-    code = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import test_state_dict as t; "
+    code = "import sys, pathlib; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/optim']; import test_state_dict as t; "
     code += "t.continue_all(pathlib.Path(sys.argv[2]))"
-    command = [sys.executable, "-W", "ignore", "-c", code, str(Path(__file__).parent), str(path)]
+    command = [sys.executable, "-W", "ignore", "-c", code, str(Path(__file__).parent.parent), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     return path

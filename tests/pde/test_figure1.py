@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from deeprelax.cli import main
+from deeprelax.cli.main import main
 from deeprelax.pde import figure1
 
 
@@ -129,6 +129,8 @@ def test_a_folder_that_cannot_be_made_is_named_before_anything_is_computed(
 
 
 def test_importing_deeprelax_imports_neither_scipy_nor_the_laboratory() -> None:
-    program = "import sys, deeprelax, deeprelax.cli; print([m for m in ('scipy', 'deeprelax.pde') if m in sys.modules])"
+    program = (
+        "import sys, deeprelax, deeprelax.cli.main; print([m for m in ('scipy', 'deeprelax.pde') if m in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

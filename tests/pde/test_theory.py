@@ -4,31 +4,19 @@ Every check is made twice: on freshly measured numbers, and on the stored ones t
 """
 
 import functools
-import importlib.util
 import json
 import math
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import theory
 
 from deeprelax.pde.theory import STATEMENTS
 from deeprelax.pde.theory.statement import Numbers
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SIGMAS = 4.5  # two-sided probability 7e-6
 MEASURE = {statement.key: statement.measure for statement in STATEMENTS}
-
-
-@functools.cache
-def page() -> ModuleType:
-    """bench/theory.py."""
-    specification = importlib.util.spec_from_file_location("theory", ROOT / "bench" / "theory.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 @functools.cache
@@ -309,7 +297,7 @@ def test_adapting_gamma_from_a_wide_start_comes_closer_to_the_minimum(of) -> Non
 
 
 def test_the_page_is_what_the_stored_numbers_say() -> None:
-    assert (ROOT / "docs" / "theory.md").read_text() == page().rendered(stored())
+    assert (ROOT / "docs" / "theory.md").read_text() == theory.rendered(stored())
     assert list(stored()) == [statement.key for statement in STATEMENTS]
 
 

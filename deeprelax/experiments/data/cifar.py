@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deeprelax.experiments.data import DEFAULT_FOLDER, DataError, check_published, check_varied
+from deeprelax.experiments.data.datasets import DEFAULT_FOLDER, DataError, check_published, check_varied
 
 BATCHES = {  # with the MD5 of each, as torchvision has them
     "data_batch_1": "c99cafc152244af753f735de768cd75f",

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deeprelax.experiments import whitening
-from deeprelax.experiments.cifar import cifar10_arrays
-from deeprelax.experiments.data import Data, mnist_arrays
-from deeprelax.experiments.protocol import WHITENING
+from deeprelax.experiments.data import whitening
+from deeprelax.experiments.data.cifar import cifar10_arrays
+from deeprelax.experiments.data.datasets import Data, mnist_arrays
+from deeprelax.experiments.table1.protocol import WHITENING
 
 
 def load(dataset: str, preset: str, folder: Path | None, cache: Path) -> tuple[Data, str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from deeprelax.experiments.protocol import ABLATED, ABLATION, MODELS
-from deeprelax.experiments.store import FINISHED, Stored
-from deeprelax.experiments.table1_report import NAMES, Row, origin, rank, row
+from deeprelax.experiments.table1.protocol import ABLATED, ABLATION, MODELS
+from deeprelax.experiments.table1.report import NAMES, Row, origin, rank, row
+from deeprelax.experiments.table1.store import FINISHED, Stored
 
 # Of each variant, whether scoping and noise are on.
 VARIANTS = {

@@ -13,9 +13,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deeprelax.experiments import inputs, protocol, store
-from deeprelax.experiments.data import Data
-from deeprelax.experiments.protocol import ABLATED, ABLATION, DATASETS, Run
+from deeprelax.experiments.data import inputs
+from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.table1 import protocol, store
+from deeprelax.experiments.table1.protocol import ABLATED, ABLATION, DATASETS, Run
 from deeprelax.terminal import Pace
 
 Report = Callable[[Run, Sequence[dict[str, Any]]], None]

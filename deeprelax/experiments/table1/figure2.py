@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from deeprelax.experiments.protocol import OPTIMIZERS
 from deeprelax.experiments.report import LINES, TITLES
-from deeprelax.experiments.store import Stored
-from deeprelax.experiments.table1_report import PAPERS_PRECISION, Key, groups, had_with, precision_of
+from deeprelax.experiments.table1.protocol import OPTIMIZERS
+from deeprelax.experiments.table1.report import PAPERS_PRECISION, Key, groups, had_with, precision_of
+from deeprelax.experiments.table1.store import Stored
 from deeprelax.files import write_picture
 
 PANELS = (

@@ -10,10 +10,10 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from deeprelax.experiments import protocol
-from deeprelax.experiments.protocol import BATCH_SIZE, OPTIMIZERS, PAPER, SEEDS, TRAINING_IMAGES
 from deeprelax.experiments.report import TITLES
-from deeprelax.experiments.store import DIVERGED, FINISHED, Stored
+from deeprelax.experiments.table1 import protocol
+from deeprelax.experiments.table1.protocol import BATCH_SIZE, OPTIMIZERS, PAPER, SEEDS, TRAINING_IMAGES
+from deeprelax.experiments.table1.store import DIVERGED, FINISHED, Stored
 
 NAMES = {"lenet": "LeNet", "allcnn": "All-CNN"}
 PAPERS_PRECISION = "fp32"

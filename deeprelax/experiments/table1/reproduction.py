@@ -1,4 +1,4 @@
-"""docs/reproduction.md, written from the stored results: bench/reproduction.py calls it, and a test compares."""
+"""docs/reproduction.md, written from the stored results: tools/reproduction.py calls it, and a test compares."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from deeprelax.experiments import ablation_report, store, table1_report
-from deeprelax.experiments.protocol import MODELS, PAPER, PRESETS, SEEDS
 from deeprelax.experiments.report import TITLES
-from deeprelax.experiments.store import Stored
-from deeprelax.experiments.table1_report import NAMES, Row
+from deeprelax.experiments.table1 import ablation_report, store
+from deeprelax.experiments.table1 import report as table1_report
+from deeprelax.experiments.table1.protocol import MODELS, PAPER, PRESETS, SEEDS
+from deeprelax.experiments.table1.report import NAMES, Row
+from deeprelax.experiments.table1.store import Stored
 
 HEAD = """# The paper's experiments, run again
 
-Written by `python bench/reproduction.py` from `bench/results/*/reproduction`; do not edit. Every figure of ours is the
+Written by `python tools/reproduction.py` from `bench/results/*/reproduction`; do not edit. Every figure of ours is the
 validation error at x after the last gradient of a run, with batch norm's statistics gathered at x; "@" gives effective
-epochs (Remark 15). What each row does, and which value comes from where, stands in `deeprelax/experiments/protocol.py`.
+epochs (Remark 15). What each row does, and the source of each value, is in `deeprelax/experiments/table1/protocol.py`.
 
 ```
 deeprelax reproduce table1 --data DIR --out DIR --device cuda     # all of it; goes on where it was stopped
@@ -94,7 +95,7 @@ after the budget, goes on with the next call, and keeps what has ended in `bench
 page:
 
 ```
-python bench/reproduce_gpu.py --data DIR --budget-minutes 25
+python tools/reproduce_gpu.py --data DIR --budget-minutes 25
 ```
 """
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deeprelax import kernels
-from deeprelax.experiments.data import Data
+from deeprelax.experiments.data.datasets import Data
 from deeprelax.experiments.models import build
-from deeprelax.experiments.protocol import Run
+from deeprelax.experiments.table1.protocol import Run
 from deeprelax.experiments.training import OPTIMIZERS, at_x, deterministic, evaluate, recalibrate
 
 WARM_UP = 3  # calls before a capture, as torch's notes on CUDA graphs advise

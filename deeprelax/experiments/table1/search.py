@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from deeprelax.experiments import store
-from deeprelax.experiments.checkpoints import StoreError
-from deeprelax.experiments.data import Data
-from deeprelax.experiments.protocol import MODELS, OPTIMIZERS, Run
-from deeprelax.experiments.search_trials import FURTHER, TRIALS, score
-from deeprelax.experiments.store import Stored
+from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.table1 import store
+from deeprelax.experiments.table1.checkpoints import StoreError
+from deeprelax.experiments.table1.protocol import MODELS, OPTIMIZERS, Run
+from deeprelax.experiments.table1.search_trials import FURTHER, TRIALS, score
+from deeprelax.experiments.table1.store import Stored
 from deeprelax.files import write_json
 
 HELD_OUT_SEED = 0

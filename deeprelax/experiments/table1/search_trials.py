@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from deeprelax.experiments import protocol, store
-from deeprelax.experiments.protocol import Run
-from deeprelax.experiments.store import Stored
+from deeprelax.experiments.table1 import protocol, store
+from deeprelax.experiments.table1.protocol import Run
+from deeprelax.experiments.table1.store import Stored
 
 # What a trial does to the recipe: factors of η and of γ₀, and whether the rate falls earlier.
 Trial = tuple[float, float, bool]

@@ -22,11 +22,12 @@ from typing import Any
 import filelock
 import torch
 
-from deeprelax.experiments import checkpoints, machine
-from deeprelax.experiments.checkpoints import StoreError
-from deeprelax.experiments.data import Data
-from deeprelax.experiments.protocol import Run
-from deeprelax.experiments.runner import Runner, numerics, why_not_captured
+from deeprelax import environment
+from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.table1 import checkpoints
+from deeprelax.experiments.table1.checkpoints import StoreError
+from deeprelax.experiments.table1.protocol import Run
+from deeprelax.experiments.table1.runner import Runner, numerics, why_not_captured
 from deeprelax.files import append_text, write_text
 
 FINISHED, DIVERGED, PAUSED = "finished", "diverged", "paused"
@@ -177,11 +178,11 @@ def execute(
             content = checkpoints.read(saved)
             check_same(run, digest, Stored(content["lines"][0], [], None), saved)
             _check_device(content["lines"], device, saved)
-        with machine.threads(content["lines"][0]["machine"]["threads"] if content else None), numerics(run, device):
+        with environment.threads(content["lines"][0]["machine"]["threads"] if content else None), numerics(run, device):
             runner = Runner(run, data)
             if why := why_not_captured(run, device):
                 warn(f"{run.name}: {why}")
-            about = {"machine": machine.describe(device), "how": runner.how}
+            about = {"machine": environment.describe(device), "how": runner.how}
             lines: list[dict[str, Any]] = [{"run": run.settings(), **about, "data": digest}]
             before = 0.0
             if content:
@@ -264,7 +265,7 @@ def _note_machine(
 ) -> None:
     """A line and a warning where the run was last on a machine that may give other bits."""
     last = next(line for line in reversed(lines) if "machine" in line)
-    if changed := machine.differences(last, about):
+    if changed := environment.differences(last, about):
         warn(f"{run.name} is gone on with elsewhere, and the bits of the rest may differ: {'; '.join(changed)}")
         lines.append({"gone_on_at": done, **about})
 

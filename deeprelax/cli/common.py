@@ -1,0 +1,65 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import torch
+
+from deeprelax import files, kernels
+
+F = TypeVar("F", bound=Callable[..., Any])
+EXTRAS = {"numpy", "scipy", "sklearn", "matplotlib", "rich", "filelock", "torchvision"}
+
+
+@contextlib.contextmanager
+def extras_needed() -> Iterator[None]:
+    """A missing package of the extra becomes a message that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in EXTRAS:
+            raise
+        raise click.ClickException(
+            f"this command needs the package {error.name.partition('.')[0]!r}, which is not installed; "
+            "pip install '.[experiments]' in the source folder"
+        ) from error
+
+
+def check_writable(option: str, path: Path, *, make_folder: bool = True) -> None:
+    """Before the run, not after it."""
+    try:
+        files.check_writable(path, make_folder=make_folder)
+    except OSError as error:
+        raise click.ClickException(f"{option}: {path} cannot be written ({error.strerror or error})") from error
+
+
+def refuse_without_gpu(device: str) -> None:
+    """ClickException where ``--device cuda`` finds no GPU."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.ClickException("--device cuda: torch finds no GPU here; deeprelax doctor says more")
+
+
+def out_option(what: str, **settings: Any) -> Callable[[F], F]:
+    """The option ``--out``: a folder for ``what``."""
+    kind = click.Path(path_type=Path, file_okay=False)
+    return click.option("--out", type=kind, metavar="DIR", help=what, show_default="default" in settings, **settings)
+
+
+device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["auto", *kernels.NAMES]),
+    default="auto",
+    show_default=True,
+    help="What computes the updates; all give the same bits. See deeprelax doctor.",
+)
+
+
+def threads_option(default: str = "torch's choice", remark: str = "") -> Callable[[F], F]:
+    """The option ``--threads``."""
+    return click.option("--threads", type=click.IntRange(1), help=f"CPU threads{remark}.  [default: {default}]")

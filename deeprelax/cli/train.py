@@ -1,0 +1,160 @@
+"""``deeprelax train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from deeprelax import environment, kernels
+from deeprelax.cli.common import (
+    backend_option,
+    check_writable,
+    device_option,
+    extras_needed,
+    out_option,
+    refuse_without_gpu,
+    threads_option,
+)
+from deeprelax.experiments.models import MODELS
+from deeprelax.experiments.recipes import PLANS, settings, takes
+from deeprelax.experiments.training import OPTIMIZERS, DivergedError, Result, check
+from deeprelax.terminal import InterruptedRun
+
+
+def _per_dataset(attribute: str) -> str:
+    return "[default: " + ", ".join(f"{getattr(plan, attribute)} for {name}" for name, plan in PLANS.items()) + "]"
+
+
+def _recipes() -> str:
+    """The settings of every recipe, for the help."""
+    lines = ["\b", "Settings unless told otherwise (their sources: deeprelax/experiments/recipes.py):"]
+    for dataset, plan in PLANS.items():
+        for optimizer, options in plan.options.items():
+            shown = "  ".join(f"{name}={value}" for name, value in options.items())
+            lines.append(f"  {dataset:7} {optimizer:12} {shown}")
+    return "\n".join(lines)
+
+
+@click.command(epilog=_recipes())
+@click.option(
+    "--optimizer", "optimizers", multiple=True, type=click.Choice(list(OPTIMIZERS)),
+    help="May be given several times.  [default: all of them]",
+)  # fmt: skip
+@click.option(
+    "--dataset", type=click.Choice(list(PLANS)), default="digits", show_default=True,
+    help="digits: 1,797 images of 8x8 that come with scikit-learn. mnist: 70,000 of 28x28, downloaded if need be.",
+)  # fmt: skip
+@click.option(
+    "--data", "folder", type=click.Path(path_type=Path), metavar="DIR",
+    help="MNIST's folder, laid out as torchvision's: DIR/MNIST/raw/*-ubyte, or .gz.  [default: .data]",
+)  # fmt: skip
+@click.option("--model", type=click.Choice(list(MODELS)), help=f"The network.  {_per_dataset('model')}")
+@click.option("--seeds", type=click.IntRange(1), help=f"Runs per optimizer, seeds 0, 1, …  {_per_dataset('seeds')}")
+@click.option(
+    "--epochs", type=click.IntRange(1),
+    help="Effective epochs: gradients taken over batches per epoch, equal for all optimizers, so that all have the "
+    f"same time to learn.  {_per_dataset('epochs')}",
+)  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(2), help=f"Images per gradient.  {_per_dataset('batch_size')}")
+@click.option("--lr", type=float, help="η, the step size of the (outer) update; falls in the course of the run.")
+@click.option("--gamma", type=float, help="γ, how much is smoothed; not for sgd. Shrinks by --scoping at each update.")
+@click.option("--inner-steps", type=int, help="L, gradients per outer update; not for sgd (Remark 15 of the paper).")
+@click.option("--inner-lr", type=float, help="η′, the step size of the inner loop; entropy-sgd only.")
+@click.option("--temperature", type=float, help="β⁻¹, the strength of the noise; entropy-sgd only.")
+@click.option("--scoping", type=float, help="The fraction by which γ shrinks at each outer update; not for sgd.")
+@click.option("--momentum", type=float, help="Of the (outer) update.")
+@click.option("--weight-decay", type=float, help="Times the weights, added to every gradient.")
+@out_option("Where the table, the picture and the JSON file go.", default=Path("out"))
+@threads_option("1 for digits, else torch's choice")
+@device_option
+@backend_option
+def train(
+    optimizers: tuple[str, ...],
+    dataset: str,
+    folder: Path | None,
+    model: str | None,
+    seeds: int | None,
+    epochs: int | None,
+    batch_size: int | None,
+    out: Path,
+    threads: int | None,
+    device: str,
+    backend: str,
+    **tuned: Any,
+) -> None:
+    """Train one network with each optimizer and compare them.
+
+    Prints a table of validation error and training loss, and writes a picture of their curves and a JSON file with
+    every number. Errors are those of x, the weights that an optimizer would hand over, with batch norm's statistics
+    gathered anew at x.
+
+    \b
+    Examples:
+      deeprelax train                                       all four on digits, a minute or two
+      deeprelax train --optimizer hj --gamma 0.3 --seeds 1  one optimizer, another γ
+      deeprelax train --dataset mnist --optimizer entropy-sgd --optimizer sgd --epochs 5
+      deeprelax train --dataset mnist --device cuda --epochs 80 --seeds 6    as the paper
+    """
+    chosen = tuple(dict.fromkeys(optimizers)) or tuple(OPTIMIZERS)
+    options = {name: value for name, value in tuned.items() if value is not None}
+    for name in options:
+        if not any(takes(optimizer, name) for optimizer in chosen):
+            raise click.UsageError(f"--{name.replace('_', '-')} has no meaning for {', '.join(chosen)}")
+    refuse_without_gpu(device)
+    with extras_needed():
+        from rich.console import Console
+
+        from deeprelax.experiments import progress, report
+        from deeprelax.experiments.data.datasets import DataError, load
+
+        environment.reproducible_cublas(torch.device(device))
+        for path in report.paths(out, dataset).values():
+            check_writable("--out", path)
+        try:
+            data = load(dataset, folder).to(torch.device(device))
+        except DataError as error:
+            raise click.ClickException(str(error)) from error
+        plan = PLANS[dataset]
+        each = {
+            name: settings(dataset, name, model=model, epochs=epochs, batch_size=batch_size, options=options)
+            for name in chosen
+        }
+        console = Console()
+        with environment.threads(threads or plan.threads):
+            for name, one in each.items():
+                try:
+                    check(one, data, backend)
+                except (ValueError, RuntimeError) as error:
+                    raise click.ClickException(f"{name}: {error}") from error
+            about = environment.describe(torch.device(device))
+            about["backend"] = kernels.get(backend, torch.device(device)).name
+            results: dict[str, list[Result]] = {}
+            unfinished: type[click.ClickException] | None = None
+            try:
+                progress.run_all(each, data, range(seeds or plan.seeds), backend, console, results)
+            except DivergedError as error:
+                unfinished, why = click.ClickException, str(error)
+            except KeyboardInterrupt:
+                unfinished, why = InterruptedRun, "interrupted"
+        # Under a name of its own: an earlier, complete result stays.
+        name = f"{dataset}-unfinished" if unfinished else dataset
+        if results:
+            try:
+                report.write(report.Experiment(dataset, each, results, about), out, name, console)
+            except OSError as error:
+                raise click.ClickException(str(error)) from error
+        if unfinished:
+            raise unfinished(f"{why}; {_kept(results, len(each) * (seeds or plan.seeds), out / name)}")
+
+
+def _kept(results: dict[str, list[Result]], runs: int, stem: Path) -> str:
+    """What is left of an unfinished comparison, and how to go on."""
+    finished = sum(map(len, results.values()))
+    kept = f"{finished} of {runs} runs had ended and are kept in {stem}.json" if finished else "no run had ended"
+    return (
+        f"{kept}. `train` does not resume a run: --optimizer and --seeds choose what to run again "
+        "(`deeprelax reproduce` has checkpoints)"
+    )
