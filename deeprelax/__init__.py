@@ -2,9 +2,10 @@
 (Chaudhari, Oberman, Osher, Soatto, Carlier; ICML 2017) as drop-in, fused ``torch.optim`` optimizers."""
 
 from deeprelax import kernels
+from deeprelax.batchnorm import recalibrate_batchnorm
 from deeprelax.optim.entropy_sgd import EntropySGD
 from deeprelax.optim.heat import Heat
 from deeprelax.optim.hj import HJ
 
 __version__ = "0.1.0"
-__all__ = ["HJ", "EntropySGD", "Heat", "kernels"]
+__all__ = ["HJ", "EntropySGD", "Heat", "kernels", "recalibrate_batchnorm"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import deeprelax
+from deeprelax.batchnorm import recalibrate_batchnorm
 from deeprelax.experiments.models import build
 
 if TYPE_CHECKING:  # the data need numpy; this module only torch
@@ -205,29 +206,16 @@ def recalibration_order(images: int, device: torch.device) -> Tensor:
     return torch.randperm(images, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-@torch.no_grad()
 def recalibrate(model: nn.Module, inputs: Tensor, batch_size: int) -> None:
-    """Batch norm's statistics at the present weights: one pass over the training set in train mode, dropout off.
+    """Batch norm's statistics at the present weights, from whole batches of the training set.
 
-    The running averages were gathered at inner points, not at x. The paper's authors do this before every evaluation.
-    The images come in a shuffled order, always the same: files may hold them class by class, and a batch of one class
-    has the statistics of that class. Nothing here waits for the device.
+    The paper's authors do this before every evaluation. The images come in a shuffled order, always the same: files may
+    hold them class by class, and a batch of one class has the statistics of that class. Nothing here waits for the
+    device.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        return
-    model.eval()
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm.reset_running_stats()
     order = recalibration_order(len(inputs), inputs.device)
-    for k, chosen in enumerate(torch.split(order[: len(order) // batch_size * batch_size], batch_size)):
-        for norm in norms:  # a plain average, as of None, for which torch would ask the device how many there were
-            norm.momentum = 1.0 / (k + 1)
-        model(inputs.index_select(0, chosen))
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
+    chosen = torch.split(order[: len(order) // batch_size * batch_size], batch_size)
+    recalibrate_batchnorm(model, (inputs.index_select(0, each) for each in chosen))
 
 
 @torch.no_grad()
