@@ -176,6 +176,15 @@ def _no_backend_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tiny models: waking a second thread takes longer than all of its work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def heard() -> Iterator[None]:
     """SIGINT reaches Python as from a terminal: background jobs of a shell start with the signal ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
