@@ -17,7 +17,9 @@ MAY_IMPORT = {
     "terminal": set(),
     "environment": {"kernels"},
     "benchmark": {"optim", "kernels", "environment", "files"},
-    "experiments": {"optim", "kernels", "environment", "files", "terminal"},
+    "batchnorm": set(),
+    "integrations": {"optim", "kernels"},
+    "experiments": {"optim", "kernels", "environment", "files", "terminal", "batchnorm"},
     "pde": {"optim", "kernels", "files"},
     "cli": {"optim", "kernels", "environment", "files", "terminal", "benchmark", "experiments", "pde"},
 }

@@ -4,46 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
+from deeprelax.integrations.saving import StateDictHook, unwrapped
 from deeprelax.optim.relaxation import Relaxation
 
 
-def unwrapped(optimizer: Any) -> Relaxation:
-    """The optimizer inside accelerate's and other wrappers, each of which keeps it as ``.optimizer``.
-
-    Raises:
-        TypeError: it is not one of deeprelax.
-    """
-    inner = optimizer
-    while not isinstance(inner, Relaxation) and isinstance(getattr(inner, "optimizer", None), Optimizer):
-        inner = inner.optimizer
-    if not isinstance(inner, Relaxation):
-        raise TypeError(
-            f"EvalPointCallback needs an optimizer of deeprelax; the Trainer has {type(inner).__name__}: pass "
-            "optimizers=(opt, None) or optimizer_cls_and_kwargs=(deeprelax.HJ, {...}) to it, or leave the callback out"
-        )
-    return inner
-
-
-class _ShowX:
-    """Before ``model.state_dict()``: x. Copies and pickles of the model carry one that does nothing."""
-
-    def __init__(self, optimizer: Relaxation | None = None) -> None:
-        self._optimizer = optimizer
-
-    def __call__(self, *_: Any) -> None:
-        if self._optimizer is not None:
-            self._optimizer.eval()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _ShowX, ()
-
-
-class EvalPointCallback(TrainerCallback):  # type: ignore[misc]
+class EvalPointCallback(TrainerCallback):
     """Every checkpoint, the best model and the model after training hold x::
 
         trainer = Trainer(model, args, optimizers=(opt, None), callbacks=[EvalPointCallback()], ...)
@@ -59,25 +26,27 @@ class EvalPointCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        self._hook: RemovableHandle | None = None
+        self._hook = StateDictHook()
 
-    def _remove_hook(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()  # type: ignore[no-untyped-call]
-            self._hook = None
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make the model show x when it is saved."""
+        optimizer = unwrapped(kwargs["optimizer"])
+        if not isinstance(optimizer, Relaxation):
+            raise TypeError(
+                f"EvalPointCallback needs an optimizer of deeprelax; the Trainer has {type(optimizer).__name__}: pass "
+                "optimizers=(opt, None) or optimizer_cls_and_kwargs=(deeprelax.HJ, {...}), or leave the callback out"
+            )
+        self._hook.put(kwargs["model"], [optimizer])
 
-    def on_train_begin(self, *_: Any, model: nn.Module, optimizer: Any, **kwargs: Any) -> None:
-        self._remove_hook()  # of a run that an error ended
-        self._hook = model.register_state_dict_pre_hook(_ShowX(unwrapped(optimizer)))
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Back to the inner point, if somebody saved the model between the backward pass and the step."""
+        kwargs["optimizer"].train()
 
-    def on_pre_optimizer_step(self, *_: Any, optimizer: Any, **kwargs: Any) -> None:
-        # Somebody may have saved the model between the backward pass and the step.
-        optimizer.train()
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Also called when training stops within an epoch, and before the best model is loaded into the parameters."""
+        kwargs["optimizer"].eval()
 
-    def on_epoch_end(self, *_: Any, optimizer: Any, **kwargs: Any) -> None:
-        # Also when training stops within an epoch, and before the best model is loaded into the parameters.
-        optimizer.eval()
-
-    def on_train_end(self, *_: Any, optimizer: Any, **kwargs: Any) -> None:
-        optimizer.eval()
-        self._remove_hook()
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The parameters stay at x."""
+        kwargs["optimizer"].eval()
+        self._hook.remove()
