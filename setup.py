@@ -148,11 +148,17 @@ class BuildKernels(build_ext):
                 else:
                     self.build_cpu(ext)
             except Exception as error:  # a missing or broken compiler must not stop the installation
+                self.remove_earlier(ext)
                 if wish == "1":
                     raise
                 self.problems[name] = f"{type(error).__name__}: {error}"
                 self.extensions.remove(ext)
                 print(f"deeprelax: no {name} kernels ({self.problems[name]})", file=sys.stderr)
+
+    def remove_earlier(self, ext):
+        """What an earlier build left, which would be installed in place of what could not be built."""
+        Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+        Path(self.build_lib, self.get_ext_filename(ext.name)).unlink(missing_ok=True)
 
     def build_cpu(self, ext):
         without_fast_math(self.compiler)

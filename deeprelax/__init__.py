@@ -1,6 +1,14 @@
 """The optimizers of "Deep Relaxation: partial differential equations for optimizing deep neural networks"
 (Chaudhari, Oberman, Osher, Soatto, Carlier; ICML 2017) as drop-in, fused ``torch.optim`` optimizers."""
 
+import importlib.util
+
+if importlib.util.find_spec("deeprelax.kernels") is None:  # the folder kernels/ is installed as deeprelax.kernels
+    raise ImportError(
+        "deeprelax was imported from its source folder, which is not installed in place: start Python in another "
+        "folder, or run `pip install -e .` here"
+    )
+
 from deeprelax import kernels
 from deeprelax.batchnorm import recalibrate_batchnorm
 from deeprelax.optim.entropy_sgd import EntropySGD

@@ -39,11 +39,15 @@ __all__ = [
     "available",
     "get",
     "memory_order",
+    "why_eager",
     "why_not",
 ]
 
 NAMES = ("cpu", "cuda", "triton", "eager")
 OLDEST_TRITON = (3, 6)
+
+# What "auto" takes on a type of device: the first that works, else "eager".
+ORDER = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 
 class Update(Protocol):
@@ -224,7 +228,7 @@ def get(name: str, device: torch.device) -> Backend:
     if name == "auto":
         name = os.environ.get("DEEPRELAX_BACKEND", "auto")
     if name == "auto":
-        order = {"cpu": ["cpu"], "cuda": ["cuda", "triton"]}.get(device.type, [])
+        order = ORDER.get(device.type, ())
         name = next((n for n in order if not why_not(n) and not _why_not_on(n, device)), "eager")
     reason = why_not(name) or _why_not_on(name, device)
     if reason:
@@ -232,3 +236,12 @@ def get(name: str, device: torch.device) -> Backend:
     backend, _ = _load(name)
     assert backend is not None
     return backend
+
+
+def why_eager(device: torch.device) -> str:
+    """Why "auto" falls back to the slow reference for tensors on a device that a compiled backend is made for. Empty if
+    it does not, or if ``DEEPRELAX_BACKEND`` asks for it."""
+    if os.environ.get("DEEPRELAX_BACKEND", "auto") != "auto":
+        return ""
+    reasons = {n: why_not(n) or _why_not_on(n, device) for n in ORDER.get(device.type, ())}
+    return "" if "" in reasons.values() else "; ".join(f"{n}: {reason}" for n, reason in reasons.items())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import torch
 from torch import Tensor
 
-from deeprelax.kernels import Backend
+from deeprelax.kernels import Backend, why_eager
 from deeprelax.kernels.device_table import capturing
 from deeprelax.kernels.layout import NEEDS_GRAD
 from deeprelax.optim import flat_storage
@@ -91,6 +91,7 @@ class Shared:
     warned: set[str] = dataclasses.field(default_factory=set)
     state: State = dataclasses.field(default_factory=State)
     plans: list[Plan] = dataclasses.field(default_factory=list)
+    why_slow: str = ""  # to be said at the first step: why the reference makes the updates
 
     def warn_once(self, kind: str, message: str) -> None:
         """Warn of that kind of thing once in a run, at the line that called the optimizer."""
@@ -106,6 +107,15 @@ class Shared:
         ):
             level, frame = level + 1, frame.f_back
         warnings.warn(message, stacklevel=level)
+
+    def say_why_slow(self) -> None:
+        """Warn that the reference makes the updates."""
+        self.warn_once(
+            "slow",
+            "the eager reference makes the updates, about 15 times slower than the compiled kernels; backend='eager' "
+            f"asks for it without this warning. {self.why_slow}",
+        )
+        self.why_slow = ""
 
     def portable(self) -> Shared:
         """Without what is rebuilt from the optimizer's state and groups."""
@@ -325,6 +335,8 @@ def make_buckets(opt: Relaxation, i: int, base: int, sources: Mapping[Tensor, Ma
             for t, p in enumerate(params):
                 bucket.take_over(t, held.get(p, {}), opt.state)
             buckets.append(bucket)
+            if options.backend == "auto" and bucket.backend.name == "eager":
+                opt._shared.why_slow = why_eager(bucket.table.device)
     except BaseException:
         for p in plan.group["params"]:
             opt.state.drop(p)

@@ -184,6 +184,8 @@ class Relaxation(Optimizer):
         scaler = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
         for plan, each in zip(plans, work):
             plan.clock.launch(each, scaler)
+        if self._shared.why_slow:
+            self._shared.say_why_slow()
 
     def _refuse_in_eval(self, method: str) -> None:
         if not self.param_groups[0]["training"]:

@@ -330,6 +330,15 @@ def test_only_what_changed_is_compiled_again(tmp_path: Path) -> None:
     assert len((tmp_path / "asked").read_text().splitlines()) == 2 * first + 1
 
 
+def test_what_can_no_longer_be_built_is_not_installed_from_an_earlier_build(tmp_path: Path) -> None:
+    home = str(false_nvcc(tmp_path))
+    build(tmp_path, CUDA_HOME=home)
+    assert list(tmp_path.glob("lib/deeprelax/_cuda*.so"))
+    _, info = build(tmp_path, CUDA_HOME=home, DEEPRELAX_CUDA="0")
+    assert "DEEPRELAX_CUDA=0" in info["CUDA_PROBLEM"]
+    assert not list(tmp_path.glob("lib/deeprelax/_cuda*.so"))
+
+
 def test_the_build_info_is_importable() -> None:
     info: Any = importlib.import_module("deeprelax._build_info")
     assert isinstance(info.CUDA_PROBLEM, str)
