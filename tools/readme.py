@@ -1,10 +1,11 @@
-"""Writes the README's figures from the stored results. Run: python tools/readme.py"""
+"""Writes the figures of README.md and docs/benchmarks.md from the stored results. Run: python tools/readme.py"""
 
 from __future__ import annotations
 
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gpu_bench.text import about, correctness, targets, verdict  # noqa: E402
 
 BEGIN, END = "<!-- bench: written by tools/readme.py -->\n", "<!-- /bench -->"
 GPU_BEGIN, GPU_END = "<!-- gpu: written by tools/readme.py -->\n", "<!-- /gpu -->"
+SPEED_BEGIN, SPEED_END = "<!-- speed: written by tools/readme.py -->\n", "<!-- /speed -->"
 TRAIN_BEGIN, TRAIN_END = "<!-- train: written by tools/readme.py -->\n", "<!-- /train -->"
 
 
@@ -49,6 +51,41 @@ def table(result: dict[str, Any], source: str) -> str:
             missed = "" if t["met"] else " (missed)"
             lines.append(f"| {t['promise']} | {bound} | {t['measured']:.2f}{missed} |")
     return "\n".join(lines) + "\n"
+
+
+SHOWN = ("EntropySGD", "EntropySGD, noise", "HJ", "Heat", "torch.optim.AdamW(fused=True)")
+SGD = "torch.optim.SGD(momentum, fused=True)"
+
+
+def speed(result: dict[str, Any], source: str) -> str:
+    """Five rows of ``table``, and from how many tensors on ``step()`` takes less time than fused SGD's."""
+    machine, large = result["machine"], [w for w in result["workloads"] if w["elements"] >= 100_000]
+    heads = [f"{w['name']}: ns/parameter | × fused SGD with momentum" for w in large]
+    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|---|" * len(heads)]
+    for name in SHOWN:
+        cells = []
+        for w in large:
+            rows = {r["name"]: r["ns_per_parameter"] for r in w["contestants"]}
+            cells += [f"{rows[name]:.2f}", f"{rows[name] / rows[SGD]:.2f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    small = [w for w in result["workloads"] if w["elements"] < 100_000]
+    slower = [w["shapes"] for w in small if ratio(w, "EntropySGD") > 1]
+    least, most = (f"{w['shapes']:,}" for w in (small[0], small[-1]))
+    where = f"above {max(slower):,} tensors" if slower else f"at every number of tensors measured ({least} to {most})"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{machine['cpu']}, {machine['threads']} threads, fp32, {machine['instruction_set']}, medians of one run "
+            f"(`{source}`). On small tensors `EntropySGD.step()` takes less time than fused SGD's {where}.",
+            "",
+        ]
+    )
+
+
+def ratio(workload: dict[str, Any], name: str) -> float:
+    """Of that contestant's time to fused SGD's."""
+    return float(next(r["by_fused_sgd"] for r in workload["contestants"] if r["name"] == name))
 
 
 def host(workloads: list[dict[str, Any]]) -> list[str]:
@@ -135,15 +172,18 @@ def training(result: dict[str, Any], source: str) -> str:
     return "\n".join([*lines, "", f"{seeds} seeds; {about}; `{source}`", "", picture]) + "\n"
 
 
-def rendered() -> str:
-    """The README as it should be."""
-    text = (ROOT / "README.md").read_text()
+# For each page its marks, the stored results, and what is written between them.
+PAGES: dict[str, list[tuple[str, str, str, Callable[[dict[str, Any], str], str]]]] = {
+    "README.md": [(SPEED_BEGIN, SPEED_END, "*/cpu.json", speed), (TRAIN_BEGIN, TRAIN_END, "*/digits.json", training)],
+    "docs/benchmarks.md": [(BEGIN, END, "*/cpu.json", table), (GPU_BEGIN, GPU_END, "*/gpu.json", on_gpu)],
+}
+
+
+def rendered(page: str) -> str:
+    """A page as it should be."""
+    text = (ROOT / page).read_text()
     stored = ROOT / "bench" / "results"
-    for begin, end, pattern, show in (
-        (BEGIN, END, "*/cpu.json", table),
-        (GPU_BEGIN, GPU_END, "*/gpu.json", on_gpu),
-        (TRAIN_BEGIN, TRAIN_END, "*/digits.json", training),
-    ):
+    for begin, end, pattern, show in PAGES[page]:
         results = sorted(stored.glob(pattern))
         new = "\n".join(show(json.loads(path.read_text()), str(path.relative_to(ROOT))) for path in results)
         if show is on_gpu:
@@ -153,7 +193,8 @@ def rendered() -> str:
 
 
 def main() -> None:
-    (ROOT / "README.md").write_text(rendered())
+    for page in PAGES:
+        (ROOT / page).write_text(rendered(page))
 
 
 if __name__ == "__main__":
