@@ -19,7 +19,7 @@ train: $(STAMP)
 # spills 8 bytes in one kernel (stochastic rounding with both momenta, bf16), where 3.7 spills none.
 test: $(STAMP) $(OLDEST_TRITON)/.installed check
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 -q tests/kernels/test_triton_ptx.py -k "not spills and not (sass and stochastic)"
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=20
 
 check: $(STAMP)
 	$(BIN)/ruff check .

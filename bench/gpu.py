@@ -2,7 +2,7 @@
 
     python bench/gpu.py --out folder [--parts correctness,kernels,steps,host,sweep] [--budget-seconds 390]
 
-Writes gpu.json, gpu.md, bandwidth.png, pytest.txt, sanitizer.txt and tuner.json, anew every few seconds. The
+Writes gpu.json, gpu.md, bandwidth.png, pytest.txt, sanitizer.txt and tuner.json, again every few seconds. The
 parts run in the order of their importance, and what the budget does not allow is left out and named. Exit status 1 if a
 backend did not run, a test failed or a process broke off, 3 if something was not proven, 2 where there is no GPU.
 """

@@ -1,4 +1,4 @@
-"""The machine and the versions that a result was had with. Needs nothing beyond torch."""
+"""The machine and the versions that a result was produced with. Needs nothing beyond torch."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from .scalars import Rule
 from .table import Table
 
 # Elements of one unit of work: with 4 to 7 streams of fp32 it fills the second-level cache about half, and the
-# prefetchers run through it; bench/kernels.py --sweep-chunk measures it.
+# prefetchers run through it.
 CHUNK = 16384
 
 # From this many elements of a launch on, weights that a call writes without reading them bypass the caches: they will

@@ -209,7 +209,7 @@ class Memory:
 
 
 class Turns:
-    """The numbers of the calls on one size of slice. All contestants draw from it: each goes on where the one before it
+    """The numbers of the calls on one size of slice. All contestants draw from it: each resumes where the one before it
     has ended, and finds nothing in the cache that that one has left there."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a result was had with: GPU, driver, versions, commit."""
+"""What a result was produced with: GPU, driver, versions, commit."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def cuda_timer() -> DeviceTimer:
 
 
 def measure(contestants: dict[str, Contestant], timer: Timer, rounds: int, warm_up: int = 2) -> dict[str, list[Sample]]:
-    """A sample a round for each; the contestants alternate, in an order drawn anew for every round (always the same
+    """A sample a round for each; the contestants alternate, in an order drawn again for every round (always the same
     draws): whoever came always after the one that leaves the host's caches in disarray would look slow."""
     for _ in range(warm_up):
         for name, contestant in contestants.items():

@@ -108,7 +108,7 @@ def plain_loop(opt: torch.optim.Optimizer, average: str, update_w: bool) -> Step
 
 
 def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds per call, contestants alternating, in rounds of an order drawn anew (always the same draws): whoever came
+    """Seconds per call, contestants alternating, each round in a new random order (always the same draws): whoever came
     always after the one that leaves the caches in disarray would look slow."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():

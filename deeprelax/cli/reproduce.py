@@ -19,7 +19,6 @@ from deeprelax.terminal import InterruptedRun, asked_to_stop
 if TYPE_CHECKING:  # a console is rich's, which only the extra brings
     from rich.console import Console
 
-    from deeprelax.experiments.table1.protocol import Run
 
 OUT = Path("out/reproduction")
 
@@ -71,7 +70,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             threads_option(remark="; a resumed run keeps its own"),
             click.option(
                 "--budget-minutes", type=click.FloatRange(0),
-                help="Stop after this time; the next call goes on where this one stopped.  [default: none]",
+                help="Stop after this time; the next call resumes where this one stopped.  [default: none]",
             ),
         ]
     ):  # fmt: skip
@@ -130,23 +129,6 @@ def _end(stopped: bool) -> None:
         click.get_current_context().exit(InterruptedRun.exit_code)
 
 
-def _tensorboard(out: Path) -> Callable[[Run, Sequence[dict[str, Any]]], None]:
-    """Writes every evaluation of a run, at its number of gradients."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise click.ClickException("--tensorboard needs the package 'tensorboard': pip install tensorboard") from error
-
-    def write(run: Run, records: Sequence[dict[str, Any]]) -> None:
-        with SummaryWriter(str(out / "tensorboard" / run.name)) as writer:
-            for record in records:
-                for quantity in ("validation_error", "training_loss", "lr", "gamma"):
-                    if record[quantity] is not None:
-                        writer.add_scalar(quantity, record[quantity], record["gradients"])
-
-    return write
-
-
 @click.group()
 def reproduce() -> None:
     """The paper's experiments: Table 1, Figure 2, and the search for what it leaves open.
@@ -179,7 +161,6 @@ def reproduce() -> None:
     "--checkpoint-seconds", type=click.FloatRange(0), default=60.0, show_default=True,
     help="Between checkpoints; what a killed run did after its last one is done again.",
 )  # fmt: skip
-@click.option("--tensorboard", is_flag=True, help="Write curves to OUT/tensorboard; needs the package tensorboard.")
 def table1(
     folder: Path | None,
     out: Path,
@@ -197,7 +178,6 @@ def table1(
     ablation: bool,
     found: Path | None,
     checkpoint_seconds: float,
-    tensorboard: bool,
 ) -> None:
     """Train what is missing of Table 1, and print it beside the paper's.
 
@@ -229,7 +209,6 @@ def table1(
         from deeprelax.experiments.table1 import search as searching
 
         console = Console()
-        write = _tensorboard(out) if tensorboard else (lambda run, records: None)
         with _errors(), _stopped_by_ctrl_c(out) as stop:
             check_writable("--out", out / f"table1-{preset}.md")
             chosen = searching.best_of(found, preset, models, optimizers) if found else None
@@ -239,7 +218,7 @@ def table1(
             )  # fmt: skip
             left = experiment.execute(
                 runs, experiment.Loader(folder, out / "cache", where), out, console, budget_minutes=budget_minutes,
-                checkpoint_seconds=checkpoint_seconds, stop=stop, report=write,
+                checkpoint_seconds=checkpoint_seconds, stop=stop,
             )  # fmt: skip
             _report(out, preset, models, console)
     if left:

@@ -89,7 +89,7 @@ def train(
 
     Prints a table of validation error and training loss, and writes a picture of their curves and a JSON file with
     every number. Errors are those of x, the weights that an optimizer would hand over, with batch norm's statistics
-    gathered anew at x.
+    gathered again at x.
 
     \b
     Examples:

@@ -30,7 +30,7 @@ LINES = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """Settings and results of every run, and what they were had with."""
+    """Settings and results of every run, and what they were produced with."""
 
     dataset: str
     settings: dict[str, Settings]

@@ -52,7 +52,7 @@ class EntropySGD(Relaxation):
         absorb_gamma: x <- x - lr (x - z), as the authors' program has it, instead of lr/γ.
         momentum: of the outer update, as ``torch.optim.SGD``'s, acting on (x - z)/γ. Default 0.
         inner_momentum: of the inner update, acting on g + weight decay + (y - x)/γ; the noise stays outside.
-        carry_inner_momentum: keep the inner velocity across outer updates instead of starting anew.
+        carry_inner_momentum: keep the inner velocity across outer updates instead of starting again.
         nesterov: Nesterov's form of both momenta.
         weight_decay: adds weight_decay · y to g.
         maximize: climb instead.

@@ -39,7 +39,7 @@ def test_a_momentum_adds_two_words_where_it_acts() -> None:
             for kind in ("first", "inner", "last")
         ]
         assert added == [0, 0, 8]
-    for carry, first in ((False, 4), (True, 8)):  # a velocity that starts anew is not read
+    for carry, first in ((False, 4), (True, 8)):  # a velocity that starts again is not read
         options = {"inner_momentum": 0.9, "carry_inner_momentum": carry}
         found = [bytes_moved("EntropySGD", F32, kind, **options) for kind in ("first", "inner", "last")]
         assert found == [20 + first, 24 + 8, 20 + 8]

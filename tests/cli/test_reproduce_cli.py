@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import filelock
@@ -309,39 +308,6 @@ def test_a_damaged_data_file_is_refused_with_its_name(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
     output = run("table1", "--data", tmp_path, "--out", tmp_path / "out", "--models", "allcnn", code=1).output
     assert "cifar10.npz is damaged" in output
-
-
-def test_tensorboard_without_the_package_says_what_to_install(data: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    arguments = ["--data", data, "--out", tmp_path, "--tensorboard"]
-    assert "pip install tensorboard" in run("table1", *arguments, code=1).output
-
-
-def test_tensorboard_gets_every_evaluation_once(data: Path, tmp_path: Path, monkeypatch) -> None:
-    written: list[tuple[str, str, int]] = []
-
-    class SummaryWriter:
-        def __init__(self, folder: str) -> None:
-            self.folder = folder
-
-        def __enter__(self) -> SummaryWriter:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def add_scalar(self, quantity: str, value: float, step: int) -> None:
-            written.append((Path(self.folder).name, quantity, step))
-
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    base = ["--data", data, "--out", tmp_path, "--models", "lenet", "--optimizers", "sgd", "--seeds", 1, "--epochs", 2]
-    run("table1", *base, "--tensorboard")
-    name = "authors-lenet-sgd-2ep-seed0"
-    assert written == [(name, q, step) for step in (3, 6) for q in ("validation_error", "training_loss", "lr")]
-    run("table1", *base, "--tensorboard")
-    assert len(written) == 6
 
 
 def test_a_terminal_shows_how_far_a_run_is(data: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_runs_of_a_search_have_a_table_for_each_preset(tmp_path: Path) -> None:
         assert table.partition("\n## ")[0].count(f"| LeNet | HJ | 0.50 ± 0.01 @ 70 | {value} |") == 1
 
 
-def test_a_search_is_there_with_every_trial_the_one_taken_and_what_it_was_had_with(tmp_path: Path) -> None:
+def test_a_search_is_there_with_every_trial_the_one_taken_and_what_it_was_produced_with(tmp_path: Path) -> None:
     trials = []
     for number, (lr, error, ended) in enumerate([(0.1, 0.012, "finished"), (0.3, 0.25, "diverged")]):
         trial = stored("lenet", "hj", 0, [error], epochs=3, variant=f"trial{number}", ended=ended)
@@ -79,7 +79,7 @@ def test_a_search_is_there_with_every_trial_the_one_taken_and_what_it_was_had_wi
     assert "| LeNet | HJ | 0.1 | 0.01 | 0.50, 0.75 | 1404 | **1.20** |" in page
     assert "| LeNet | HJ | 0.3 | 0.01 | 0.50, 0.75 | 1404 | diverged |" in page
     assert "LeNet: 300 for training, 50 held out; bold:" in page
-    assert "Had with: A, CPU" in page
+    assert "Produced with: A, CPU" in page
 
 
 def test_rows_of_another_precision_and_a_half_ablation_are_still_owed(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_the_page_says_what_the_bits_hang_on(tmp_path: Path) -> None:
     write([run, stored("lenet", "sgd", 0, [0.01], epochs=3)], tmp_path / "machine" / "reproduction")
     page = reproduction.rendered(tmp_path)
     said = "A, CPU (family 25, model 1), 1 thread, torch 1, AVX2, {}, evaluated in tf32, commit abc"
-    assert f"Had with: {said.format('steps by cuda, replayed from a graph')}." in page
+    assert f"Produced with: {said.format('steps by cuda, replayed from a graph')}." in page
     assert "CPU (which one of that name is not recorded)" in page
     assert "collapsed: 15.5 % error after 2, 88.7 % after 4" in " ".join(page.split())
 
@@ -117,9 +117,9 @@ def test_the_page_names_every_machine_that_a_run_was_on(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], json.dumps(elsewhere), *lines[1:]]) + "\n")
     page = reproduction.rendered(tmp_path)
-    assert "LeNet, HJ: no statement: 1 gone on with on another machine or version." in page
-    assert "Had with: A, CPU" in page
-    assert "Had with: B, CPU" in page
+    assert "LeNet, HJ: no statement: 1 resumed on another machine or version." in page
+    assert "Produced with: A, CPU" in page
+    assert "Produced with: B, CPU" in page
 
 
 def test_the_page_says_so_when_nothing_is_left(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves is whole, or refused by name; it says what it was had with, and warns where that changes."""
+"""What a run leaves is whole, or refused by name; it says what it was produced with, and warns where that changes."""
 
 from __future__ import annotations
 

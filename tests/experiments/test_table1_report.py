@@ -117,7 +117,7 @@ def test_a_run_that_another_machine_went_on_with_says_so_and_names_both() -> Non
     elsewhere = {"machine": {**runs[0].header["machine"], "gpu": "B"}, "how": {}}
     runs[2] = dataclasses.replace(runs[2], gone_on=[{"gone_on_at": 100, **elsewhere}])
     (row,) = table1_report.rows(runs, "authors")
-    assert row.caveats == ["1 gone on with on another machine or version"]
+    assert row.caveats == ["1 resumed on another machine or version"]
     assert row.device == "A and B"
 
 

@@ -19,7 +19,6 @@ from deeprelax.experiments.table1 import protocol, store
 from deeprelax.experiments.table1.protocol import ABLATED, ABLATION, DATASETS, Run
 from deeprelax.terminal import Pace
 
-Report = Callable[[Run, Sequence[dict[str, Any]]], None]
 Options = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -79,7 +78,6 @@ def execute(
     checkpoint_seconds: float = 60.0,
     compare: bool = False,
     stop: Callable[[], bool] = lambda: False,
-    report: Report = lambda run, records: None,
 ) -> list[Run]:
     """Run what is missing.
 
@@ -88,7 +86,6 @@ def execute(
         budget_minutes: no run is begun after it, and one that is under way is saved and left for the next call.
         compare: load the data of every model, also where no run is missing, to see that those there are of them.
         stop: when it returns True, the run under way is saved, and it and the rest are left for the next call.
-        report: called after every evaluation.
 
     Returns:
         The runs that are not at their end.
@@ -119,7 +116,7 @@ def execute(
                 left.append(run)
                 continue
             data, digest = loaded(run)
-            watch = _Watch(progress, bars[run.model], run, out, report, console)
+            watch = _Watch(progress, bars[run.model], run, console)
             how = store.execute(
                 run, data, digest, out, deadline=deadline, stop=stop, checkpoint_seconds=checkpoint_seconds,
                 on_progress=watch,
@@ -156,17 +153,12 @@ class _Bar:
 
 
 class _Watch:
-    """Moves the two bars while a run is under way, or prints its progress every minute where there is no terminal, and
-    reports evaluations that were not there before."""
+    """Moves the two bars while a run is under way, or prints its progress every minute where there is no terminal."""
 
-    def __init__(
-        self, progress: Progress, overall: _Bar, run: Run, out: Path, report: Report, console: Console
-    ) -> None:
+    def __init__(self, progress: Progress, overall: _Bar, run: Run, console: Console) -> None:
         self._console, self._pace = console, Pace()
-        self._progress, self._overall, self._run, self._report = progress, overall, run, report
+        self._progress, self._overall, self._run = progress, overall, run
         self._task = progress.add_task(run.name, total=run.epochs, state="")
-        path = store.path_of(run, out)
-        self._seen = len(store.read(path).records) if path.exists() else 0
 
     def __call__(self, done: int, total: int, records: Sequence[dict[str, Any]]) -> None:
         at = self._run.epochs * done / total
@@ -176,9 +168,6 @@ class _Watch:
         if not self._console.is_terminal and (left := self._pace.left(done / total)):
             words = [f"{self._run.name}: {at:.1f}/{self._run.epochs} effective epochs", state, left]
             self._console.print(", ".join(filter(None, words)), highlight=False, soft_wrap=True)
-        if len(records) > self._seen:
-            self._report(self._run, records[self._seen :])
-            self._seen = len(records)
 
     def close(self) -> None:
         self._progress.remove_task(self._task)

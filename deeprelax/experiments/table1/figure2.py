@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from deeprelax.experiments.report import LINES, TITLES
 from deeprelax.experiments.table1.protocol import OPTIMIZERS
-from deeprelax.experiments.table1.report import PAPERS_PRECISION, Key, groups, had_with, precision_of
+from deeprelax.experiments.table1.report import PAPERS_PRECISION, Key, groups, precision_of, produced_with
 from deeprelax.experiments.table1.store import Stored
 from deeprelax.files import write_picture
 
@@ -72,7 +72,7 @@ def draw(runs: Sequence[Stored], preset: str, out: Path) -> list[Path]:
 def _means(chosen: dict[Key, list[Stored]], preset: str) -> str:
     """The devices and precisions of the runs that are drawn."""
     drawn = [found for (of, _, _, variant), found in chosen.items() if of == preset and not variant]
-    return "; ".join(sorted({had_with(stored) for found in drawn for stored in found})) or "no runs"
+    return "; ".join(sorted({produced_with(stored) for found in drawn for stored in found})) or "no runs"
 
 
 def _line(

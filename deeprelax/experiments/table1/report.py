@@ -34,7 +34,7 @@ class Row:
         moved: runs that another machine or another version of the program went on with.
         gradients: of an effective epoch; None before the first evaluation.
         as_preset: whether the settings are the preset's, and not those that a search found or an older version had.
-        device, precision: what the runs were had with.
+        device, precision: what produced the runs.
         seconds: of a run, mean.
     """
 
@@ -78,7 +78,7 @@ class Row:
         if self.running:
             found.append(f"{self.running} not at their end")
         if self.moved:
-            found.append(f"{self.moved} gone on with on another machine or version")
+            found.append(f"{self.moved} resumed on another machine or version")
         return found
 
     @property
@@ -110,7 +110,7 @@ def precision_of(settings: dict[str, Any]) -> str:
     return settings["autocast"] or ("tf32" if settings["tf32"] else "fp32")
 
 
-def had_with(stored: Stored) -> str:
+def produced_with(stored: Stored) -> str:
     """Devices and precision."""
     return f"{_devices([stored])}, {precision_of(stored.settings)}"
 
@@ -221,7 +221,7 @@ def table(found: Sequence[Row], models: Sequence[str]) -> Table:
     result = Table(
         title="Validation error (%) @ effective epochs", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    for heading in ("model", "optimizer", "paper", "here", "seeds", "unlike the paper's runs", "had with"):
+    for heading in ("model", "optimizer", "paper", "here", "seeds", "unlike the paper's runs", "produced with"):
         result.add_column(heading)
     by_row = {(each.model, each.optimizer): each for each in found if not each.variant}
     for model in models:

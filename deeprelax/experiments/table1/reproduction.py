@@ -22,7 +22,7 @@ validation error at x after the last gradient of a run, with batch norm's statis
 epochs (Remark 15). What each row does, and the source of each value, is in `deeprelax/experiments/table1/protocol.py`.
 
 ```
-deeprelax reproduce table1 --data DIR --out DIR --device cuda     # all of it; goes on where it was stopped
+deeprelax reproduce table1 --data DIR --out DIR --device cuda     # all of it; resumes where it was stopped
 deeprelax reproduce figure2 --out DIR
 deeprelax reproduce search --data DIR --out DIR                   # η, γ₀ and the schedule, which the paper leaves open
 ```
@@ -100,7 +100,7 @@ python tools/reproduce_gpu.py --data DIR --budget-minutes 25
 """
 
 
-def _had_with(places: Iterable[dict[str, Any]]) -> list[str]:
+def _produced_with(places: Iterable[dict[str, Any]]) -> list[str]:
     """What the bits of runs hang on, a line for each "machine" and "how" that some had."""
     found: dict[str, None] = {}
     for place in places:
@@ -114,7 +114,7 @@ def _had_with(places: Iterable[dict[str, Any]]) -> list[str]:
         parts = [about["gpu"], cpu, threads, torch, steps]
         parts += [f"evaluated in {how['evaluation']}"] if how else []
         parts += [f"commit {about['commit']}"] if about.get("commit") else []
-        found.setdefault("Had with: " + ", ".join(str(part) for part in parts if part) + ".")
+        found.setdefault("Produced with: " + ", ".join(str(part) for part in parts if part) + ".")
     return list(found)
 
 
@@ -128,7 +128,7 @@ def _table(rows: Sequence[Row], runs: Sequence[Stored], preset: str, machine: st
     ablation = ablation_report.markdown(runs, preset)
     if ablation:
         lines += ["\nEntropy-SGD with scoping and thermal noise switched off (section 8):\n", ablation.rstrip()]
-    lines += ["", *_had_with(_places(runs, preset))]
+    lines += ["", *_produced_with(_places(runs, preset))]
     figure = folder / f"figure2-{preset}.png"
     if figure.exists():
         path = f"../bench/results/{machine}/reproduction/{figure.name}"
@@ -147,7 +147,7 @@ def _found(folder: Path, machine: str) -> list[str]:
         if rows:
             heading = f"## The same with what the search below chose, {preset} preset, {machine}"
             table = table1_report.markdown(rows, models)
-            parts.append("\n".join([heading, "", table, *_had_with(_places(runs, preset)), ""]))
+            parts.append("\n".join([heading, "", table, *_produced_with(_places(runs, preset)), ""]))
     return parts
 
 
@@ -168,7 +168,7 @@ def _search(path: Path, machine: str) -> str:
                 lines.append(_trial(model, optimizer, trial, row["best"]))
         data = next(iter(of_model.values()))["data"].partition(" ")[2]
         places = [place for row in of_model.values() for place in row["places"]]
-        lines += [f"\n{NAMES[model]}: {data}; bold: taken by `table1 --found`.", "", *_had_with(places)]
+        lines += [f"\n{NAMES[model]}: {data}; bold: taken by `table1 --found`.", "", *_produced_with(places)]
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,7 @@
 The first line of the file is the header: the run's settings, the machine, how it computes, the data's checksum. A line
 for each evaluation follows, and a last one says how the run ended, with a checksum of its last state. The checkpoint
 holds the same lines, so that after an interruption file and state agree: lines written after the checkpoint are dropped
-and come again. It goes when the run has ended. A line tells where a run was gone on with on a machine that may give
+and come again. It goes when the run has ended. A line tells where a run was resumed on a machine that may give
 other bits.
 """
 
@@ -57,7 +57,7 @@ class Stored:
 
     @property
     def places(self) -> list[dict[str, Any]]:
-        """Every "machine" and "how" that it was had with."""
+        """Every "machine" and "how" that it was produced with."""
         return [self.header, *self.gone_on]
 
     @property
@@ -144,11 +144,11 @@ def execute(
 ) -> str:
     """Run it from where it stands to its end, to the deadline, or until it is to stop.
 
-    The bits of sums depend on the number of CPU threads: a run that is gone on with keeps the number it began with.
+    The bits of sums depend on the number of CPU threads: a run that is resumed keeps the number it began with.
 
     Args:
         data: on the device to train on.
-        deadline: on ``time.monotonic``'s clock; a run that meets it is saved and can be gone on with.
+        deadline: on ``time.monotonic``'s clock; a run that meets it is saved and can be resumed.
         stop: asked after every gradient; the run is then saved as at the deadline.
         checkpoint_seconds: between two checkpoints. The last one is removed when the run has ended.
         on_progress: called with the gradients taken and their total, and the evaluations so far.
@@ -255,7 +255,7 @@ def _check_device(lines: Sequence[dict[str, Any]], device: torch.device, saved: 
     there = next(line for line in reversed(lines) if "machine" in line)["machine"]["gpu"]
     if bool(there) != (device.type == "cuda"):
         raise StoreError(
-            f"{saved} is of a run on {there or 'a CPU'}, whose random numbers for dropout cannot be gone on with on "
+            f"{saved} is of a run on {there or 'a CPU'}, whose random numbers for dropout cannot be resumed on "
             f"{device}: give --device {'cuda' if there else 'cpu'}, or remove it to begin that run again"
         )
 
@@ -266,7 +266,7 @@ def _note_machine(
     """A line and a warning where the run was last on a machine that may give other bits."""
     last = next(line for line in reversed(lines) if "machine" in line)
     if changed := environment.differences(last, about):
-        warn(f"{run.name} is gone on with elsewhere, and the bits of the rest may differ: {'; '.join(changed)}")
+        warn(f"{run.name} resumes elsewhere, and the bits of the rest may differ: {'; '.join(changed)}")
         lines.append({"gone_on_at": done, **about})
 
 
