@@ -8,7 +8,7 @@
 namespace deeprelax {
 
 // Update rules by number: the type and the header in which it stands.
-#define DR_RULES(RULE) RULE(EntropySGD, entropy_sgd) RULE(HJ, hj) RULE(Heat, heat)
+#define DR_RULES(RULE) RULE(EntropySGD, entropy_sgd) RULE(HJ, hj) RULE(Heat, heat) RULE(EntropyAdamW, entropy_adamw)
 
 // Types of weights by number.
 #define DR_DTYPES(DTYPE) DTYPE(double, float64) DTYPE(float, float32) DTYPE(bfloat16, bfloat16) DTYPE(float16, float16)
@@ -27,7 +27,9 @@ namespace deeprelax {
   FLAG(kSkip, SKIP, 10)                             \
   FLAG(kPastCache, PAST_CACHE, 11)                  \
   FLAG(kAbsorbGamma, ABSORB_GAMMA, 12)              \
-  FLAG(kCarryInnerMomentum, CARRY_INNER_MOMENTUM, 13)
+  FLAG(kCarryInnerMomentum, CARRY_INNER_MOMENTUM, 13) \
+  FLAG(kPull, PULL, 14)                             \
+  FLAG(kAverage, AVERAGE, 15)
 
 // clang-format off
 #define DR_SCALARS(FIELD, T)                                                       \
@@ -36,6 +38,9 @@ namespace deeprelax {
   FIELD(T, inner_momentum) FIELD(T, noise_scale)                                   \
   FIELD(T, outer_step) FIELD(T, outer_scale) FIELD(T, lr) FIELD(T, momentum)       \
   FIELD(T, inv_scale)                                                              \
+  FIELD(T, beta1) FIELD(T, one_minus_beta1) FIELD(T, beta2) FIELD(T, one_minus_beta2) \
+  FIELD(T, epsilon) FIELD(T, decay) FIELD(T, step_size) FIELD(T, inv_root_bias2)   \
+  FIELD(double, wide_rate) FIELD(double, wide_beta1) FIELD(double, wide_beta2)     \
   FIELD(uint32_t, flags) FIELD(uint32_t, key0) FIELD(uint32_t, key1) FIELD(uint32_t, step)
 
 #define DR_DEVICE_SCALARS(FIELD) FIELD(Scalars<double>, wide) FIELD(Scalars<float>, narrow)
@@ -44,6 +49,7 @@ namespace deeprelax {
   FIELD(int64_t, inner_steps)                                                          \
   FIELD(double, keep) FIELD(double, momentum) FIELD(double, weight_decay)              \
   FIELD(double, alpha) FIELD(double, temperature) FIELD(double, inner_momentum)        \
+  FIELD(double, beta1) FIELD(double, beta2) FIELD(double, epsilon)                     \
   FIELD(uint32_t, flags)
 
 #define DR_CLOCK_WORDS(FIELD)                                                          \
@@ -63,7 +69,8 @@ namespace deeprelax {
   FIELD(const int64_t*, grads)                                                         \
   FIELD(const Tensor*, tensors) FIELD(const Chunk*, chunks) FIELD(int64_t, n_chunks)   \
   FIELD(void*, x) FIELD(void*, y) FIELD(void*, acc)                                    \
-  FIELD(void*, momentum) FIELD(void*, velocity)                                        \
+  FIELD(void*, momentum) FIELD(void*, velocity) FIELD(void*, square)                   \
+  FIELD(const int64_t*, missed)                                                        \
   FIELD(uint32_t, rule) FIELD(uint32_t, dtype)
 
 #define DR_CPU_LAUNCH(FIELD)                                                           \

@@ -14,7 +14,7 @@ DR_HD double read(const void* value, bool is_double) {
 // Where a group stands in its cycle when a gradient arrives.
 struct CycleState {
   double lr, inner_lr, gamma, next_gamma;
-  int64_t cycle_steps;
+  int64_t step, cycle_steps;
   bool first, last, fresh;
 };
 
@@ -41,6 +41,7 @@ DR_HD void tick(const Hyper& h, const Sources& from, ClockWords& clock, DeviceSc
                       read(from.inner_lr, from.inner_lr_is_double),
                       gamma,
                       next_gamma,
+                      clock.step,
                       clock.cycle_steps,
                       first,
                       last,

@@ -14,12 +14,16 @@ template <class P, class T>
 struct Tile : Operands<P, T> {
   const float* drawn = nullptr;     // normals
   const uint32_t* words = nullptr;  // random words for rounding
+  BiasCorrection<T> bias;
 
   // The same operands, `by` elements further on; without noise, which is drawn again for each tile.
   Tile after(int64_t by) const {
     const auto moved = [by](auto* p) { return p ? p + by : nullptr; };
     return {{moved(this->w), moved(this->g), moved(this->x), moved(this->y), moved(this->acc), moved(this->momentum),
-             moved(this->velocity)}};
+             moved(this->velocity), moved(this->square)},
+            nullptr,
+            nullptr,
+            bias};
   }
 
   template <class V>
@@ -65,13 +69,13 @@ void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type
   constexpr uint32_t kKnown = kPhase | kNoise | kStochasticRounding | kPastCache;
   constexpr bool kDraws = (On & kNoise) != 0, kRounds = (On & kStochasticRounding) != 0;
   // Stores past the cache spare reading the lines of weights that are written but not read.
-  constexpr uint32_t kUnread = R::writes_unread(On) && !kWide<P> ? kPastCache : 0u;
+  constexpr uint32_t kPast = R::writes_unread(On) && !kWide<P> ? kPastCache : 0u;
   const Call<T, kKnown, On> c(scalars);
   // With every option of the inner update off the loops hold arithmetic only.
   const Call<T, kKnown | kInner, On> plain(scalars);
-  const Call<T, kKnown | kInner, On | kUnread> plain_past_cache(scalars);
-  const bool is_plain = (scalars.flags & kInner & ~kNoise) == 0;
-  const bool past_cache = kUnread && (launch.flags & kPastCache) != 0;
+  const Call<T, kKnown | kInner, On | kPast> plain_past_cache(scalars);
+  const bool is_plain = (scalars.flags & kInner & ~(kNoise | R::kUnread)) == 0;
+  const bool past_cache = kPast && (launch.flags & kPastCache) != 0;
   const Stream stream{scalars.key0, scalars.key1, scalars.step};
   alignas(64) float normals[kMaxGroups * kGroup];
   alignas(64) uint32_t words[kMaxGroups * kGroup];
@@ -82,7 +86,10 @@ void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type
     const auto state = [&](void* base) { return base ? static_cast<T*>(base) + tensor.offset : nullptr; };
     const Tile<P, T> whole{{reinterpret_cast<P*>(launch.weights[chunk.tensor]),
                             reinterpret_cast<const P*>(launch.grads[chunk.tensor]), state(launch.x), state(launch.y),
-                            state(launch.acc), state(launch.momentum), state(launch.velocity)}};
+                            state(launch.acc), state(launch.momentum), state(launch.velocity), state(launch.square)},
+                           nullptr,
+                           nullptr,
+                           BiasCorrection<T>::after(scalars, R::kCounts ? launch.missed[chunk.tensor] : 0)};
     // Without noise there is nothing to refill.
     const int64_t most = kDraws || kRounds ? kTile : chunk.length;
     for (int64_t done = 0; done < chunk.length; done += most) {
@@ -103,7 +110,7 @@ void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type
           const Tile<P, T> next = tile.after(kTile);
           if (!past_cache) ahead.add(next.w);
           ahead.add(next.g);
-          T* const buffers[] = {next.x, next.y, next.acc, next.momentum, next.velocity};
+          T* const buffers[] = {next.x, next.y, next.acc, next.momentum, next.velocity, next.square};
           for (T* buffer : buffers) ahead.add(buffer);
         }
         fill_normals(normals, stream, static_cast<uint32_t>(tensor.index), global / 4, groups, ahead);

@@ -22,7 +22,7 @@ constexpr int cuda_chunk(int weight_bytes) { return DR_CUDA_CHUNK_BYTES / (weigh
 // Tensors of a launch. Their gradients' addresses are parameters of the kernel: with all else they fill the 4 KiB that
 // every driver takes. More would be copied with each launch, however few there are.
 #ifndef DR_CUDA_TENSORS
-#define DR_CUDA_TENSORS 480
+#define DR_CUDA_TENSORS 460
 #endif
 constexpr int kCudaTensors = DR_CUDA_TENSORS;
 

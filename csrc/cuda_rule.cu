@@ -24,11 +24,12 @@ struct Arguments {
   const Scalars<T>* ticked;  // on the device; null: `scalars` are those of the call
   const CudaTensor* tensors;
   const CudaChunk* chunks;
-  T *x, *y, *acc, *momentum, *velocity;
+  T *x, *y, *acc, *momentum, *velocity, *square;
+  const int64_t* missed;
   int64_t first_tensor;
   int64_t grads[kCudaTensors];  // of first_tensor and those after it
 };
-static_assert(kCudaTensors > 480 || sizeof(Arguments<double, double>) <= 4096, "what every driver takes");
+static_assert(kCudaTensors > 460 || sizeof(Arguments<double, double>) <= 4096, "what every driver takes");
 
 template <class P, class T>
 struct CudaTile : Operands<P, T> {
@@ -36,6 +37,7 @@ struct CudaTile : Operands<P, T> {
   uint32_t index;
   uint64_t start;                     // global index of element 0
   bool aligned_weight, aligned_grad;  // multiples of 16 bytes
+  BiasCorrection<T> bias;
 
   template <class V>
   DR_HD auto weight(int64_t i) const {
@@ -192,13 +194,14 @@ DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
   P* const w = reinterpret_cast<P*>(tensor.weight) + first;
   const P* const g = reinterpret_cast<const P*>(grad) + (first - chunk.bounds % kCudaLeads);
   const auto state = [&](T* base) { return base + static_cast<int64_t>(chunk.place) * kCudaPlace; };
-  CudaTile<P, T> q{{w, g, state(a.x), state(a.y), state(a.acc), state(a.momentum), state(a.velocity)},
+  CudaTile<P, T> q{{w, g, state(a.x), state(a.y), state(a.acc), state(a.momentum), state(a.velocity), state(a.square)},
                    ticked ? Stream{ticked->key0, ticked->key1, ticked->step}
                           : Stream{a.scalars.key0, a.scalars.key1, a.scalars.step},
                    static_cast<uint32_t>(tensor.index),
                    static_cast<uint64_t>(tensor.start + first),
                    reinterpret_cast<uintptr_t>(w) % 16 == 0,
-                   reinterpret_cast<uintptr_t>(g) % 16 == 0};
+                   reinterpret_cast<uintptr_t>(g) % 16 == 0,
+                   BiasCorrection<T>::after(scalars_of(a), R::kCounts ? a.missed[chunk.tensor] : 0)};
   if (grad == 0) {
     const Bounds<kSize> b(chunk, ticked);
     const AnyCall c(scalars_of(a));
@@ -282,7 +285,9 @@ int run_dtype(const CudaLaunch& launch, const DeviceScalars& scalars, const Devi
                     static_cast<T*>(launch.y),
                     static_cast<T*>(launch.acc),
                     static_cast<T*>(launch.momentum),
-                    static_cast<T*>(launch.velocity)};
+                    static_cast<T*>(launch.velocity),
+                    static_cast<T*>(launch.square),
+                    launch.missed};
   int64_t blocks = 0;
   // Training is in these two types; the others take the kernel for all options, which spares binaries. It looks up
   // whether there is noise.

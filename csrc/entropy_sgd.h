@@ -10,6 +10,8 @@ namespace deeprelax::DR_ISA {
 struct EntropySGD {
   static constexpr const char* kName = "entropy_sgd";
   static constexpr uint32_t kAlways = 0, kMay = kNoise | kStochasticRounding;
+  static constexpr uint32_t kUnread = 0;
+  static constexpr bool kCounts = false;
   static constexpr bool writes_unread(uint32_t) { return false; }
   static constexpr int blocks(int weight_bytes, bool fast, bool noise) {
     if (weight_bytes == 8) return 2;

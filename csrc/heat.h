@@ -10,6 +10,8 @@ namespace deeprelax::DR_ISA {
 struct Heat {
   static constexpr const char* kName = "heat";
   static constexpr uint32_t kAlways = kNoise, kMay = 0;
+  static constexpr uint32_t kUnread = 0;
+  static constexpr bool kCounts = false;
   static constexpr bool writes_unread(uint32_t) { return true; }
   static constexpr int blocks(int weight_bytes, bool fast, bool) {
     if (fast) return weight_bytes == 4 ? 4 : 2;

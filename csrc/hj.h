@@ -9,6 +9,8 @@ namespace deeprelax::DR_ISA {
 struct HJ {
   static constexpr const char* kName = "hj";
   static constexpr uint32_t kAlways = 0, kMay = 0;
+  static constexpr uint32_t kUnread = 0;
+  static constexpr bool kCounts = false;
   static constexpr bool writes_unread(uint32_t options) { return !(options & kFirst); }
   static constexpr int blocks(int weight_bytes, bool fast, bool) {
     return weight_bytes == 8 ? 2 : weight_bytes == 4 && fast ? 4 : 3;

@@ -26,6 +26,18 @@ struct Pack {
     DR_UNROLL for (int k = 0; k < N; ++k) a.v[k] = a.v[k] / b;
     return a;
   }
+  friend DR_HD Pack operator+(Pack a, T b) {
+    DR_UNROLL for (int k = 0; k < N; ++k) a.v[k] = a.v[k] + b;
+    return a;
+  }
+  friend DR_HD Pack operator*(Pack a, Pack b) {
+    DR_UNROLL for (int k = 0; k < N; ++k) a.v[k] = a.v[k] * b.v[k];
+    return a;
+  }
+  friend DR_HD Pack operator/(Pack a, Pack b) {
+    DR_UNROLL for (int k = 0; k < N; ++k) a.v[k] = a.v[k] / b.v[k];
+    return a;
+  }
   friend DR_HD Pack operator-(Pack a) {
     DR_UNROLL for (int k = 0; k < N; ++k) a.v[k] = -a.v[k];
     return a;
@@ -36,6 +48,12 @@ template <class T, int N>
 DR_HD Pack<T, N> where_equal(Pack<T, N> a, Pack<T, N> b, Pack<T, N> x, Pack<T, N> w) {
   DR_UNROLL for (int k = 0; k < N; ++k) x.v[k] = a.v[k] == b.v[k] ? x.v[k] : w.v[k];
   return x;
+}
+
+template <class T, int N>
+DR_HD Pack<T, N> square_root(Pack<T, N> a) {
+  DR_UNROLL for (int k = 0; k < N; ++k) a.v[k] = square_root(a.v[k]);
+  return a;
 }
 
 template <class P, class T, int N>

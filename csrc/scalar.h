@@ -79,9 +79,11 @@ DR_HD float by_top_bit(uint32_t bits, float a, float b) { return (bits & 0x80000
 #ifdef __CUDA_ARCH__
 DR_HD float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DR_HD float square_root(float v) { return __fsqrt_rn(v); }
+DR_HD double square_root(double v) { return __dsqrt_rn(v); }
 #else
 DR_HD float fused(float a, float b, float c) { return std::fma(a, b, c); }
 DR_HD float square_root(float v) { return std::sqrt(v); }
+DR_HD double square_root(double v) { return std::sqrt(v); }
 #endif
 
 // The correctly rounded root of a normal v, from any r within 4 ulp of 1 / sqrt(v) (tests/kernels/test_root.py).

@@ -10,12 +10,12 @@
 
 namespace deeprelax::DR_ISA {
 
-// Where a tile's operands lie; null where the launch has none. `acc` is z, p or s.
+// Where a tile's operands lie; null where the launch has none. `acc` is z, p or s, `square` AdamW's second average.
 template <class P, class T>
 struct Operands {
   P* w;
   const P* g;
-  T *x, *y, *acc, *momentum, *velocity;
+  T *x, *y, *acc, *momentum, *velocity, *square;
 };
 
 // Whether the state is wider than the weight.
@@ -27,6 +27,33 @@ constexpr bool kWide = sizeof(P) != sizeof(typename Compute<P>::type);
 // memory; what is computed with them converts them to V.
 template <class V, class Q>
 using Read = decltype(std::declval<const Q&>().template grad<V>(0));
+
+// base^exponent by multiplications alone, which are the same everywhere.
+DR_HD double power(double base, uint64_t exponent) {
+  double result = 1.0;
+  for (; exponent; exponent >>= 1) {
+    if (exponent & 1) result *= base;
+    base *= base;
+  }
+  return result;
+}
+
+// AdamW's correction of its averages' bias, for a weight that has had `count` gradients.
+template <class T>
+struct BiasCorrection {
+  T step_size, inv_root_bias2;
+
+  // Of a weight that has had all of them.
+  DR_HD explicit BiasCorrection(const Scalars<T>& s) : step_size(s.step_size), inv_root_bias2(s.inv_root_bias2) {}
+  template <class From>
+  DR_HD BiasCorrection(const Scalars<From>& s, int64_t count)
+      : step_size(static_cast<T>(s.wide_rate / (1.0 - power(s.wide_beta1, count)))),
+        inv_root_bias2(static_cast<T>(1.0 / square_root(1.0 - power(s.wide_beta2, count)))) {}
+  // Of one for which `missed` of the calls so far had none.
+  static DR_HD BiasCorrection after(const Scalars<T>& s, int64_t missed) {
+    return missed ? BiasCorrection(s, static_cast<int64_t>(s.step) + 1 - missed) : BiasCorrection(s);
+  }
+};
 
 // g unscaled, with the sign of `maximize`.
 template <class V, class C>

@@ -52,6 +52,7 @@ DR_HD F as_float(U v) { return (F)v; }
 
 #if defined(__AVX512F__)
 DR_HD F square_root(F v) { return (F)_mm512_sqrt_ps((__m512)v); }
+DR_HD D square_root(D v) { return (D)_mm512_sqrt_pd((__m512d)v); }
 DR_HD F by_top_bit(U bits, F a, F b) {
   return (F)_mm512_mask_blend_ps(_mm512_cmplt_epi32_mask((__m512i)bits, _mm512_setzero_si512()), (__m512)b, (__m512)a);
 }
@@ -63,6 +64,7 @@ DR_HD F high_quads(F a, F b) { return (F)_mm512_unpackhi_pd((__m512d)a, (__m512d
 DR_HD U even_odd(W even, W odd) { return (U)_mm512_mask_mov_epi32((__m512i)even, 0xAAAA, (__m512i)(odd << 32)); }
 #elif defined(__AVX2__)
 DR_HD F square_root(F v) { return (F)_mm256_sqrt_ps((__m256)v); }
+DR_HD D square_root(D v) { return (D)_mm256_sqrt_pd((__m256d)v); }
 DR_HD F by_top_bit(U bits, F a, F b) { return (F)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)bits); }
 DR_HD W mul32(W a, W b) { return (W)_mm256_mul_epu32((__m256i)a, (__m256i)b); }
 DR_HD F low_pairs(F a, F b) { return (F)_mm256_unpacklo_ps((__m256)a, (__m256)b); }
@@ -75,12 +77,15 @@ DR_HD F by_top_bit(U bits, F a, F b) { return ((I)bits < 0) ? a : b; }
 DR_HD U even_odd(W even, W odd) { return (U)((even & uint64_t{0xffffffffu}) | (odd << 32)); }
 #if defined(__x86_64__)
 DR_HD F square_root(F v) { return (F)_mm_sqrt_ps((__m128)v); }
+DR_HD D square_root(D v) { return (D)_mm_sqrt_pd((__m128d)v); }
 DR_HD W mul32(W a, W b) { return (W)_mm_mul_epu32((__m128i)a, (__m128i)b); }
 #elif defined(__ARM_NEON)
 DR_HD F square_root(F v) { return (F)vsqrtq_f32((float32x4_t)v); }
+DR_HD D square_root(D v) { return (D)vsqrtq_f64((float64x2_t)v); }
 DR_HD W mul32(W a, W b) { return (W)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b)); }
 #else
 DR_HD F square_root(F v) { return F{std::sqrt(v[0]), std::sqrt(v[1]), std::sqrt(v[2]), std::sqrt(v[3])}; }
+DR_HD D square_root(D v) { return D{std::sqrt(v[0]), std::sqrt(v[1])}; }
 DR_HD W mul32(W a, W b) { return (a & uint64_t{0xffffffffu}) * (b & uint64_t{0xffffffffu}); }
 #endif
 DR_HD F low_pairs(F a, F b) { return F{a[0], b[0], a[1], b[1]}; }

@@ -11,9 +11,10 @@ if importlib.util.find_spec("deeprelax.kernels") is None:  # the folder kernels/
 
 from deeprelax import kernels
 from deeprelax.batchnorm import recalibrate_batchnorm
+from deeprelax.optim.entropy_adamw import EntropyAdamW
 from deeprelax.optim.entropy_sgd import EntropySGD
 from deeprelax.optim.heat import Heat
 from deeprelax.optim.hj import HJ
 
 __version__ = "0.1.0"
-__all__ = ["HJ", "EntropySGD", "Heat", "kernels", "recalibrate_batchnorm"]
+__all__ = ["HJ", "EntropyAdamW", "EntropySGD", "Heat", "kernels", "recalibrate_batchnorm"]

@@ -33,6 +33,7 @@ class RuleNumber(IntEnum):
     ENTROPY_SGD = 0
     HJ = 1
     HEAT = 2
+    ENTROPY_ADAMW = 3
 
 
 class Flag(IntFlag):
@@ -52,6 +53,8 @@ class Flag(IntFlag):
     PAST_CACHE = 1 << 11  # CPU: the tensors are larger than the caches
     ABSORB_GAMMA = 1 << 12  # of Hyper only: the outer step is lr, not lr/gamma
     CARRY_INNER_MOMENTUM = 1 << 13  # of Hyper only
+    PULL = 1 << 14  # EntropyAdamW: gamma is finite, and x pulls y
+    AVERAGE = 1 << 15  # EntropyAdamW: alpha is not 0, and z is not y
 
 
 REALS = (
@@ -70,7 +73,18 @@ REALS = (
     "lr",
     "momentum",
     "inv_scale",  # the gradient is multiplied by it first: 1 / the loss's scale, a float32
+    "beta1",
+    "one_minus_beta1",
+    "beta2",
+    "one_minus_beta2",
+    "epsilon",
+    "decay",  # 1 - eta' weight_decay
+    "step_size",  # eta' / (1 - beta1^t): AdamW's correction of its bias, for a weight that has had every gradient
+    "inv_root_bias2",  # 1 / sqrt(1 - beta2^t)
 )
+
+# What the correction is derived from for a weight that has had fewer gradients: float64 in every precision.
+WIDE = ("wide_rate", "wide_beta1", "wide_beta2")
 
 
 class Scalars(ctypes.Structure):
@@ -80,7 +94,7 @@ class Scalars(ctypes.Structure):
     weights, float32 for all others).
     """
 
-    _fields_ = [(name, ctypes.c_double) for name in REALS] + [
+    _fields_ = [(name, ctypes.c_double) for name in (*REALS, *WIDE)] + [
         ("flags", ctypes.c_uint32),
         ("key0", ctypes.c_uint32),
         ("key1", ctypes.c_uint32),
@@ -111,6 +125,9 @@ class Hyper(ctypes.Structure):
         ("alpha", ctypes.c_double),
         ("temperature", ctypes.c_double),
         ("inner_momentum", ctypes.c_double),
+        ("beta1", ctypes.c_double),
+        ("beta2", ctypes.c_double),
+        ("epsilon", ctypes.c_double),
         ("flags", ctypes.c_uint32),
     ]
 
@@ -156,7 +173,9 @@ class Launch(ctypes.Structure):
         ("y", ctypes.c_uint64),
         ("acc", ctypes.c_uint64),  # the rule's own: z, p or s
         ("momentum", ctypes.c_uint64),
-        ("velocity", ctypes.c_uint64),
+        ("velocity", ctypes.c_uint64),  # the inner momentum, or AdamW's average of gradients
+        ("square", ctypes.c_uint64),  # AdamW's average of their squares
+        ("missed", ctypes.c_uint64),  # int64, for each tensor the calls without a gradient; only of rules that count
         ("rule", ctypes.c_uint32),
         ("dtype", ctypes.c_uint32),
     ]
@@ -166,7 +185,8 @@ class Launch(ctypes.Structure):
         self.rule, self.dtype = rule.number, DTYPES[dtype]
         self.x, self.y, self.acc = (data_address(buffers.get(name)) for name in ("x", "y", rule.acc))
         self.momentum = data_address(buffers.get("momentum_buffer"))
-        self.velocity = data_address(buffers.get("inner_momentum_buffer"))
+        self.velocity, self.square = data_address(buffers.get(rule.velocity)), data_address(buffers.get("exp_avg_sq"))
+        self.missed = data_address(buffers.get("missed"))
 
 
 class CpuLaunch(Launch):

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 from array import array
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import noise
 from .abi import Flag, Scalars
 from .clock import Tick
-from .scalars import Rule
+from .scalars import Rule, bias_correction
 from .table import Table, memory_order
 
 # As plain integers: operations on IntFlag members take microseconds.
 FIRST, LAST, MAXIMIZE, IMPLICIT = map(int, (Flag.FIRST, Flag.LAST, Flag.MAXIMIZE, Flag.IMPLICIT))
 NESTEROV, FRESH_VELOCITY, TAKE_PARAM = map(int, (Flag.NESTEROV, Flag.FRESH_VELOCITY, Flag.TAKE_PARAM))
 STOCHASTIC_ROUNDING, WARM_START = int(Flag.STOCHASTIC_ROUNDING), int(Flag.WARM_START)
+PULL, AVERAGE = int(Flag.PULL), int(Flag.AVERAGE)
 
 
 def stream_of(c: Scalars) -> noise.Stream:
@@ -31,12 +33,16 @@ def stream_of(c: Scalars) -> noise.Stream:
     return noise.Stream(c.key1 << 32 | c.key0, c.step)
 
 
-def force(g: Tensor, w: Tensor, c: Scalars) -> Tensor:
-    """g, in the compute dtype, unscaled, with the sign of ``maximize`` and the weight decay of the point w."""
+def unscaled(g: Tensor, c: Scalars) -> Tensor:
+    """g, in the compute dtype, unscaled, with the sign of ``maximize``."""
     if c.inv_scale != 1:
         g = g * c.inv_scale
-    if c.flags & MAXIMIZE:
-        g = -g
+    return -g if c.flags & MAXIMIZE else g
+
+
+def force(g: Tensor, w: Tensor, c: Scalars) -> Tensor:
+    """The same with the weight decay of the point w."""
+    g = unscaled(g, c)
     if c.weight_decay != 0:
         g = g + w * c.weight_decay
     return g
@@ -118,13 +124,17 @@ def entropy_sgd(
     z.copy_(z_)
     if y is not None:
         y.copy_(y_)
-    if g is None:
-        return
+    if g is not None:
+        round_weight(c, w, y_, index, start)
+
+
+def round_weight(c: Scalars, w: Tensor, y: Tensor, index: int, start: int) -> None:
+    """w is y, rounded to nearest or stochastically."""
     if c.flags & STOCHASTIC_ROUNDING and w.dtype == torch.bfloat16:
         word = noise.words(stream_of(c), index, start, w.numel(), w.device, rounding=True)
-        w.copy_(noise.round_stochastically(y_, word))
+        w.copy_(noise.round_stochastically(y, word))
     else:
-        w.copy_(y_)
+        w.copy_(y)
 
 
 def hj(c: Scalars, w: Tensor, g: Tensor | None, x: Tensor, p: Tensor, m: Tensor | None) -> None:
@@ -180,6 +190,72 @@ def heat(
         w.copy_(x_)
 
 
+def square_root(v: Tensor) -> Tensor:
+    """The correctly rounded root: ``torch.sqrt`` on the CPU is not, and numpy's is the processor's."""
+    if v.dtype == torch.float32:
+        return torch.sqrt(v.double()).float()
+    return torch.from_numpy(np.sqrt(v.cpu().numpy())).to(v.device)
+
+
+def entropy_adamw(
+    c: Scalars,
+    w: Tensor,
+    g: Tensor | None,
+    x: Tensor,
+    y: Tensor | None,
+    z: Tensor | None,
+    b: Tensor | None,
+    m: Tensor,
+    v: Tensor,
+    missed: int,
+    index: int,
+    start: int,
+) -> None:
+    """AdamW inside Entropy-SGD's two loops. ``m`` and ``v`` are AdamW's averages, ``b`` is the outer momentum, ``missed``
+    how many of the calls so far came without a gradient. ``z`` is None or old where alpha is 0: it is y."""
+    first, last, pull, averages = c.flags & FIRST, c.flags & LAST, c.flags & PULL, c.flags & AVERAGE
+    wide = x.dtype
+    if first:
+        x_ = y_ = take_x(x, w)
+    else:
+        x_, y_ = x, (w.to(wide) if y is None else y)
+    z_ = y_ if first or not averages else z
+    assert z_ is not None
+    if g is not None:
+        d = unscaled(g.to(wide), c)
+        if not first and pull:
+            d = d + (y_ - x_) * c.inv_gamma
+        m_ = m * c.beta1 + d * c.one_minus_beta1
+        v_ = v * c.beta2 + d * d * c.one_minus_beta2
+        step_size, inv_root_bias2 = c.step_size, c.inv_root_bias2
+        if missed:
+            step_size, inv_root_bias2 = bias_correction(c.wide_rate, c.wide_beta1, c.wide_beta2, c.step + 1 - missed)
+        y_ = y_ * c.decay - m_ / (square_root(v_) * inv_root_bias2 + c.epsilon) * step_size
+        if c.noise_scale != 0:
+            y_ = y_ + noise.normal(stream_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale
+        z_ = z_ * c.alpha + y_ * c.one_minus_alpha if averages else y_
+        m.copy_(m_)
+        v.copy_(v_)
+    if last:
+        if c.momentum == 0:
+            x_ = z_ + (x_ - z_) * c.outer_step
+        else:
+            x_ = outer_step(x_, x_ - z_, b, c)
+        w.copy_(x_)
+        if wide != w.dtype:
+            x.copy_(x_)
+        return
+    if first:
+        x.copy_(x_)
+    if averages:
+        assert z is not None
+        z.copy_(z_)
+    if y is not None:
+        y.copy_(y_)
+    if g is not None:
+        round_weight(c, w, y_, index, start)
+
+
 class EagerUpdate:
     """The reference on the tensors of one table."""
 
@@ -192,13 +268,19 @@ class EagerUpdate:
         with torch.no_grad():
             for t, weight in enumerate(table.weights):
                 start, size, grad = table.offsets[t], table.sizes[t], grads[t]
-                state = {name: b[start : start + size] for name, b in self.buffers.items()}
+                state = {name: b[start : start + size] for name, b in self.buffers.items() if name != "missed"}
                 w = memory_order(weight)
                 g = None if grad is None else memory_order(grad)
-                x, acc, m = state["x"], state[self.rule.acc], state.get("momentum_buffer")
+                x, acc, m = state["x"], state.get(self.rule.acc), state.get("momentum_buffer")
+                y, v = state.get("y"), state.get(self.rule.velocity)
                 index, first = table.indices[t], table.starts[t]
+                if self.rule.name == "entropy_adamw":
+                    missed, square = int(self.buffers["missed"][t]), state["exp_avg_sq"]
+                    assert v is not None
+                    entropy_adamw(scalars, w, g, x, y, acc, m, v, square, missed, index, first)
+                    continue
+                assert acc is not None
                 if self.rule.name == "entropy_sgd":
-                    y, v = state.get("y"), state.get("inner_momentum_buffer")
                     entropy_sgd(scalars, w, g, x, y, acc, m, v, index, first)
                 elif self.rule.name == "hj":
                     hj(scalars, w, g, x, acc, m)

@@ -18,6 +18,7 @@ MASK32 = 0xFFFFFFFF
 # As plain integers: operations on IntFlag members take microseconds.
 FIRST, LAST, NOISE, ABSORB_GAMMA = map(int, (Flag.FIRST, Flag.LAST, Flag.NOISE, Flag.ABSORB_GAMMA))
 FRESH_VELOCITY, TAKE_PARAM = int(Flag.FRESH_VELOCITY), int(Flag.TAKE_PARAM)
+PULL, AVERAGE = int(Flag.PULL), int(Flag.AVERAGE)
 CARRY_INNER_MOMENTUM = int(Flag.CARRY_INNER_MOMENTUM)
 
 
@@ -110,6 +111,49 @@ def heat(h: Hyper, at: CycleState) -> Scalars:
     )
 
 
+def power(base: float, exponent: int) -> float:
+    """base^exponent by multiplications alone, which are the same everywhere; ``pow`` is not."""
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base *= base
+        exponent >>= 1
+    return result
+
+
+def bias_correction(rate: float, beta1: float, beta2: float, count: int) -> tuple[float, float]:
+    """AdamW's ``step_size`` and ``inv_root_bias2`` of a weight that has had so many gradients, this one included."""
+    return rate / (1 - power(beta1, count)), 1 / math.sqrt(1 - power(beta2, count))
+
+
+def entropy_adamw(h: Hyper, at: CycleState) -> Scalars:
+    """AdamW inside, Entropy-SGD's two loops around it: Chaudhari et al. 2017, "Entropy-SGD", and arXiv 2510.15830."""
+    step_size, inv_root_bias2 = bias_correction(at.inner_lr, h.beta1, h.beta2, at.step + 1)
+    inv_gamma = 1 / at.gamma
+    return Scalars(
+        inner_lr=at.inner_lr,
+        inv_gamma=inv_gamma,
+        alpha=h.alpha,
+        one_minus_alpha=1 - h.alpha,
+        noise_scale=noise_scale(at.inner_lr, h.temperature),
+        outer_step=1 - at.lr,
+        outer_scale=1.0,
+        beta1=h.beta1,
+        one_minus_beta1=1 - h.beta1,
+        beta2=h.beta2,
+        one_minus_beta2=1 - h.beta2,
+        epsilon=h.epsilon,
+        decay=1 - at.inner_lr * h.weight_decay,
+        step_size=step_size,
+        inv_root_bias2=inv_root_bias2,
+        wide_rate=at.inner_lr,
+        wide_beta1=h.beta1,
+        wide_beta2=h.beta2,
+        flags=(PULL if inv_gamma != 0 else 0) | (AVERAGE if h.alpha != 0 else 0),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """What the backends and the optimizers know of an update rule.
@@ -118,17 +162,27 @@ class Rule:
         name: the name of its function in ``reference.py``, ``triton/rules.py`` and of its header in ``csrc``.
         number: the same as a number.
         acc: the buffer that gathers over a cycle: z, p or s.
+        kept: the buffers that it has from construction on, beyond y.
         derive: its scalars; ``scalars`` adds those that all rules have.
         ahead: how many steps ahead of its gradient the noise of a call is.
         keeps_y: whether weights that are narrower than their state need the inner point as a buffer, y.
+        optional: hyper-parameters that need a buffer where they are not 0, and its name.
+        velocity: the buffer of the inner momentum.
+        rates: the hyper-parameters that are η and η′; "" for none.
+        counts: whether it counts the gradients that each weight has had. Its scalars then differ in every call.
     """
 
     name: str
     number: RuleNumber
     acc: str
+    kept: tuple[str, ...]
     derive: Callable[[Hyper, CycleState], Scalars]
     ahead: int = 0
     keeps_y: bool = False
+    optional: tuple[tuple[str, str], ...] = (("momentum", "momentum_buffer"),)
+    velocity: str = "inner_momentum_buffer"
+    rates: tuple[str, str] = ("lr", "")
+    counts: bool = False
 
     def scalars(self, h: Hyper, at: CycleState) -> Scalars:
         """The scalars of one call."""
@@ -149,7 +203,28 @@ class Rule:
 # Of Hyper.flags, those that a call takes over as they are.
 STATIC_MASK = ~(ABSORB_GAMMA | CARRY_INNER_MOMENTUM)
 
-ENTROPY_SGD = Rule("entropy_sgd", RuleNumber.ENTROPY_SGD, "z", entropy_sgd, keeps_y=True)
-HJ = Rule("hj", RuleNumber.HJ, "p", hj)
-HEAT = Rule("heat", RuleNumber.HEAT, "s", heat, ahead=1)
-RULES = {rule.name: rule for rule in (ENTROPY_SGD, HJ, HEAT)}
+ENTROPY_SGD = Rule(
+    "entropy_sgd",
+    RuleNumber.ENTROPY_SGD,
+    "z",
+    ("x", "z"),
+    entropy_sgd,
+    keeps_y=True,
+    optional=(("momentum", "momentum_buffer"), ("inner_momentum", "inner_momentum_buffer")),
+    rates=("lr", "inner_lr"),
+)
+HJ = Rule("hj", RuleNumber.HJ, "p", ("x", "p"), hj)
+HEAT = Rule("heat", RuleNumber.HEAT, "s", ("x", "s"), heat, ahead=1)
+ENTROPY_ADAMW = Rule(
+    "entropy_adamw",
+    RuleNumber.ENTROPY_ADAMW,
+    "z",
+    ("x", "exp_avg", "exp_avg_sq", "missed"),
+    entropy_adamw,
+    keeps_y=True,
+    optional=(("momentum", "momentum_buffer"), ("alpha", "z")),
+    velocity="exp_avg",
+    rates=("outer_lr", "lr"),
+    counts=True,
+)
+RULES = {rule.name: rule for rule in (ENTROPY_SGD, HJ, HEAT, ENTROPY_ADAMW)}

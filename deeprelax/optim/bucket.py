@@ -21,13 +21,21 @@ VERSION = attrgetter("_version")
 # Gradients in their weights' layouts, their addresses (0: none), and whether any is missing.
 Gradients: TypeAlias = "tuple[list[Tensor | None], array[int], bool]"
 
-# Buffers that come and go: the momenta with their hyper-parameters, the inner point with eval mode.
-OPTIONAL = ("momentum_buffer", "inner_momentum_buffer", "inner")
 
 
 def buffers_of(rule: Rule, wide: bool, stochastic_rounding: bool) -> list[str]:
     """The buffers that a rule keeps from construction on; ``wide``: the state is wider than the weights."""
-    return ["x", "y", rule.acc] if rule.keeps_y and wide and not stochastic_rounding else ["x", rule.acc]
+    return [*rule.kept, "y"] if rule.keeps_y and wide and not stochastic_rounding else [*rule.kept]
+
+
+def comes_and_goes(rule: Rule, name: str) -> bool:
+    """Whether a buffer is there for a hyper-parameter that is not 0, or for eval mode."""
+    return name == "inner" or any(name == buffer for _, buffer in rule.optional)
+
+
+def state_shape(name: str, p: Tensor) -> torch.Size:
+    """The shape of a parameter's part of a buffer: its own, but for a count."""
+    return torch.Size() if name == "missed" else p.shape
 
 
 class Bucket:
@@ -99,8 +107,8 @@ class Bucket:
         with torch.inference_mode(False):  # a buffer made in inference mode could not be updated outside it
             for name in names:
                 if name not in self.buffers:
-                    flat = self.table.new_buffer(self.table.dtype if name == "inner" else None)
-                    new[name] = flat, [self._view(flat, t) for t in range(len(self.params))]
+                    flat = self._new_buffer(name)
+                    new[name] = flat, [self._view(name, flat, t) for t in range(len(self.params))]
         for name, (flat, views) in new.items():
             self.buffers[name], self.views[name] = flat, views
             for p, view in zip(self.params, views):
@@ -110,14 +118,24 @@ class Bucket:
                 self.rule, self.table, {n: b for n, b in self.buffers.items() if n != "inner"}, self._capturable
             )
 
-    def _view(self, flat: Tensor, t: int) -> Tensor:
-        """One parameter's part of a flat buffer, in its shape."""
-        return own_storage(flat, self.table.offsets[t], self.params[t].shape, self.strides[t])
+    def _new_buffer(self, name: str) -> Tensor:
+        if name == "missed":
+            return torch.zeros(len(self.params), dtype=torch.int64, device=self.table.device)
+        return self.table.new_buffer(self.table.dtype if name == "inner" else None)
+
+    def _place(self, name: str, t: int) -> int:
+        """Where one parameter's part of a flat buffer begins."""
+        return t if name == "missed" else self.table.offsets[t]
+
+    def _view(self, name: str, flat: Tensor, t: int) -> Tensor:
+        """One parameter's part of a flat buffer."""
+        shape = state_shape(name, self.params[t])
+        return own_storage(flat, self._place(name, t), shape, self.strides[t] if shape else ())
 
     def _is_in_place(self, name: str, t: int) -> bool:
         """Whether the state still lies in the flat buffer: sharing memory with a process moves a tensor."""
         flat, view = self.buffers[name], self.views[name][t]
-        at = flat.data_ptr() + self.table.offsets[t] * flat.element_size()
+        at = flat.data_ptr() + self._place(name, t) * flat.element_size()
         return view.numel() == 0 or view.data_ptr() == at
 
     def drop_buffer(self, name: str, state: State) -> None:
@@ -127,33 +145,38 @@ class Bucket:
             for p in self.params:
                 state[p].drop(name)
 
-    def begin(self, t: int, name: str) -> None:
-        """What a buffer holds of a parameter that joins: x = y = z = the parameter, everything else 0."""
+    def begin(self, t: int, name: str, step: int) -> None:
+        """What a buffer holds of a parameter that joins after so many steps: x = y = z = the parameter, it has missed
+        all of them, and everything else is 0."""
         view = self.views[name][t]
         if name in ("x", "y", "z"):
             view.copy_(self.params[t].detach())
+        elif name == "missed":
+            view.fill_(step)
         else:
             view.zero_()
 
     @torch.no_grad()
-    def take_over(self, t: int, values: Mapping[str, Any], state: State) -> None:
-        """Copy the values of one parameter's state into its buffers; what is missing begins.
+    def take_over(self, t: int, values: Mapping[str, Any], state: State, step: int) -> None:
+        """Copy the values of one parameter's state into its buffers; what is missing begins, after so many steps.
 
         Raises:
             ValueError: a value is not a tensor of the parameter's shape.
         """
         p, entry = self.params[t], state[self.params[t]]
-        self.add_buffers([name for name in OPTIONAL if isinstance(values.get(name), Tensor)], state)
+        optional = [name for name in values if comes_and_goes(self.rule, name) and isinstance(values[name], Tensor)]
+        self.add_buffers(optional, state)
         for name, views in self.views.items():
             value, view = values.get(name), views[t]
             if not self._is_in_place(name, t):
-                view = views[t] = self._view(self.buffers[name], t)
+                view = views[t] = self._view(name, self.buffers[name], t)
             if value is None:
-                self.begin(t, name)
+                self.begin(t, name, step)
             elif value is not view:
-                if not isinstance(value, Tensor) or value.shape != p.shape:
+                shape = state_shape(name, p)
+                if not isinstance(value, Tensor) or value.shape != shape:
                     found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                    raise ValueError(f"{self.names[t]}: its state {name} is {found}; expected shape {tuple(p.shape)}")
+                    raise ValueError(f"{self.names[t]}: its state {name} is {found}; expected shape {tuple(shape)}")
                 view.copy_(value)
             entry.put(name, view)
         for name in [name for name in entry if name not in self.views]:
@@ -228,6 +251,12 @@ class Bucket:
             self.params[t].detach().copy_(copy)
         torch.autograd.graph.increment_version(self.params)
         self._writes += 1
+
+    def count_missing(self, grads: Sequence[Tensor | None], calls: int | Tensor = 1) -> None:
+        """After so many calls in which gradients were missing."""
+        if self.rule.counts:
+            missing = torch.tensor([g is None for g in grads], dtype=torch.int64, device="cpu")
+            self.buffers["missed"].add_(missing.to(self.table.device) * calls)
 
     def note_versions(self) -> None:
         """What the parameters hold now is known."""

@@ -56,16 +56,17 @@ class Clock(Protocol):
         """Write to the group, wherever the value lies."""
 
 
-def cycle_state(group: Mapping[str, Any]) -> CycleState:
+def cycle_state(group: Mapping[str, Any], rule: Rule) -> CycleState:
     """Where a group of plain numbers stands."""
+    outer, inner = rule.rates
     first = group["phase"] == 0
     cycle_steps, gamma = (
         (group["inner_steps"], group["gamma"]) if first else (group["cycle_steps"], group["cycle_gamma"])
     )
     last = group["phase"] + 1 >= cycle_steps
     return CycleState(
-        lr=plain(group["lr"]),
-        inner_lr=group.get("inner_lr", 0.0),
+        lr=plain(group[outer]),
+        inner_lr=plain(group[inner]) if inner else 0.0,
         gamma=gamma,
         next_gamma=group["gamma"] * (1 - group["scoping"]) if last else gamma,
         step=group["step"],
@@ -147,8 +148,8 @@ class HostClock:
         kind = phase == 0 or group["fresh"], phase + 1 >= (group["inner_steps"] if phase == 0 else group["cycle_steps"])
         scalars = self._scalars.get(kind)
         at = None
-        if scalars is None or kind[1]:
-            at = cycle_state(group)
+        if scalars is None or kind[1] or self._rule.counts:
+            at = cycle_state(group, self._rule)
             scalars = self._scalars[kind] = self._rule.scalars(self._hyper, at)
         else:
             scalars.step = group["step"] + self._rule.ahead & 0xFFFFFFFF
@@ -171,11 +172,13 @@ class HostClock:
     def launch(self, work: Sequence[Gathered], scaler: Mapping[str, Tensor | None]) -> None:
         """Make the call, and advance."""
         scalars, at, first = self._next
-        for bucket, grads, addresses, _ in work:
+        for bucket, grads, addresses, missing in work:
             if bucket.gaps:
                 bucket.read_in()
             bucket.update.run(scalars, grads, addresses)
             bucket.written()
+            if missing:
+                bucket.count_missing(grads)
             if first:
                 bucket.note_versions()
         group = self.group
@@ -233,7 +236,7 @@ def finish(group: Mapping[str, Any], rule: Rule, h: Hyper, buckets: Sequence[Buc
     """Make the outer update of a cycle that has had fewer gradients than L; what it changes in the group, or None."""
     if group["phase"] == 0:
         return None
-    at = cycle_state({**group, "cycle_steps": group["phase"]})
+    at = cycle_state({**group, "cycle_steps": group["phase"]}, rule)
     scalars = rule.scalars(h, at)
     for bucket in buckets:
         run(bucket, scalars, *bucket.no_gradients())

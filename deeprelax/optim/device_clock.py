@@ -28,8 +28,12 @@ def refuse_missing(buckets: Sequence[Gathered]) -> None:
 
 # Of a capturable group: what the device counts, and what schedules change.
 COUNTED = ("step", "phase", "cycle_steps", "fresh", "cycle_gamma")
-RATES = ("lr", "inner_lr")
 LR_DTYPES = (torch.float32, torch.float64)
+
+
+def rates(rule: Rule) -> list[str]:
+    """The learning rates of a rule."""
+    return [name for name in rule.rates if name]
 
 
 class DeviceClock:
@@ -46,7 +50,7 @@ class DeviceClock:
 
     Attributes:
         memory: counters and γ for the kernels.
-        tensors: of shape (), by the names of ``COUNTED``, ``RATES`` and gamma; a rate may have shape (1,).
+        tensors: of shape (), by the names of ``COUNTED``, the rates and gamma; a rate may have shape (1,).
         known: values of the rates and of γ as the host has last seen them, for checks that must not synchronise.
     """
 
@@ -64,15 +68,16 @@ class DeviceClock:
         self.group, self.memory = group, ClockMemory(device)
         self.backend = get(backend, device) if isinstance(backend, str) else backend
         self._rule, self._ranges, self._stochastic_rounding = rule, ranges, stochastic_rounding
+        self._rates = rates(rule)
         self.tensors = {name: self.memory.value(name) for name in (*COUNTED, "gamma")}
         self.known: dict[str, Any] = {}
         self._seed: int | None = None
         self._tick: Tick
-        for name in RATES:
-            given = group.get(name)
+        for name in self._rates:
+            given = group[name]
             if isinstance(given, Tensor) and given.device == device:
                 self.tensors[name] = given.clone() if any(given is other for other in taken) else given
-            elif name in group:
+            else:
                 self.tensors[name] = torch.empty((), dtype=torch.float64, device=device)
         self.memory.set("outer_step_happened", plain(group["phase"]) == 0 and not plain(group["fresh"]))
         self._write()
@@ -153,13 +158,19 @@ class DeviceClock:
             for t in (scaler["grad_scale"], scaler["found_inf"])
         )
         h = hyper(self.group, self._stochastic_rounding)
-        tick = Tick(self._rule, h, self.memory, self.group["lr"], self.group.get("inner_lr"), scale, found_inf)
+        outer, inner = self._rule.rates
+        inner_rate = self.group[inner] if inner else None
+        tick = Tick(self._rule, h, self.memory, self.group[outer], inner_rate, scale, found_inf)
+        step = self.memory.value("step")
+        before = step.clone() if self._rule.counts and any(missing for *_, missing in work) else None
         self.backend.tick(tick)
-        for bucket, grads, addresses, _ in work:
+        for bucket, grads, addresses, missing in work:
             if bucket.gaps:
                 bucket.read_in()
             bucket.update.run_ticked(tick, grads, addresses)
             bucket.written()
+            if missing and before is not None:
+                bucket.count_missing(grads, step - before)  # none if the gradients overflowed
             bucket.forget_versions()  # where the device stands in its cycle is not known here
 
     def finish(self, buckets: Sequence[Bucket]) -> bool:
@@ -178,7 +189,7 @@ class DeviceClock:
 
     def portable(self) -> dict[str, Any]:
         """The same with rates as tensors of their own dtype."""
-        return {**self.numbers(), **{name: self.tensors[name] for name in RATES if name in self.tensors}}
+        return {**self.numbers(), **{name: self.tensors[name] for name in self._rates}}
 
     def set(self, **values: Any) -> None:
         """Write to the group's tensors."""

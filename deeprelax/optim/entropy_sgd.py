@@ -141,11 +141,6 @@ class EntropySGD(Relaxation):
             stochastic_rounding=stochastic_rounding,
         )
 
-    def _check_parameter(self, name: str, p: torch.Tensor) -> None:
-        super()._check_parameter(name, p)
-        if self._shared.options.stochastic_rounding and p.dtype == torch.float16:
-            raise ValueError(f"{name} is float16, and stochastic_rounding is for bfloat16 parameters")
-
     def _notice(self, group: Mapping[str, Any]) -> None:
         if group["coupling"] == "explicit" and group["inner_lr"] >= 2 * group["gamma"]:
             self._shared.warn_once(

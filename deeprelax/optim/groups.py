@@ -19,9 +19,9 @@ from deeprelax.kernels import Backend, why_eager
 from deeprelax.kernels.device_table import capturing
 from deeprelax.kernels.layout import NEEDS_GRAD
 from deeprelax.optim import flat_storage
-from deeprelax.optim.bucket import Bucket, buffers_of
+from deeprelax.optim.bucket import Bucket, buffers_of, state_shape
 from deeprelax.optim.clock import CLOCK, Clock, HostClock
-from deeprelax.optim.device_clock import RATES, DeviceClock, check_rate, refuse_new_in_capture
+from deeprelax.optim.device_clock import DeviceClock, check_rate, rates, refuse_new_in_capture
 from deeprelax.optim.hyperparameters import SHARED, plain
 from deeprelax.optim.state import State
 
@@ -183,9 +183,9 @@ def new_clock(opt: Relaxation, i: int, group: dict[str, Any], others: list[Clock
         rounding, warn = options.stochastic_rounding, opt._shared.warn_once
         return HostClock(opt.rule, group, ranges, rounding, opt.params_hold_x, warn, opt._notice_gamma)
     device = one_device(opt)
-    for name in RATES:
-        check_rate(name, group.get(name), device)
-    taken = [other.group[name] for other in others for name in RATES if name in other.group]
+    for name in rates(opt.rule):
+        check_rate(name, group[name], device)
+    taken = [other.group[name] for other in others for name in rates(opt.rule)]
     return DeviceClock(opt.rule, group, device, options.backend, ranges, options.stochastic_rounding, taken)
 
 
@@ -218,12 +218,13 @@ def notice_changes(opt: Relaxation, plan: Plan) -> None:
                 if capturing(bucket.table.device):
                     refuse_new_in_capture(name)
                 bucket.add_buffers([name], opt.state)
+                for t in range(len(bucket.params)):
+                    bucket.begin(t, name, 0)
 
 
 def momenta(opt: Relaxation, group: Mapping[str, Any]) -> list[str]:
-    """The momentum buffers that the group needs."""
-    names = {"momentum": "momentum_buffer", "inner_momentum": "inner_momentum_buffer"}
-    return [buffer for name, buffer in names.items() if group.get(name, 0) != 0]
+    """The buffers that the group needs for hyper-parameters that are not 0: momenta."""
+    return [buffer for name, buffer in opt.rule.optional if group[name] != 0]
 
 
 def drop_strangers(opt: Relaxation) -> None:
@@ -242,7 +243,7 @@ def take_over_state(opt: Relaxation) -> None:
                 for t, p in enumerate(bucket.params):
                     entry = opt.state[p]
                     if not bucket.owns(t, entry) or len(entry) != len(bucket.views):
-                        bucket.take_over(t, dict(entry), opt.state)
+                        bucket.take_over(t, dict(entry), opt.state, plan.clock.numbers()["step"])
             for p in plan.frozen:
                 opt.state.drop(p)
     except BaseException:
@@ -299,7 +300,10 @@ def is_whole(opt: Relaxation, p: Tensor, entry: Mapping[str, Any] | None) -> boo
     wide = p.dtype in (torch.bfloat16, torch.float16)
     names = buffers_of(opt.rule, wide, opt._shared.options.stochastic_rounding)
     values = [(entry or {}).get(name) for name in names]
-    return all(isinstance(v, Tensor) and v.shape == p.shape and v.device == p.device for v in values)
+    return all(
+        isinstance(v, Tensor) and v.shape == state_shape(name, p) and v.device == p.device
+        for name, v in zip(names, values)
+    )
 
 
 def make_buckets(opt: Relaxation, i: int, base: int, sources: Mapping[Tensor, Mapping[str, Any] | None]) -> None:
@@ -331,9 +335,10 @@ def make_buckets(opt: Relaxation, i: int, base: int, sources: Mapping[Tensor, Ma
             )
             for p in params:
                 opt.state.put(p)
-            bucket.add_buffers([*bucket.kept, *momenta(opt, plan.clock.numbers())], opt.state)
+            numbers = plan.clock.numbers()
+            bucket.add_buffers([*bucket.kept, *momenta(opt, numbers)], opt.state)
             for t, p in enumerate(params):
-                bucket.take_over(t, held.get(p, {}), opt.state)
+                bucket.take_over(t, held.get(p, {}), opt.state, numbers["step"])
             buckets.append(bucket)
             if options.backend == "auto" and bucket.backend.name == "eager":
                 opt._shared.why_slow = why_eager(bucket.table.device)

@@ -33,6 +33,9 @@ UNIT = Range(_number(lambda v: 0 <= v <= 1), "a number between 0 and 1")
 FRACTION = Range(_number(lambda v: 0 <= v < 1), "a number >= 0 and < 1")
 COUNT = Range(lambda v: type(v) is int and v >= 1, "an integer >= 1")
 BOOL = Range(lambda v: isinstance(v, bool), "True or False")
+BETAS = Range(
+    lambda v: type(v) is tuple and len(v) == 2 and all(map(FRACTION.holds, v)), "a pair of numbers >= 0 and < 1"
+)
 
 SHARED: dict[str, Range] = {
     "lr": Range(NOT_NEGATIVE.holds, "a finite number >= 0, or a tensor of one"),
@@ -65,7 +68,10 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """NumPy scalars and tensors of one element as the Python numbers that they stand for; anything else as it is."""
+    """NumPy scalars and tensors of one element as the Python numbers that they stand for, also inside a tuple; anything
+    else as it is."""
+    if type(value) is tuple:
+        return tuple(map(plain, value))
     if isinstance(value, Tensor):
         return value.item() if value.numel() == 1 else value
     item = getattr(value, "item", None)
@@ -91,6 +97,7 @@ def hyper(group: Mapping[str, Any], stochastic_rounding: bool) -> Hyper:
         flags |= int(Flag.IMPLICIT)
     if stochastic_rounding:
         flags |= int(Flag.STOCHASTIC_ROUNDING)
+    beta1, beta2 = group.get("betas", (0.0, 0.0))
     return Hyper(
         inner_steps=group["inner_steps"],
         keep=1 - group["scoping"],
@@ -99,5 +106,8 @@ def hyper(group: Mapping[str, Any], stochastic_rounding: bool) -> Hyper:
         alpha=group.get("alpha", 0.0),
         temperature=group.get("temperature", 0.0),
         inner_momentum=group.get("inner_momentum", 0.0),
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=group.get("eps", 0.0),
         flags=flags,
     )

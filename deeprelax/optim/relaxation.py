@@ -67,6 +67,8 @@ class Relaxation(Optimizer):
     def _check_parameter(self, name: str, p: Tensor) -> None:
         """TypeError or ValueError if the parameter cannot be served."""
         supported(p, name)
+        if self._shared.options.stochastic_rounding and p.dtype == torch.float16:
+            raise ValueError(f"{name} is float16, and stochastic_rounding is for bfloat16 parameters")
 
     def __init__(
         self,
@@ -377,7 +379,7 @@ class Relaxation(Optimizer):
                     bucket.drop_buffer("inner", self.state)
                 bucket.add_buffers(momenta(self, numbers), self.state)
                 for t, p in enumerate(bucket.params):
-                    bucket.take_over(t, entries[p], self.state)
+                    bucket.take_over(t, entries[p], self.state, numbers["step"])
                 bucket.forget_versions()
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)

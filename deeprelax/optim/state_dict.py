@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from deeprelax.optim.bucket import OPTIONAL, Bucket
+from deeprelax.optim.bucket import Bucket, comes_and_goes, state_shape
 from deeprelax.optim.clock import CLOCK
 from deeprelax.optim.groups import Plan, make_buckets, new_clock
 from deeprelax.optim.hyperparameters import Range, check, plain
@@ -80,18 +80,19 @@ def checked_groups(
     return groups
 
 
-def check_entry(name: str, p: Tensor, entry: Mapping[str, Any], expected: Sequence[str]) -> None:
-    """ValueError unless one parameter's saved tensors are those expected, in the parameter's shape."""
-    tensors = {key for key in entry if key not in OPTIONAL}
+def check_entry(name: str, p: Tensor, entry: Mapping[str, Any], bucket: Bucket) -> None:
+    """ValueError unless one parameter's saved tensors are those that the bucket keeps, in their shapes."""
+    tensors, expected = {key for key in entry if not comes_and_goes(bucket.rule, key)}, bucket.kept
     if tensors != set(expected):
         raise ValueError(
             f"{name}: the saved state holds {', '.join(sorted(tensors)) or 'nothing'}, expected "
             f"{', '.join(sorted(expected))}: it is another optimizer's, or of a model of another dtype"
         )
     for key, value in entry.items():
-        if not isinstance(value, Tensor) or value.shape != p.shape:
+        shape = state_shape(key, p)
+        if not isinstance(value, Tensor) or value.shape != shape:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name}: {key} of the saved state has shape {found}, expected {tuple(p.shape)}")
+            raise ValueError(f"{name}: {key} of the saved state has shape {found}, expected {tuple(shape)}")
 
 
 def checked_entries(
@@ -110,7 +111,7 @@ def checked_entries(
     buckets: list[Bucket] = [bucket for plan in plans for bucket in plan.buckets]
     for bucket in buckets:
         for name, p in zip(bucket.names, bucket.params):
-            check_entry(name, p, saved[p], bucket.kept)
+            check_entry(name, p, saved[p], bucket)
     return saved
 
 

@@ -5,6 +5,7 @@ With ``TRITON_INTERPRET=1`` in the environment before triton is imported it runs
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from array import array
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..abi import REALS, Flag, Scalars
+from ..abi import REALS, WIDE, DeviceScalars, Flag, Scalars
 from ..clock import Tick
 from ..device_table import DeviceTable, Upload, capturing
 from ..scalars import Rule
@@ -37,6 +38,7 @@ FIRST, LAST, MAXIMIZE, IMPLICIT = map(int, (Flag.FIRST, Flag.LAST, Flag.MAXIMIZE
 NESTEROV, FRESH_VELOCITY, TAKE_PARAM = map(int, (Flag.NESTEROV, Flag.FRESH_VELOCITY, Flag.TAKE_PARAM))
 STOCHASTIC_ROUNDING, WARM_START, NOISE = map(int, (Flag.STOCHASTIC_ROUNDING, Flag.WARM_START, Flag.NOISE))
 ABSORB_GAMMA, CARRY_INNER_MOMENTUM = int(Flag.ABSORB_GAMMA), int(Flag.CARRY_INNER_MOMENTUM)
+PULL, AVERAGE = int(Flag.PULL), int(Flag.AVERAGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,19 @@ class Launch:
 def signed(word: int) -> int:
     """A 32-bit word as an int32: Triton's type of an integer argument depends on its size."""
     return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
+
+
+def reals_of(scalars: Scalars) -> Reals:
+    """The scalars as arguments of a launch."""
+    return Reals(*(getattr(scalars, name) for name in REALS))
+
+
+def device_scalars(scalars: Scalars) -> array[int]:
+    """The bytes of ``DeviceScalars``, but for the flags and the noise's place, which are arguments."""
+    both = DeviceScalars(wide=scalars)
+    for name in (*REALS, *WIDE):
+        setattr(both.narrow, name, getattr(scalars, name))
+    return array("q", bytes(both))
 
 
 class Shape(NamedTuple):
@@ -85,6 +100,8 @@ class Shape(NamedTuple):
             "STOCHASTIC_ROUNDING": on(STOCHASTIC_ROUNDING) and dtype == torch.bfloat16,
             "WARM_START": on(WARM_START),
             "TAKE_PARAM": on(TAKE_PARAM),
+            "PULL": on(PULL),
+            "AVERAGE": on(AVERAGE),
         }
 
 
@@ -130,7 +147,8 @@ class TritonUpdate:
 
     def __init__(self, sizes: Mapping[Kind, Sizes], rule: Rule, table: Table, buffers: dict[str, Tensor]) -> None:
         self._sizes, self._rule, self._table, self._buffers = sizes, rule, table, buffers
-        self._scalars = Upload(len(REALS), torch.float64, table.device) if table.dtype == torch.float64 else None
+        in_memory = table.dtype == torch.float64 or rule.counts
+        self._scalars = Upload(ctypes.sizeof(DeviceScalars) // 8, torch.int64, table.device) if in_memory else None
         self._plans: dict[Shape, Plan] = {}
         kinds = [(rule.name, table.dtype.itemsize, noise) for noise in (False, True)]
         chunks = {sizes[kind].block * sizes[kind].passes for kind in kinds if kind in sizes}
@@ -151,9 +169,11 @@ class TritonUpdate:
             "tensors": tables.tensors,
             "x": buffers["x"],
             "y": buffers.get("y"),
-            "acc": buffers[rule.acc],
+            "acc": buffers.get(rule.acc),
             "m": buffers["momentum_buffer"] if needs_momentum else None,
-            "v": buffers["inner_momentum_buffer"] if shape.inner_momentum else None,
+            "v": buffers[rule.velocity] if shape.inner_momentum or rule.counts else None,
+            "q": buffers.get("exp_avg_sq"),
+            "missed": buffers.get("missed"),
             "P": DTYPES[table.dtype],
             "BLOCK": size.block,
             "PASSES": size.passes,
@@ -175,10 +195,9 @@ class TritonUpdate:
             ticked=False,
         )
         plan = self._plan(shape)
-        reals = Reals(*(getattr(scalars, name) for name in REALS))
         arguments = plan.arguments | {
             "grads": self._grads(addresses),
-            "scalars": reals if self._scalars is None else self._scalars(array("d", reals)),
+            "scalars": reals_of(scalars) if self._scalars is None else self._scalars(device_scalars(scalars)),
             "key0": signed(scalars.key0),
             "key1": signed(scalars.key1),
             "step": signed(scalars.step),
@@ -193,6 +212,8 @@ class TritonUpdate:
             flags |= FRESH_VELOCITY
         if hyper.temperature != 0:
             flags |= NOISE
+        if tick.rule.counts and hyper.alpha != 0:
+            flags |= AVERAGE
         shape = Shape(
             flags,
             hyper.weight_decay != 0,
@@ -247,7 +268,7 @@ class Triton:
     def launch_tick(self, tick: Tick) -> Launch:
         """What ``tick`` launches."""
         hyper = tick.hyper
-        reals = struct.pack("<6d", *(getattr(hyper, name) for name in clock.Hyper._fields))
+        reals = struct.pack(f"<{len(clock.Hyper._fields)}d", *(getattr(hyper, name) for name in clock.Hyper._fields))
         arguments = {
             "clock": tick.clock.words,
             "scalars": tick.clock.scalars,
@@ -257,7 +278,7 @@ class Triton:
             "found_inf": tick.found_inf,
             "inner_steps": hyper.inner_steps,
             "flags": hyper.flags & ~(ABSORB_GAMMA | CARRY_INNER_MOMENTUM),
-            **dict(zip(clock.HYPER_WORDS, struct.unpack("<12i", reals))),
+            **dict(zip(clock.HYPER_WORDS, struct.unpack(f"<{len(clock.HYPER_WORDS)}i", reals))),
             "RULE": tick.rule.name,
             "ABSORB": hyper.flags & ABSORB_GAMMA != 0,
             "CARRY": hyper.flags & CARRY_INNER_MOMENTUM != 0,

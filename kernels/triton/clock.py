@@ -12,6 +12,7 @@ import triton.language as tl
 from ..abi import REALS, DeviceScalars, Flag, NarrowScalars, Scalars
 from ..clock import WORDS
 from .memory import NARROW, Reals
+from .rules import power
 
 # DeviceScalars.wide, in words of 4 bytes.
 FLAGS, KEY0 = tl.constexpr(Scalars.flags.offset // 4), tl.constexpr(Scalars.key0.offset // 4)
@@ -19,10 +20,14 @@ KEY1, STEP = tl.constexpr(Scalars.key1.offset // 4), tl.constexpr(Scalars.step.o
 # DeviceScalars.narrow has the same four words.
 NARROW_FLAGS = tl.constexpr((DeviceScalars.narrow.offset + NarrowScalars.flags.offset) // 4)
 COUNT = tl.constexpr(len(REALS))
+# Of both, abi.WIDE, in words of 8 bytes.
+WIDE = tl.constexpr(Scalars.wide_rate.offset // 8)
+NARROW_WIDE = tl.constexpr((DeviceScalars.narrow.offset + NarrowScalars.wide_rate.offset) // 8)
 
 FIRST_FLAG, LAST_FLAG = tl.constexpr(int(Flag.FIRST)), tl.constexpr(int(Flag.LAST))
 NOISE_FLAG, SKIP_FLAG = tl.constexpr(int(Flag.NOISE)), tl.constexpr(int(Flag.SKIP))
 FRESH_VELOCITY_FLAG, TAKE_PARAM_FLAG = tl.constexpr(int(Flag.FRESH_VELOCITY)), tl.constexpr(int(Flag.TAKE_PARAM))
+PULL_FLAG, AVERAGE_FLAG = tl.constexpr(int(Flag.PULL)), tl.constexpr(int(Flag.AVERAGE))
 
 # ClockMemory.words.
 AT_STEP, AT_PHASE = tl.constexpr(WORDS["step"]), tl.constexpr(WORDS["phase"])
@@ -59,6 +64,9 @@ class Hyper(NamedTuple):
     alpha: Any
     temperature: Any
     inner_momentum: Any
+    beta1: Any
+    beta2: Any
+    epsilon: Any
 
 
 @triton.jit
@@ -81,6 +89,14 @@ def entropy_sgd(h, gamma, lr, inner_lr, inv_scale, ABSORB: tl.constexpr):
         lr,
         h.momentum,
         inv_scale,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
     )
 
 
@@ -88,18 +104,93 @@ def entropy_sgd(h, gamma, lr, inner_lr, inv_scale, ABSORB: tl.constexpr):
 def hj(h, gamma, lr, inv_scale):
     """Section 6.2."""
     one = tl.full((), 1.0, tl.float64)
-    alpha, decay = h.alpha, h.weight_decay
-    return Reals(0.0, 0.0, 0.0, 0.0, alpha, one - alpha, gamma, decay, 0.0, 0.0, lr, 1.0, lr, h.momentum, inv_scale)
+    return Reals(
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        h.alpha,
+        one - h.alpha,
+        gamma,
+        h.weight_decay,
+        0.0,
+        0.0,
+        lr,
+        1.0,
+        lr,
+        h.momentum,
+        inv_scale,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    )
 
 
 @triton.jit
 def heat(h, next_gamma, lr, cycle_steps, inv_scale):
     """Section 6.3, eq. 26. The noise is that of the next gradient."""
     one = tl.full((), 1.0, tl.float64)
-    steps, decay = cycle_steps.to(tl.float64), h.weight_decay
-    scale = noise_scale(next_gamma.to(tl.float32))
+    steps = cycle_steps.to(tl.float64)
     return Reals(
-        0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, decay, 0.0, scale, lr / steps, one / steps, lr, h.momentum, inv_scale
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        h.weight_decay,
+        0.0,
+        noise_scale(next_gamma.to(tl.float32)),
+        lr / steps,
+        one / steps,
+        lr,
+        h.momentum,
+        inv_scale,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    )
+
+
+@triton.jit
+def entropy_adamw(h, gamma, lr, inner_lr, step, inv_scale):
+    """AdamW inside the two loops."""
+    one = tl.full((), 1.0, tl.float64)
+    return Reals(
+        inner_lr,
+        one / gamma,
+        0.0,
+        0.0,
+        h.alpha,
+        one - h.alpha,
+        0.0,
+        h.weight_decay,
+        0.0,
+        noise_scale(inner_lr.to(tl.float32) * h.temperature.to(tl.float32)),
+        one - lr,
+        1.0,
+        lr,
+        h.momentum,
+        inv_scale,
+        h.beta1,
+        one - h.beta1,
+        h.beta2,
+        one - h.beta2,
+        h.epsilon,
+        one - inner_lr * h.weight_decay,
+        inner_lr / (one - power(h.beta1, step + 1)),
+        one / tl.sqrt(one - power(h.beta2, step + 1)),
     )
 
 
@@ -109,6 +200,14 @@ def store_words(words, flags, key0, key1, step):
     tl.store(words + 1, key0)
     tl.store(words + 2, key1)
     tl.store(words + 3, step)
+
+
+@triton.jit
+def store_wide(wide, h, inner_rate):
+    """``abi.WIDE``."""
+    tl.store(wide, inner_rate)
+    tl.store(wide + 1, h.beta1)
+    tl.store(wide + 2, h.beta2)
 
 
 @triton.jit
@@ -138,12 +237,16 @@ def advance(
     inv_scale = 1.0 if grad_scale is None else unscale(tl.load(grad_scale))
     flags = flags | flag(first, FIRST_FLAG) | flag(last, LAST_FLAG)
     ahead = 0
+    inner_rate = 0.0 if inner_lr is None else tl.load(inner_lr).to(tl.float64)
     if RULE == "entropy_sgd":
-        reals = entropy_sgd(h, gamma, rate, tl.load(inner_lr).to(tl.float64), inv_scale, ABSORB)
+        reals = entropy_sgd(h, gamma, rate, inner_rate, inv_scale, ABSORB)
         if not CARRY:
             flags = flags | flag(first, FRESH_VELOCITY_FLAG)
     elif RULE == "hj":
         reals = hj(h, gamma, rate, inv_scale)
+    elif RULE == "entropy_adamw":
+        reals = entropy_adamw(h, gamma, rate, inner_rate, step, inv_scale)
+        flags = flags | flag(reals.inv_gamma != 0, PULL_FLAG) | flag(h.alpha != 0, AVERAGE_FLAG)
     else:
         reals = heat(h, tl.where(last, scoped_gamma, gamma), rate, cycle_steps, inv_scale)
         flags = flags | flag(fresh, TAKE_PARAM_FLAG)
@@ -153,6 +256,9 @@ def advance(
     for k in tl.static_range(COUNT):
         tl.store(scalars.to(tl.pointer_type(tl.float64)) + k, tl.cast(reals[k], tl.float64))
         tl.store(scalars.to(tl.pointer_type(tl.float32)) + NARROW + k, tl.cast(reals[k], tl.float32))
+    wide = scalars.to(tl.pointer_type(tl.float64))
+    store_wide(wide + WIDE, h, inner_rate)
+    store_wide(wide + NARROW_WIDE, h, inner_rate)
     words = scalars.to(tl.pointer_type(tl.int32))
     key0, key1, at_step = seed.to(tl.int32), ((seed >> 32) ^ replica).to(tl.int32), (step + ahead).to(tl.int32)
     store_words(words + FLAGS, flags, key0, key1, at_step)
@@ -202,6 +308,12 @@ def tick(
     temperature_high,
     inner_momentum_low,
     inner_momentum_high,
+    beta1_low,
+    beta1_high,
+    beta2_low,
+    beta2_high,
+    epsilon_low,
+    epsilon_high,
     RULE: tl.constexpr,
     ABSORB: tl.constexpr,
     CARRY: tl.constexpr,
@@ -225,5 +337,8 @@ def tick(
             float64(alpha_low, alpha_high),
             float64(temperature_low, temperature_high),
             float64(inner_momentum_low, inner_momentum_high),
+            float64(beta1_low, beta1_high),
+            float64(beta2_low, beta2_high),
+            float64(epsilon_low, epsilon_high),
         )
         advance(clock, scalars, h, lr, inner_lr, grad_scale, inner_steps, flags, RULE, ABSORB, CARRY)

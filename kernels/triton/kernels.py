@@ -9,26 +9,42 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from .clock import FIRST_FLAG, FLAGS, KEY0, KEY1, LAST_FLAG, NOISE_FLAG, SKIP_FLAG, STEP, TAKE_PARAM_FLAG
+from .clock import (
+    FIRST_FLAG,
+    FLAGS,
+    KEY0,
+    KEY1,
+    LAST_FLAG,
+    NOISE_FLAG,
+    PULL_FLAG,
+    SKIP_FLAG,
+    STEP,
+    TAKE_PARAM_FLAG,
+    WIDE,
+)
 from .memory import Operands, block_of, locate, read_reals
 from .noise import Stream
-from .rules import Options, entropy_sgd, heat, hj
+from .rules import Options, entropy_adamw, entropy_sgd, heat, hj
 
 
 @triton.jit
-def run_rule(RULE: tl.constexpr, at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
+def run_rule(
+    RULE: tl.constexpr, at, p, c, o, stream, wide, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr
+):
     if RULE == "heat":
         heat(at, p, c, o, stream, BLOCK, FIRST, LAST)
     elif FIRST or LAST or at.has_grad:
         if RULE == "hj":
             hj(at, p, c, o, BLOCK, FIRST, LAST)
+        elif RULE == "entropy_adamw":
+            entropy_adamw(at, p, c, o, stream, wide, BLOCK, FIRST, LAST)
         else:
             entropy_sgd(at, p, c, o, stream, BLOCK, FIRST, LAST)
 
 
 @triton.jit
 def decide(
-    RULE: tl.constexpr, at, p, c, o, stream, flags, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr
+    RULE: tl.constexpr, at, p, c, o, stream, wide, flags, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr
 ):
     """The rule with what ``flags`` say about it: some options only a first call has, some only a later one."""
     run_rule(
@@ -47,8 +63,11 @@ def decide(
             o.stochastic_rounding,
             o.warm_start,
             (flags & TAKE_PARAM_FLAG) != 0 if FIRST else False,
+            (flags & PULL_FLAG) != 0,
+            o.average,
         ),
         stream,
+        wide,
         BLOCK,
         FIRST,
         LAST,
@@ -56,17 +75,17 @@ def decide(
 
 
 @triton.jit
-def run_ticked(RULE: tl.constexpr, at, p, c, o, stream, flags, BLOCK: tl.constexpr):
+def run_ticked(RULE: tl.constexpr, at, p, c, o, stream, wide, flags, BLOCK: tl.constexpr):
     """The rule at the place in the cycle that ``flags`` say."""
     if (flags & FIRST_FLAG) != 0:
         if (flags & LAST_FLAG) != 0:
-            decide(RULE, at, p, c, o, stream, flags, BLOCK, True, True)
+            decide(RULE, at, p, c, o, stream, wide, flags, BLOCK, True, True)
         else:
-            decide(RULE, at, p, c, o, stream, flags, BLOCK, True, False)
+            decide(RULE, at, p, c, o, stream, wide, flags, BLOCK, True, False)
     elif (flags & LAST_FLAG) != 0:
-        decide(RULE, at, p, c, o, stream, flags, BLOCK, False, True)
+        decide(RULE, at, p, c, o, stream, wide, flags, BLOCK, False, True)
     else:
-        decide(RULE, at, p, c, o, stream, flags, BLOCK, False, False)
+        decide(RULE, at, p, c, o, stream, wide, flags, BLOCK, False, False)
 
 
 @triton.jit
@@ -89,13 +108,19 @@ def run_block(
 ):
     """The rule on the block of the chunk whose first element is ``at``, and to whose operands ``p`` points."""
     T: tl.constexpr = p.x.dtype.element_ty
+    # Arguments of a launch are float32; and AdamW corrects the bias of some weights from what it needs in float64.
+    IN_MEMORY: tl.constexpr = T.is_fp64() or RULE == "entropy_adamw"
     block = block_of(chunk, at, BLOCK)
     if TICKED:
         c = read_reals(scalars, T)
-        run_ticked(RULE, block, p, c, o, Stream(key0, key1, step, PER_THREAD), flags, BLOCK)
+        wide = scalars.to(tl.pointer_type(tl.float64)) + WIDE
+        run_ticked(RULE, block, p, c, o, Stream(key0, key1, step, PER_THREAD), wide, flags, BLOCK)
+    elif IN_MEMORY:
+        c = read_reals(scalars, T)
+        wide = scalars.to(tl.pointer_type(tl.float64)) + WIDE
+        run_rule(RULE, block, p, c, o, Stream(key0, key1, step, PER_THREAD), wide, BLOCK, FIRST, LAST)
     else:
-        c = read_reals(scalars, T) if T.is_fp64() else scalars
-        run_rule(RULE, block, p, c, o, Stream(key0, key1, step, PER_THREAD), BLOCK, FIRST, LAST)
+        run_rule(RULE, block, p, scalars, o, Stream(key0, key1, step, PER_THREAD), None, BLOCK, FIRST, LAST)
 
 
 @triton.jit
@@ -131,9 +156,10 @@ def run_chunk(
                 chunk.g + at,
                 p.x + place,
                 None if p.y is None else p.y + place,
-                p.acc + place,
+                None if p.acc is None else p.acc + place,
                 None if p.m is None else p.m + place,
                 None if p.v is None else p.v + place,
+                None if p.q is None else p.q + place,
             ),
             o,
             scalars,
@@ -167,6 +193,8 @@ def update(
     acc,
     m,
     v,
+    q,
+    missed,
     scalars,
     key0,
     key1,
@@ -189,13 +217,14 @@ def update(
     STOCHASTIC_ROUNDING: tl.constexpr,
     WARM_START: tl.constexpr,
     TAKE_PARAM: tl.constexpr,
+    PULL: tl.constexpr,
+    AVERAGE: tl.constexpr,
 ):
     """One call of a rule on every weight of a table; ``acc`` is z, p or s.
 
-    ``scalars`` are ``Reals``; for float64 a table of them, since Triton's arguments are float32; TICKED: the clock's
-    ``DeviceScalars``, and the keys, FIRST, LAST and TAKE_PARAM say nothing.
+    ``scalars`` are ``Reals``, or point to ``DeviceScalars``; TICKED: those of the clock, and the keys, FIRST, LAST and TAKE_PARAM say nothing.
     """
-    chunk = locate(chunks, tensors, grads, P, BLOCK * PASSES)
+    chunk = locate(chunks, tensors, grads, missed, P, BLOCK * PASSES)
     flags, work = 0, True
     if TICKED:
         words = scalars.to(tl.pointer_type(tl.int32))
@@ -206,7 +235,7 @@ def update(
         run_chunk(
             RULE,
             chunk,
-            Operands(None, None, x, y, acc, m, v),
+            Operands(None, None, x, y, acc, m, v, q),
             Options(
                 SCALED,
                 MAXIMIZE,
@@ -218,6 +247,8 @@ def update(
                 STOCHASTIC_ROUNDING,
                 WARM_START,
                 TAKE_PARAM,
+                PULL,
+                AVERAGE,
             ),
             scalars,
             key0,

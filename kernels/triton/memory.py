@@ -42,11 +42,20 @@ class Reals(NamedTuple):
     lr: Any
     momentum: Any
     inv_scale: Any
+    beta1: Any
+    one_minus_beta1: Any
+    beta2: Any
+    one_minus_beta2: Any
+    epsilon: Any
+    decay: Any
+    step_size: Any
+    inv_root_bias2: Any
 
 
 class Operands(NamedTuple):
     """Pointers to a chunk's operands, or the values to write; None: not there. Of values that were read, a 0 stands for
-    one that is not there, since no function of Triton 3.6 can return None. ``acc`` is z, p or s."""
+    one that is not there, since no function of Triton 3.6 can return None. ``acc`` is z, p or s, ``q`` AdamW's average of
+    squares."""
 
     w: Any
     g: Any
@@ -55,11 +64,12 @@ class Operands(NamedTuple):
     acc: Any
     m: Any
     v: Any
+    q: Any
 
 
 class Chunk(NamedTuple):
     """Work of one program. Elements ``begin … end - 1`` are the weight's; ``start`` is the global index of element 0,
-    ``offset`` its place in the flat buffers."""
+    ``offset`` its place in the flat buffers, ``missed`` how many calls came without a gradient."""
 
     w: Any
     g: Any
@@ -69,6 +79,7 @@ class Chunk(NamedTuple):
     index: Any
     start: Any
     has_grad: Any
+    missed: Any
 
 
 class Block(NamedTuple):
@@ -79,6 +90,7 @@ class Block(NamedTuple):
     index: Any
     start: Any
     has_grad: Any
+    missed: Any
     full: Any
     w_aligned: Any
     g_aligned: Any
@@ -104,11 +116,19 @@ def read_reals(table, T: tl.constexpr):
         tl.load(r + 12),
         tl.load(r + 13),
         tl.load(r + 14),
+        tl.load(r + 15),
+        tl.load(r + 16),
+        tl.load(r + 17),
+        tl.load(r + 18),
+        tl.load(r + 19),
+        tl.load(r + 20),
+        tl.load(r + 21),
+        tl.load(r + 22),
     )
 
 
 @triton.jit
-def locate(chunks, tensors, grads, P: tl.constexpr, CHUNK: tl.constexpr):
+def locate(chunks, tensors, grads, missed, P: tl.constexpr, CHUNK: tl.constexpr):
     """This program's chunk: a row of ``DeviceTable.chunks``."""
     row = chunks + 4 * tl.program_id(0)
     t, number, bounds = tl.load(row), tl.load(row + 1), tl.load(row + 3)
@@ -121,7 +141,8 @@ def locate(chunks, tensors, grads, P: tl.constexpr, CHUNK: tl.constexpr):
     has_grad = g != 0
     w = w.to(tl.pointer_type(P)) + first
     g = g.to(tl.pointer_type(P)) + (first - lead)
-    return Chunk(w, g, offset, tl.where(number == 0, lead, 0), end, index, start, has_grad)
+    late = 0 if missed is None else tl.load(missed + t)
+    return Chunk(w, g, offset, tl.where(number == 0, lead, 0), end, index, start, has_grad, late)
 
 
 @triton.jit
@@ -131,7 +152,7 @@ def block_of(chunk, at, BLOCK: tl.constexpr):
     full = (begin <= 0) & (end >= BLOCK) & chunk.has_grad
     w_aligned = full & (((chunk.w + at).to(tl.int64) & 15) == 0)
     g_aligned = full & (((chunk.g + at).to(tl.int64) & 15) == 0)
-    return Block(begin, end, chunk.index, chunk.start + at, chunk.has_grad, full, w_aligned, g_aligned)
+    return Block(begin, end, chunk.index, chunk.start + at, chunk.has_grad, chunk.missed, full, w_aligned, g_aligned)
 
 
 @triton.jit
@@ -178,7 +199,7 @@ def load_state(p, at, BLOCK: tl.constexpr, FAST: tl.constexpr):
     i = tl.arange(0, BLOCK)
     b, e = at.begin, at.end
     x, y, acc = load(p.x, i, b, e, FAST), load(p.y, i, b, e, FAST), load(p.acc, i, b, e, FAST)
-    return x, y, acc, load(p.m, i, b, e, FAST), load(p.v, i, b, e, FAST)
+    return x, y, acc, load(p.m, i, b, e, FAST), load(p.v, i, b, e, FAST), load(p.q, i, b, e, FAST)
 
 
 @triton.jit
@@ -189,6 +210,7 @@ def store_state(p, new, at, end_v, BLOCK: tl.constexpr, FAST: tl.constexpr):
     store(p.acc, new.acc, i, at.begin, at.end, FAST)
     store(p.m, new.m, i, at.begin, at.end, FAST)
     store(p.v, new.v, i, at.begin, end_v, FAST)
+    store(p.q, new.q, i, at.begin, end_v, FAST)
 
 
 @triton.jit
@@ -197,18 +219,19 @@ def read(p, at, BLOCK: tl.constexpr):
     # The gradient first: that takes the fewest registers.
     g = load_if(at.g_aligned, p.g, at.begin, tl.where(at.has_grad, at.end, 0), BLOCK)
     w = load_if(at.w_aligned, p.w, at.begin, at.end, BLOCK)
-    if p.x is None and p.y is None and p.acc is None and p.m is None and p.v is None:
-        x, y, acc, m, v = 0, 0, 0, 0, 0
+    if p.x is None and p.y is None and p.acc is None and p.m is None and p.v is None and p.q is None:
+        x, y, acc, m, v, q = 0, 0, 0, 0, 0, 0
     elif at.full:
-        x, y, acc, m, v = load_state(p, at, BLOCK, True)
+        x, y, acc, m, v, q = load_state(p, at, BLOCK, True)
     else:
-        x, y, acc, m, v = load_state(p, at, BLOCK, False)
-    return Operands(w, g, x, y, acc, m, v)
+        x, y, acc, m, v, q = load_state(p, at, BLOCK, False)
+    return Operands(w, g, x, y, acc, m, v, q)
 
 
 @triton.jit
 def write(p, new, at, BLOCK: tl.constexpr, MOVES: tl.constexpr, RESETS: tl.constexpr):
-    """Writes what is not None. Without a gradient the weight is written if MOVES, the inner velocity if RESETS."""
+    """Writes what is not None. Without a gradient the weight is written if MOVES, the inner velocity (AdamW's
+    averages) if RESETS."""
     i = tl.arange(0, BLOCK)
     with_grad = tl.where(at.has_grad, at.end, 0)
     if at.w_aligned:

@@ -20,7 +20,7 @@ from .noise import normal, round_stochastically, words
 
 class Options(NamedTuple):
     """What an update does and leaves out: flags of ``abi.py``, and which optional terms there are. A ticked call has
-    values for ``noise`` and ``take_param``; all others are constants, which an assignment or a return would make values
+    values for ``noise``, ``take_param`` and ``pull``; all others are constants, which an assignment or a return would make values
     of: options are built where they are handed on."""
 
     scaled: Any
@@ -33,15 +33,24 @@ class Options(NamedTuple):
     stochastic_rounding: Any
     warm_start: Any
     take_param: Any
+    pull: Any
+    average: Any
 
 
 @triton.jit
-def force(g, w, c, o):
-    """g unscaled, with the sign of ``maximize`` and the weight decay of the point where it was taken."""
+def unscaled(g, c, o):
+    """g unscaled, with the sign of ``maximize``."""
     if o.scaled:
         g = g * c.inv_scale
     if o.maximize:
         g = g * -1.0
+    return g
+
+
+@triton.jit
+def force(g, w, c, o):
+    """The same with the weight decay of the point where it was taken."""
+    g = unscaled(g, c, o)
     if o.weight_decay:
         g = g + w * c.weight_decay
     return g
@@ -83,9 +92,17 @@ def divide(a, b):
 
 
 @triton.jit
+def square_root(v):
+    if v.dtype == tl.float64:
+        return tl.sqrt(v)  # sqrt.rn.f64
+    else:
+        return tl.sqrt_rn(v)
+
+
+@triton.jit
 def weight(p, at, BLOCK: tl.constexpr):
     """The weight alone."""
-    return widen(read(Operands(p.w, None, None, None, None, None, None), at, BLOCK).w)
+    return widen(read(Operands(p.w, None, None, None, None, None, None, None), at, BLOCK).w)
 
 
 @triton.jit
@@ -101,6 +118,7 @@ def entropy_sgd(at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, L
         p.acc if not FIRST else None,
         p.m if LAST else None,
         p.v if not o.fresh_velocity else None,
+        None,
     )
     old = read(source, at, BLOCK)
     m_ = old.m
@@ -149,6 +167,7 @@ def entropy_sgd(at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, L
         z_ if not LAST else None,
         m_ if LAST and p.m is not None else None,
         v_ if p.v is not None else None,
+        None,
     )
     write(p, new, at, BLOCK, LAST, FIRST and o.fresh_velocity)
 
@@ -165,6 +184,7 @@ def hj(at, p, c, o, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr
         None,
         p.acc if not FIRST else None,
         p.m if LAST else None,
+        None,
         None,
     )
     old = read(source, at, BLOCK)
@@ -197,6 +217,7 @@ def hj(at, p, c, o, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr
         p_ if not LAST else None,
         m_ if LAST and p.m is not None else None,
         None,
+        None,
     )
     write(p, new, at, BLOCK, LAST, True)
 
@@ -214,10 +235,11 @@ def heat(at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl
         p.acc if not FIRST else None,
         p.m if LAST else None,
         None,
+        None,
     )
     old = read(source, at, BLOCK)
     m_ = old.m
-    stored = Operands(None, None, p.x, None, None, None, None)
+    stored = Operands(None, None, p.x, None, None, None, None, None)
     if o.take_param:
         w = widen(old.w) if o.weight_decay else weight(p, at, BLOCK)
         x_ = take_x(read(stored, at, BLOCK).x if P != T else w, w, P)
@@ -241,7 +263,97 @@ def heat(at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl
         s_ if not LAST else None,
         m_ if LAST and p.m is not None else None,
         None,
+        None,
     )
     write(p, new, at, BLOCK, True, True)
     if not LAST and o.take_param:
-        write(p, Operands(None, None, x_, None, None, None, None), at, BLOCK, False, False)
+        write(p, Operands(None, None, x_, None, None, None, None, None), at, BLOCK, False, False)
+
+
+@triton.jit
+def power(base, exponent):
+    """base^exponent by multiplications alone: ``power`` of ``scalars.py``."""
+    result = tl.full((), 1.0, tl.float64)
+    while exponent > 0:
+        result = tl.where((exponent & 1) != 0, result * base, result)
+        base = base * base
+        exponent = exponent >> 1
+    return result
+
+
+@triton.jit
+def bias_correction(c, wide, step, missed, T: tl.constexpr):
+    """AdamW's ``step_size`` and ``inv_root_bias2``, of a weight that has missed so many gradients; ``wide`` points to
+    ``abi.WIDE``."""
+    step_size, inv_root_bias2 = c.step_size, c.inv_root_bias2
+    if missed != 0:
+        count = (step.to(tl.int64) & 0xFFFFFFFF) + 1 - missed
+        one = tl.full((), 1.0, tl.float64)
+        step_size = (tl.load(wide) / (one - power(tl.load(wide + 1), count))).to(T)
+        inv_root_bias2 = (one / tl.sqrt(one - power(tl.load(wide + 2), count))).to(T)
+    return step_size, inv_root_bias2
+
+
+@triton.jit
+def entropy_adamw(at, p, c, o, stream, wide, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
+    """AdamW inside Entropy-SGD's two loops: v and q are AdamW's averages, m the outer momentum. Of a chunk without a
+    gradient only the ends of a cycle are called."""
+    P: tl.constexpr = p.w.dtype.element_ty
+    T: tl.constexpr = p.x.dtype.element_ty
+    READS_Y: tl.constexpr = not FIRST
+    source = Operands(
+        p.w if FIRST or p.y is None else None,
+        p.g,
+        p.x if (FIRST and P != T) or (LAST and not FIRST) else None,
+        p.y if READS_Y else None,
+        p.acc if o.average and not FIRST else None,
+        p.m if LAST else None,
+        p.v,
+        p.q,
+    )
+    old = read(source, at, BLOCK)
+    m_, v_, q_ = old.m, old.v, old.q
+    if FIRST:
+        w = widen(old.w)
+        x_ = take_x(old.x, w, P)
+        y_ = x_
+    else:
+        y_ = widen(old.w) if p.y is None else old.y
+        x_ = old.x if LAST else y_
+    z_ = old.acc if o.average and not FIRST else y_
+    if at.has_grad:
+        step_size, inv_root_bias2 = bias_correction(c, wide, stream.step, at.missed, T)
+        d = unscaled(widen(old.g), c, o)
+        if not FIRST:
+            if o.pull:
+                if LAST:
+                    d = d + (y_ - x_) * c.inv_gamma
+                else:
+                    d = d + (y_ - read(Operands(None, None, p.x, None, None, None, None, None), at, BLOCK).x) * c.inv_gamma
+        v_ = v_ * c.beta1 + d * c.one_minus_beta1
+        q_ = q_ * c.beta2 + d * d * c.one_minus_beta2
+        y_ = y_ * c.decay - divide(v_, square_root(q_) * inv_root_bias2 + c.epsilon) * step_size
+        if o.noise:
+            y_ = y_ + normal(stream, at.index, at.start, BLOCK).to(T) * c.noise_scale
+        z_ = z_ * c.alpha + y_ * c.one_minus_alpha if o.average else y_
+    if LAST:
+        if p.m is not None:
+            x_, m_ = outer_step(x_, x_ - z_, m_, c, o, True)
+        else:
+            x_ = z_ + (x_ - z_) * c.outer_step
+        w_ = narrow(x_, P)
+    elif o.stochastic_rounding:
+        w_ = round_stochastically(y_, words(stream, at.index, at.start, BLOCK))
+    else:
+        w_ = narrow(y_, P)
+    new = Operands(
+        w_,
+        None,
+        x_ if (LAST and P != T) or (FIRST and not LAST) else None,
+        y_ if not LAST and p.y is not None else None,
+        z_ if not LAST and o.average else None,
+        m_ if LAST and p.m is not None else None,
+        v_,
+        q_,
+    )
+    write(p, new, at, BLOCK, LAST, False)

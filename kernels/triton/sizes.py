@@ -50,4 +50,10 @@ SIZES: dict[Kind, Sizes] = {
     ("heat", 8, True): Sizes(1024, 4, 8),
     ("heat", 4, True): Sizes(1024, 4, 8),
     ("heat", 2, True): Sizes(1024, 8, 4, 2),
+    ("entropy_adamw", 8, False): Sizes(1024, 4, 8),
+    ("entropy_adamw", 8, True): Sizes(1024, 4, 8),
+    ("entropy_adamw", 4, False): Sizes(1024, 4, 8),
+    ("entropy_adamw", 4, True): Sizes(1024, 4, 8),
+    ("entropy_adamw", 2, False): Sizes(1024, 8, 4, 2),
+    ("entropy_adamw", 2, True): Sizes(1024, 8, 4, 2),
 }
