@@ -41,6 +41,7 @@ namespace deeprelax {
   FIELD(T, beta1) FIELD(T, one_minus_beta1) FIELD(T, beta2) FIELD(T, one_minus_beta2) \
   FIELD(T, epsilon) FIELD(T, decay) FIELD(T, step_size) FIELD(T, inv_root_bias2)   \
   FIELD(double, wide_rate) FIELD(double, wide_beta1) FIELD(double, wide_beta2)     \
+  FIELD(double, count)                                                             \
   FIELD(uint32_t, flags) FIELD(uint32_t, key0) FIELD(uint32_t, key1) FIELD(uint32_t, step)
 
 #define DR_DEVICE_SCALARS(FIELD) FIELD(Scalars<double>, wide) FIELD(Scalars<float>, narrow)

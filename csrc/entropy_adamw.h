@@ -36,6 +36,7 @@ struct EntropyAdamW {
     s.wide_rate = at.inner_lr;
     s.wide_beta1 = h.beta1;
     s.wide_beta2 = h.beta2;
+    s.count = static_cast<double>(at.step + 1);
     const BiasCorrection<double> b(s, at.step + 1);
     s.step_size = b.step_size;
     s.inv_root_bias2 = b.inv_root_bias2;

@@ -29,9 +29,9 @@ template <class V, class Q>
 using Read = decltype(std::declval<const Q&>().template grad<V>(0));
 
 // base^exponent by multiplications alone, which are the same everywhere.
-DR_HD double power(double base, uint64_t exponent) {
+DR_HD double power(double base, int64_t exponent) {
   double result = 1.0;
-  for (; exponent; exponent >>= 1) {
+  for (; exponent > 0; exponent >>= 1) {
     if (exponent & 1) result *= base;
     base *= base;
   }
@@ -51,7 +51,7 @@ struct BiasCorrection {
         inv_root_bias2(static_cast<T>(1.0 / square_root(1.0 - power(s.wide_beta2, count)))) {}
   // Of one for which `missed` of the calls so far had none.
   static DR_HD BiasCorrection after(const Scalars<T>& s, int64_t missed) {
-    return missed ? BiasCorrection(s, static_cast<int64_t>(s.step) + 1 - missed) : BiasCorrection(s);
+    return missed ? BiasCorrection(s, static_cast<int64_t>(s.count) - missed) : BiasCorrection(s);
   }
 };
 

@@ -83,8 +83,9 @@ REALS = (
     "inv_root_bias2",  # 1 / sqrt(1 - beta2^t)
 )
 
-# What the correction is derived from for a weight that has had fewer gradients: float64 in every precision.
-WIDE = ("wide_rate", "wide_beta1", "wide_beta2")
+# What the correction is derived from for a weight that has had fewer gradients: float64 in every precision. ``count``
+# is t.
+WIDE = ("wide_rate", "wide_beta1", "wide_beta2", "count")
 
 
 class Scalars(ctypes.Structure):

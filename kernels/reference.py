@@ -194,7 +194,8 @@ def square_root(v: Tensor) -> Tensor:
     """The correctly rounded root: ``torch.sqrt`` on the CPU is not, and numpy's is the processor's."""
     if v.dtype == torch.float32:
         return torch.sqrt(v.double()).float()
-    return torch.from_numpy(np.sqrt(v.cpu().numpy())).to(v.device)
+    with np.errstate(invalid="ignore"):  # the root of what is not a number is none
+        return torch.from_numpy(np.sqrt(v.cpu().numpy())).to(v.device)
 
 
 def entropy_adamw(
@@ -229,7 +230,7 @@ def entropy_adamw(
         v_ = v * c.beta2 + d * d * c.one_minus_beta2
         step_size, inv_root_bias2 = c.step_size, c.inv_root_bias2
         if missed:
-            step_size, inv_root_bias2 = bias_correction(c.wide_rate, c.wide_beta1, c.wide_beta2, c.step + 1 - missed)
+            step_size, inv_root_bias2 = bias_correction(c.wide_rate, c.wide_beta1, c.wide_beta2, int(c.count) - missed)
         y_ = y_ * c.decay - m_ / (square_root(v_) * inv_root_bias2 + c.epsilon) * step_size
         if c.noise_scale != 0:
             y_ = y_ + noise.normal(stream_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale

@@ -114,7 +114,7 @@ def heat(h: Hyper, at: CycleState) -> Scalars:
 def power(base: float, exponent: int) -> float:
     """base^exponent by multiplications alone, which are the same everywhere; ``pow`` is not."""
     result = 1.0
-    while exponent:
+    while exponent > 0:
         if exponent & 1:
             result *= base
         base *= base
@@ -150,6 +150,7 @@ def entropy_adamw(h: Hyper, at: CycleState) -> Scalars:
         wide_rate=at.inner_lr,
         wide_beta1=h.beta1,
         wide_beta2=h.beta2,
+        count=at.step + 1,
         flags=(PULL if inv_gamma != 0 else 0) | (AVERAGE if h.alpha != 0 else 0),
     )
 

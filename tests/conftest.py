@@ -56,6 +56,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **{"lr": 0.2, "inner_steps": 4, "gamma": 1e-2, "scoping": 0.03, "momentum": 0.8, "nesterov": True},
         **{"weight_decay": 1e-2, "seed": 7},
     },
+    "EntropyAdamW": {
+        **{"lr": 0.02, "betas": (0.8, 0.9), "eps": 1e-6, "inner_steps": 4, "gamma": 0.5, "alpha": 0.6},
+        **{"temperature": 1e-3, "scoping": 0.03, "outer_lr": 0.6, "momentum": 0.7, "weight_decay": 1e-2, "seed": 7},
+    },
 }
 OPTIMIZERS = list(SETTINGS)
 # What ``make`` gives an optimizer in the place of a backend's name: tests put objects here.

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from deeprelax.kernels import RULES, Backend, Flag, Rule, Scalars, Stream, Table
+from deeprelax.kernels.scalars import bias_correction
+from deeprelax.optim.bucket import buffers_of
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
@@ -96,7 +98,10 @@ class Case:
         table = Table(weights, list(range(len(sizes))), starts=starts)
         missing = {seed % len(sizes), (seed + 3) % len(sizes)}
         grads = [None if t in missing else at_offset(numbers(n).to(dtype), offset) for t, n in enumerate(sizes)]
-        buffers = {name: numbers(table.length).to(table.compute_dtype) for name in names_of_buffers(call, dtype)}
+        names = names_of_buffers(call.rule, dtype, call.has(Flag.STOCHASTIC_ROUNDING))
+        buffers = {name: numbers(table.length).to(table.compute_dtype) for name in names if name != "missed"}
+        if "missed" in names:
+            buffers["missed"] = missed_gradients(len(sizes))
         for w, start in zip(weights, table.offsets):  # half of the x round to their weights
             x = buffers["x"][start : start + w.numel()]
             x[::2] = w[::2].to(x.dtype) * (1 + 2**-15)
@@ -113,13 +118,34 @@ class Case:
         return [t.cpu() for t in (*weights, *buffers.values())]
 
 
-def names_of_buffers(call: Call, dtype: torch.dtype) -> list[str]:
-    names = ["x", call.rule.acc, "momentum_buffer"]
-    if call.rule.name == "entropy_sgd":
-        names.append("inner_momentum_buffer")
-        if dtype in (torch.bfloat16, torch.float16) and not call.has(Flag.STOCHASTIC_ROUNDING):
-            names.append("y")
-    return names
+def names_of_buffers(rule: Rule, dtype: torch.dtype, stochastic_rounding: bool) -> list[str]:
+    """All that the rule may have."""
+    kept = buffers_of(rule, dtype in (torch.bfloat16, torch.float16), stochastic_rounding)
+    return [*kept, *(buffer for _, buffer in rule.optional)]
+
+
+def missed_gradients(tensors: int) -> Tensor:
+    """For each tensor the calls without a gradient, none of every other one."""
+    return torch.tensor([0 if t % 2 else t % 4 + 1 for t in range(tensors)], dtype=torch.int64)
+
+
+def corrected(rate: float, betas: tuple[float, float], step: int) -> dict[str, float]:
+    """The scalars that AdamW has, at that step."""
+    step_size, inv_root_bias2 = bias_correction(rate, *betas, step + 1)
+    return {
+        "beta1": betas[0],
+        "one_minus_beta1": 1 - betas[0],
+        "beta2": betas[1],
+        "one_minus_beta2": 1 - betas[1],
+        "epsilon": 1e-8,
+        "decay": 0.97,
+        "step_size": step_size,
+        "inv_root_bias2": inv_root_bias2,
+        "wide_rate": rate,
+        "wide_beta1": betas[0],
+        "wide_beta2": betas[1],
+        "count": step + 1,
+    }
 
 
 def entropy_sgd_calls(dtype: torch.dtype) -> Iterator[Call]:
@@ -193,7 +219,35 @@ def heat_calls(dtype: torch.dtype) -> Iterator[Call]:
         )
 
 
-CALLS: list[Callable[[torch.dtype], Iterator[Call]]] = [entropy_sgd_calls, hj_calls, heat_calls]
+def entropy_adamw_calls(dtype: torch.dtype) -> Iterator[Call]:
+    rng = random.Random(2)
+    for first, last, noisy, pull, average, momentum in itertools.product(BOOLS, repeat=6):
+        maximize, nesterov, rounding = (rng.random() < 0.5 for _ in range(3))
+        flags = {
+            Flag.FIRST: first,
+            Flag.LAST: last,
+            Flag.MAXIMIZE: maximize,
+            Flag.NESTEROV: nesterov,
+            Flag.STOCHASTIC_ROUNDING: rounding and dtype == torch.bfloat16,
+            Flag.PULL: pull,
+            Flag.AVERAGE: average,
+        }
+        yield call(
+            "entropy_adamw",
+            flags,
+            **corrected(0.11, (0.8, 0.95), STREAM.step),
+            inner_lr=0.11,
+            inv_gamma=1.3 * pull,
+            alpha=0.7 * average,
+            one_minus_alpha=1 - 0.7 * average,
+            noise_scale=0.05 * noisy,
+            weight_decay=0.03 * (rng.random() < 0.5),
+            momentum=0.9 * momentum,
+            inv_scale=SCALES[rng.random() < 0.5],
+        )
+
+
+CALLS: list[Callable[[torch.dtype], Iterator[Call]]] = [entropy_sgd_calls, hj_calls, heat_calls, entropy_adamw_calls]
 
 
 class Watched:

@@ -203,11 +203,12 @@ def store_words(words, flags, key0, key1, step):
 
 
 @triton.jit
-def store_wide(wide, h, inner_rate):
+def store_wide(wide, h, inner_rate, step):
     """``abi.WIDE``."""
     tl.store(wide, inner_rate)
     tl.store(wide + 1, h.beta1)
     tl.store(wide + 2, h.beta2)
+    tl.store(wide + 3, (step + 1).to(tl.float64))
 
 
 @triton.jit
@@ -257,8 +258,8 @@ def advance(
         tl.store(scalars.to(tl.pointer_type(tl.float64)) + k, tl.cast(reals[k], tl.float64))
         tl.store(scalars.to(tl.pointer_type(tl.float32)) + NARROW + k, tl.cast(reals[k], tl.float32))
     wide = scalars.to(tl.pointer_type(tl.float64))
-    store_wide(wide + WIDE, h, inner_rate)
-    store_wide(wide + NARROW_WIDE, h, inner_rate)
+    store_wide(wide + WIDE, h, inner_rate, step)
+    store_wide(wide + NARROW_WIDE, h, inner_rate, step)
     words = scalars.to(tl.pointer_type(tl.int32))
     key0, key1, at_step = seed.to(tl.int32), ((seed >> 32) ^ replica).to(tl.int32), (step + ahead).to(tl.int32)
     store_words(words + FLAGS, flags, key0, key1, at_step)

@@ -282,12 +282,12 @@ def power(base, exponent):
 
 
 @triton.jit
-def bias_correction(c, wide, step, missed, T: tl.constexpr):
+def bias_correction(c, wide, missed, T: tl.constexpr):
     """AdamW's ``step_size`` and ``inv_root_bias2``, of a weight that has missed so many gradients; ``wide`` points to
     ``abi.WIDE``."""
     step_size, inv_root_bias2 = c.step_size, c.inv_root_bias2
     if missed != 0:
-        count = (step.to(tl.int64) & 0xFFFFFFFF) + 1 - missed
+        count = tl.load(wide + 3).to(tl.int64) - missed
         one = tl.full((), 1.0, tl.float64)
         step_size = (tl.load(wide) / (one - power(tl.load(wide + 1), count))).to(T)
         inv_root_bias2 = (one / tl.sqrt(one - power(tl.load(wide + 2), count))).to(T)
@@ -322,7 +322,7 @@ def entropy_adamw(at, p, c, o, stream, wide, BLOCK: tl.constexpr, FIRST: tl.cons
         x_ = old.x if LAST else y_
     z_ = old.acc if o.average and not FIRST else y_
     if at.has_grad:
-        step_size, inv_root_bias2 = bias_correction(c, wide, stream.step, at.missed, T)
+        step_size, inv_root_bias2 = bias_correction(c, wide, at.missed, T)
         d = unscaled(widen(old.g), c, o)
         if not FIRST:
             if o.pull:
