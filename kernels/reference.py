@@ -212,8 +212,9 @@ def entropy_adamw(
     index: int,
     start: int,
 ) -> None:
-    """AdamW inside Entropy-SGD's two loops. ``m`` and ``v`` are AdamW's averages, ``b`` is the outer momentum, ``missed``
-    how many of the calls so far came without a gradient. ``z`` is None or old where alpha is 0: it is y."""
+    """AdamW inside Entropy-SGD's two loops. ``m`` and ``v`` are AdamW's averages, ``b`` is the outer momentum, and
+    ``missed`` is how many of the calls so far came without a gradient. ``z`` is None or old where alpha is 0: it is y.
+    """
     first, last, pull, averages = c.flags & FIRST, c.flags & LAST, c.flags & PULL, c.flags & AVERAGE
     wide = x.dtype
     if first:
@@ -238,10 +239,8 @@ def entropy_adamw(
         m.copy_(m_)
         v.copy_(v_)
     if last:
-        if c.momentum == 0:
-            x_ = z_ + (x_ - z_) * c.outer_step
-        else:
-            x_ = outer_step(x_, x_ - z_, b, c)
+        # Without momentum in this form: for eta = 1 x is z to the bit.
+        x_ = z_ + (x_ - z_) * c.outer_step if c.momentum == 0 else outer_step(x_, x_ - z_, b, c)
         w.copy_(x_)
         if wide != w.dtype:
             x.copy_(x_)

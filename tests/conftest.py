@@ -62,6 +62,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 OPTIMIZERS = list(SETTINGS)
+# Settings without noise, and those without momenta.
+QUIET: dict[str, dict[str, Any]] = {
+    "EntropySGD": {"temperature": 0.0},
+    "HJ": {},
+    "Heat": {"gamma": 1e-30},
+    "EntropyAdamW": {"temperature": 0.0},
+}
+PLAIN = {name: {"momentum": 0.0, "nesterov": False} for name in OPTIMIZERS}
+PLAIN["EntropySGD"]["inner_momentum"] = 0.0
 # What ``make`` gives an optimizer in the place of a backend's name: tests put objects here.
 BACKENDS: dict[str, Any] = {}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -22,7 +22,6 @@ VERSION = attrgetter("_version")
 Gradients: TypeAlias = "tuple[list[Tensor | None], array[int], bool]"
 
 
-
 def buffers_of(rule: Rule, wide: bool, stochastic_rounding: bool) -> list[str]:
     """The buffers that a rule keeps from construction on; ``wide``: the state is wider than the weights."""
     return [*rule.kept, "y"] if rule.keeps_y and wide and not stochastic_rounding else [*rule.kept]
@@ -121,7 +120,8 @@ class Bucket:
     def _new_buffer(self, name: str) -> Tensor:
         if name == "missed":
             return torch.zeros(len(self.params), dtype=torch.int64, device=self.table.device)
-        return self.table.new_buffer(self.table.dtype if name == "inner" else None)
+        flat: Tensor = self.table.new_buffer(self.table.dtype if name == "inner" else None)
+        return flat
 
     def _place(self, name: str, t: int) -> int:
         """Where one parameter's part of a flat buffer begins."""

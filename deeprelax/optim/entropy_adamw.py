@@ -13,7 +13,7 @@ from deeprelax.optim.relaxation import ParamsT, Relaxation
 
 
 class EntropyAdamW(Relaxation):
-    r"""AdamW with an outer step every ``inner_steps`` gradients: Entropy-SGD's structure for those who train with AdamW.
+    r"""AdamW with an outer step every ``inner_steps`` gradients: Entropy-SGD's two loops.
 
     Every call consumes one gradient g, taken at the inner point y that the parameters hold::
 
@@ -27,11 +27,11 @@ class EntropyAdamW(Relaxation):
 
         b <- momentum b + (x - z);   x <- x - outer_lr (x - z + momentum b);   y = z = x
 
-    With γ = ∞ (no pull toward x), α = 0 (z is the last y) and no noise, which are the defaults, this is what Kallusky et
-    al. 2025 (arXiv 2510.15830) call SNOO: DiLoCo's outer Nesterov step on one worker. Without momentum as well it is
-    Lookahead; with ``outer_lr=1``, too, AdamW. With a finite γ, α > 0 and noise it is the Entropy-Adam of Chaudhari et al.
-    2017 (arXiv 1611.01838). AdamW preconditions the inner chain and not its noise, so it samples no known density
-    exactly, whatever the temperature.
+    The defaults are γ = ∞ (no pull toward x), α = 0 (z is the last y) and no noise: this is what Kallusky et al. 2025
+    (arXiv 2510.15830) call SNOO, DiLoCo's outer Nesterov step on one worker. Without momentum it is Lookahead; with
+    ``outer_lr=1`` as well, AdamW. With a finite γ, α > 0 and noise it is the Entropy-Adam of Chaudhari et al. 2017
+    (arXiv 1611.01838). AdamW preconditions the inner chain and not its noise, so it samples no known density exactly,
+    whatever the temperature.
 
     Args:
         params: parameters, named parameters or groups, as for ``torch.optim.AdamW``. Floating-point tensors (float64,
@@ -55,9 +55,9 @@ class EntropyAdamW(Relaxation):
         seed: of the noise; None takes ``torch.initial_seed()`` (under a process group, rank 0's).
         backend: "auto", a name of ``deeprelax.kernels.available()``, or a backend. All give the same bits.
 
-    The state of a parameter is x, exp_avg, exp_avg_sq, the momentum's buffer, z where alpha is not 0, and ``missed``, an
-    int64 tensor of shape (): the number of calls that came without its gradient, which AdamW's bias correction leaves
-    out.
+    The state of a parameter is x, exp_avg, exp_avg_sq, the momentum's buffer, z where alpha is not 0, and ``missed``,
+    an int64 tensor of shape (): the number of calls that came without its gradient, which AdamW's bias correction
+    leaves out.
 
     Raises:
         ValueError: a hyper-parameter out of range, overlapping parameters.

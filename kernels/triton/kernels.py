@@ -222,7 +222,8 @@ def update(
 ):
     """One call of a rule on every weight of a table; ``acc`` is z, p or s.
 
-    ``scalars`` are ``Reals``, or point to ``DeviceScalars``; TICKED: those of the clock, and the keys, FIRST, LAST and TAKE_PARAM say nothing.
+    ``scalars`` are ``Reals``, or point to ``DeviceScalars``; TICKED: those of the clock, and the keys, FIRST, LAST and
+    TAKE_PARAM say nothing.
     """
     chunk = locate(chunks, tensors, grads, missed, P, BLOCK * PASSES)
     flags, work = 0, True

@@ -54,8 +54,8 @@ class Reals(NamedTuple):
 
 class Operands(NamedTuple):
     """Pointers to a chunk's operands, or the values to write; None: not there. Of values that were read, a 0 stands for
-    one that is not there, since no function of Triton 3.6 can return None. ``acc`` is z, p or s, ``q`` AdamW's average of
-    squares."""
+    one that is not there, since no function of Triton 3.6 can return None. ``acc`` is z, p or s, ``q`` AdamW's average
+    of squares."""
 
     w: Any
     g: Any

@@ -20,8 +20,8 @@ from .noise import normal, round_stochastically, words
 
 class Options(NamedTuple):
     """What an update does and leaves out: flags of ``abi.py``, and which optional terms there are. A ticked call has
-    values for ``noise``, ``take_param`` and ``pull``; all others are constants, which an assignment or a return would make values
-    of: options are built where they are handed on."""
+    values for ``noise``, ``take_param`` and ``pull``; all others are constants, which an assignment or a return would
+    make values of: options are built where they are handed on."""
 
     scaled: Any
     maximize: Any
@@ -325,11 +325,12 @@ def entropy_adamw(at, p, c, o, stream, wide, BLOCK: tl.constexpr, FIRST: tl.cons
         step_size, inv_root_bias2 = bias_correction(c, wide, at.missed, T)
         d = unscaled(widen(old.g), c, o)
         if not FIRST:
-            if o.pull:
+            if o.pull:  # noqa: SIM102
                 if LAST:
                     d = d + (y_ - x_) * c.inv_gamma
                 else:
-                    d = d + (y_ - read(Operands(None, None, p.x, None, None, None, None, None), at, BLOCK).x) * c.inv_gamma
+                    stored = Operands(None, None, p.x, None, None, None, None, None)
+                    d = d + (y_ - read(stored, at, BLOCK).x) * c.inv_gamma
         v_ = v_ * c.beta1 + d * c.one_minus_beta1
         q_ = q_ * c.beta2 + d * d * c.one_minus_beta2
         y_ = y_ * c.decay - divide(v_, square_root(q_) * inv_root_bias2 + c.epsilon) * step_size

@@ -92,7 +92,10 @@ def random_call(rule: str, first: bool, last: bool, stochastic_rounding: bool) -
         reals |= {"noise_scale": random.choice([0.0, 0.05]), "inner_momentum": random.choice([0.0, 0.8])}
     stream = Stream(random.getrandbits(64), random.getrandbits(32), random.choice([5, 7]))
     if rule == "entropy_adamw":
-        reals |= corrected(0.11, (0.8, 0.95), stream.step) | {"inv_gamma": 1.3, "noise_scale": random.choice([0.0, 0.05])}
+        reals |= corrected(0.11, (0.8, 0.95), stream.step) | {
+            "inv_gamma": 1.3,
+            "noise_scale": random.choice([0.0, 0.05]),
+        }
     return call(rule, flags, **reals).at(stream)
 
 

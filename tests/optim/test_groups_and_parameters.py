@@ -7,19 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SETTINGS, make, parameters, run, same_bits, set_gradients, values
+from conftest import QUIET, SETTINGS, make, parameters, run, same_bits, set_gradients, values
 from torch.nn import Parameter
 
 import deeprelax
 from deeprelax import HJ, EntropySGD, Heat
 from deeprelax.optim.flat_storage import refuse_overlaps
-
-OFF = {
-    "EntropySGD": {"temperature": 0.0},
-    "HJ": {},
-    "Heat": {"gamma": 1e-30},
-}
-
 
 # Groups.
 
@@ -41,9 +34,9 @@ def test_an_appended_group_moves_as_one_that_was_added(name: str, steps: int):
 
 def test_a_group_that_is_popped_rests_and_the_others_go_on(name: str):
     params, extra = parameters(), Parameter(torch.ones(4))
-    opt = make(name, [{"params": params}, {"params": [extra], "lr": 0.3}], **OFF[name])
+    opt = make(name, [{"params": params}, {"params": [extra], "lr": 0.3}], **QUIET[name])
     others = parameters()
-    other = make(name, others, **OFF[name])
+    other = make(name, others, **QUIET[name])
     for step in range(9):
         if step == 5:
             opt.param_groups.pop()
@@ -118,7 +111,7 @@ def test_a_parameter_that_is_frozen_is_not_touched_again(name: str, steps: int):
 
 @pytest.mark.parametrize("steps", [2, 4])
 def test_a_thawed_parameter_joins_as_a_late_group_does(name: str, steps: int):
-    changes = {**OFF[name], **({"warm_start": False} if name == "HJ" else {})}
+    changes = {**QUIET[name], **({"warm_start": False} if name == "HJ" else {})}
     params, others, late = parameters(), parameters(), Parameter(torch.linspace(-1, 1, 9))
     frozen = Parameter(torch.linspace(-1, 1, 9), requires_grad=False)
     opt, other = make(name, [*params, frozen], **changes), make(name, others, **changes)

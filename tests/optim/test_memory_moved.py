@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import make, parameters, plain, run, same_bits, values
+from conftest import QUIET, make, parameters, plain, run, same_bits, values
 from torch import nn
 from torch.nn import Parameter
 
@@ -35,7 +35,7 @@ MOVES = [cloned, widened, channels_last]
 @pytest.mark.parametrize("move", MOVES)
 @pytest.mark.parametrize("steps", [0, 4])
 def test_parameters_moved_before_the_first_step_or_at_phase_0_are_adopted(name: str, move: Callable, steps: int):
-    quiet = {"gamma": 1e-30} if name == "Heat" else {"temperature": 0.0} if name == "EntropySGD" else {}
+    quiet = QUIET[name]
     moved, stayed = parameters(), parameters()
     if move is widened:
         for p in stayed:
@@ -60,7 +60,7 @@ def test_to_float64_adopts_the_state_as_well(name: str):
     opt = make(name, model.parameters())
     model.to(torch.float64)
     run(opt, list(model.parameters()), range(2))
-    assert {t.dtype for entry in opt.state.values() for t in entry.values()} == {torch.float64}
+    assert {t.dtype for entry in opt.state.values() for t in entry.values() if t.is_floating_point()} == {torch.float64}
 
 
 @pytest.mark.parametrize("move", [cloned, widened])
@@ -120,7 +120,7 @@ def test_a_moved_parameter_in_eval_mode_is_an_error_where_the_inner_point_is_hel
 
 
 def test_other_strides_at_the_same_address_are_noticed(name: str):
-    quiet = {"gamma": 1e-30} if name == "Heat" else {"temperature": 0.0} if name == "EntropySGD" else {}
+    quiet = QUIET[name]
     p = Parameter(torch.arange(6.0).view(2, 3))
     opt = make(name, [p], **quiet)
     p.data = p.data.as_strided((2, 3), (1, 2))  # as channels_last and back does when the allocator reuses a block

@@ -33,7 +33,7 @@ def test_numpy_scalars_and_tensors_are_taken_in_as_numbers(name: str, kind: Any)
     run(opt, params, range(4, 8))
     run(other, others, range(4, 8))
     assert same_bits(params, others)
-    assert {type(v) for k, v in opt.param_groups[0].items() if k != "params"} <= {int, float, bool, str}
+    assert {type(v) for k, v in opt.param_groups[0].items() if k not in ("params", "betas")} <= {int, float, bool, str}
 
 
 def test_scoping_counts_from_the_value_that_a_narrow_number_stands_for():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SETTINGS, make, parameters, run, same_bits, set_gradients
+from conftest import PLAIN, QUIET, SETTINGS, make, parameters, run, same_bits, set_gradients
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
@@ -22,8 +22,8 @@ def test_each_is_a_torch_optimizer_with_the_documented_arguments(name: str):
     arguments = inspect.signature(kind).parameters
     assert list(arguments)[:2] == ["params", "lr"]
     assert all(a.kind is a.KEYWORD_ONLY and a.default is not a.empty for a in list(arguments.values())[2:])
-    assert arguments["inner_steps"].default == (20 if name == "EntropySGD" else 5)
-    assert arguments["scoping"].default == 1e-3
+    assert arguments["inner_steps"].default == (20 if name.startswith("Entropy") else 5)
+    assert arguments["scoping"].default == (0.0 if name == "EntropyAdamW" else 1e-3)
     assert set(SETTINGS[name]) <= set(arguments)
     opt = kind(nn.Linear(2, 1).parameters(), 0.25)
     assert opt.param_groups[0]["lr"] == 0.25
@@ -86,7 +86,7 @@ def test_groups_have_their_own_values(name: str):
     together = parameters(seed=1) + parameters(seed=2)
     own = {"lr": 0.05, "gamma": 0.2, "momentum": 0.3, "weight_decay": 0.1, "maximize": True, "scoping": 0.2}
     # The noise goes by the place over all groups, and this compares groups with optimizers of their own.
-    quiet = {"gamma": 1e-30} if name == "Heat" else {"temperature": 0.0} if name == "EntropySGD" else {}
+    quiet = QUIET[name]
     own = {**own, **quiet} if name == "Heat" else own
     opt = make(name, [{"params": together[:6]}, {"params": together[6:], **own}], **quiet)
     apart = parameters(seed=1) + parameters(seed=2)
@@ -122,22 +122,23 @@ def scheduler_of(kind: str, opt: Any) -> Any:
 def test_lr_schedulers_set_what_the_next_outer_step_uses(name: str, kind: str):
     params, by_hand = parameters(), parameters()
     opt, manual = make(name, params), make(name, by_hand)
+    cycled = "betas" if "betas" in SETTINGS[name] else "momentum"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # "lr_scheduler.step() before optimizer.step()"
         scheduler = scheduler_of(kind, opt)
         for step in range(12):
-            for key in ("lr", "momentum"):
+            for key in ("lr", cycled):
                 manual.param_groups[0][key] = opt.param_groups[0][key]
             run(opt, params, range(step, step + 1))
             run(manual, by_hand, range(step, step + 1))
             scheduler.step()
     assert opt.param_groups[0]["lr"] != SETTINGS[name]["lr"]
-    assert (opt.param_groups[0]["momentum"] != SETTINGS[name]["momentum"]) == (kind == "OneCycleLR")
+    assert (opt.param_groups[0][cycled] != SETTINGS[name][cycled]) == (kind == "OneCycleLR")
     assert same_bits(params, by_hand)
 
 
 def test_momentum_that_is_cycled_up_from_zero_works_as_torchs(name: str):
-    off = {"momentum": 0.0, "nesterov": False} | ({"inner_momentum": 0.0} if name == "EntropySGD" else {})
+    off = PLAIN[name]
     opt = make(name, params := parameters(), **off)
     run(opt, params, range(4))
     opt.param_groups[0]["momentum"] = 0.9

@@ -35,6 +35,14 @@ OWN = {
     },
     "HJ": {"alpha": [-0.1, 1.1, NAN]},
     "Heat": {},
+    "EntropyAdamW": {
+        "gamma": [0.0, -1.0, NAN],
+        "alpha": [-0.1, 1.1, NAN],
+        "temperature": [-0.1, NAN, INF],
+        "outer_lr": [-0.1, NAN, INF],
+        "eps": [-0.1, NAN],
+        "betas": [(0.9, 1.0), (-0.1, 0.9), (0.9,), (NAN, 0.9)],
+    },
 }
 INVALID = [(o, key, v) for o in OPTIMIZERS for key, vs in {**SHARED, **OWN[o]}.items() for v in vs]
 
@@ -72,6 +80,8 @@ def test_values_on_the_edge_are_allowed(name: str):
         edge["alpha"] = 1
     if name == "EntropySGD":
         edge |= {"inner_lr": 0, "temperature": 0, "inner_momentum": 0}
+    if name == "EntropyAdamW":
+        edge |= {"outer_lr": 0, "temperature": 0, "betas": (0, 0), "eps": 0}
     params = parameters()
     before = values(params)
     opt = make(name, params, **edge)
@@ -81,6 +91,9 @@ def test_values_on_the_edge_are_allowed(name: str):
 
 
 def test_nesterov_without_momentum_is_refused(name: str):
+    if name == "EntropyAdamW":  # its default is Nesterov's form: momentum=0 alone switches it off
+        make(name, [Parameter(torch.ones(2))], nesterov=True, momentum=0.0)
+        return
     off = {"momentum": 0.0} | ({"inner_momentum": 0.0} if name == "EntropySGD" else {})
     with pytest.raises(ValueError, match=r"nesterov.*momentum"):
         make(name, [Parameter(torch.ones(2))], nesterov=True, **off)

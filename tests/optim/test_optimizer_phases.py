@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make, parameters, plain, run, same_bits, set_gradients, values
+from conftest import PLAIN, QUIET, make, parameters, plain, run, same_bits, set_gradients, values
 from torch.nn import Parameter
 
 import deeprelax
@@ -77,7 +77,7 @@ def test_a_new_number_of_inner_steps_counts_from_the_next_cycle(name: str):
 
 def test_a_first_and_a_last_call_without_a_gradient_still_begin_and_end_the_cycle(name: str):
     """A parameter without gradients in a whole cycle keeps its x, whatever cycles before and after it did."""
-    off = {"momentum": 0.0, "nesterov": False} | ({"inner_momentum": 0.0} if name == "EntropySGD" else {})
+    off = PLAIN[name]
     params = [Parameter(torch.ones(5)), Parameter(torch.linspace(1, 2, 5))]
     opt = make(name, params, **off)
     run(opt, params, range(4))
@@ -99,11 +99,14 @@ def test_a_parameter_without_a_gradient_in_one_call_follows_the_rules_of_the_pap
     lr, gamma, alpha, inner_lr, L = 0.3, 0.2, 0.6, 0.05, 4
     quiet = {"temperature": 0.0, "inner_lr": inner_lr, "alpha": alpha} if name == "EntropySGD" else {"alpha": alpha}
     quiet = {} if name == "Heat" else quiet
+    if name == "EntropyAdamW":
+        quiet |= {"betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.1, "momentum": 0.0, "outer_lr": 0.6}
     gamma = 1e-300 if name == "Heat" else gamma  # its noise scale is the float32 root: 0
     p, other = (Parameter(torch.tensor([2.0], dtype=torch.float64)) for _ in range(2))
     opt = getattr(deeprelax, name)([p, other], lr, gamma=gamma, inner_steps=L, scoping=0.0, **quiet)
     x = y = z = 2.0
     force = s = 0.0
+    m = v = taken = 0
     for cycle in range(2):
         x = y = z = p.item() if cycle else x
         force = s = 0.0
@@ -114,14 +117,22 @@ def test_a_parameter_without_a_gradient_in_one_call_follows_the_rules_of_the_pap
             opt.step()
             if call != missing:
                 g = here + 1
-                y = y - inner_lr * (g + (y - x) / gamma)
+                d, taken = g + (y - x) / gamma, taken + 1
+                m, v = 0.9 * m + 0.1 * d, 0.99 * v + 0.01 * d * d
+                unbiased = m / (1 - 0.9**taken) / ((v / (1 - 0.99**taken)) ** 0.5 + 1e-3)
+                y = (
+                    y * (1 - 0.1 * lr) - lr * unbiased
+                    if name == "EntropyAdamW"
+                    else y - inner_lr * (g + (y - x) / gamma)
+                )
                 z = alpha * z + (1 - alpha) * y
                 force = alpha * force + (1 - alpha) * g
                 s += g
-            inner = {"EntropySGD": y, "HJ": x - gamma * force, "Heat": x}[name]
+            inner = {"EntropySGD": y, "EntropyAdamW": y, "HJ": x - gamma * force, "Heat": x}[name]
             if call < L - 1:
                 assert p.item() == pytest.approx(inner, rel=1e-12)
-        x = {"EntropySGD": x - lr / gamma * (x - z), "HJ": x - lr * force, "Heat": x - lr / L * s}[name]
+        outer = {"EntropySGD": lr / gamma * (x - z), "HJ": lr * force, "Heat": lr / L * s}
+        x = x - {**outer, "EntropyAdamW": 0.6 * (x - z)}[name]
         assert p.item() == pytest.approx(x, rel=1e-12)
 
 
@@ -138,7 +149,7 @@ def test_a_step_without_any_gradient_changes_nothing(name: str, unchanged: Any):
 
 
 def test_a_frozen_parameter_never_moves_and_counts_for_the_noise(name: str):
-    off = {"momentum": 0.0, "nesterov": False} | ({"inner_momentum": 0.0} if name == "EntropySGD" else {})
+    off = PLAIN[name]
     frozen = Parameter(torch.randn(7), requires_grad=False)
     before = frozen.detach().clone()
     with_frozen, without = [frozen, *parameters()], parameters()
@@ -177,7 +188,7 @@ def test_a_late_group_joins_at_the_current_phase_with_x_its_parameters(name: str
 
 
 def test_a_late_groups_first_cycle_is_a_whole_one_of_the_calls_that_are_left(name: str):
-    quiet = {"gamma": 1e-30} if name == "Heat" else {"temperature": 0.0} if name == "EntropySGD" else {}
+    quiet = QUIET[name]
     late, alone = Parameter(torch.linspace(-1, 1, 9)), Parameter(torch.linspace(-1, 1, 9))
     params = parameters()
     opt = make(name, params, **quiet)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import OPTIMIZERS, make, parameters, plain, run, same_bits
+from conftest import OPTIMIZERS, PLAIN, make, parameters, plain, run, same_bits
 from torch.nn import Parameter
 
 Unchanged = Callable[[Any, list[Parameter]], Callable[[], bool]]
@@ -181,7 +181,7 @@ def test_loading_and_saving_hooks_are_called(name: str):
 
 
 def test_momentum_switched_on_later_is_saved_and_restored(name: str):
-    off = {"momentum": 0.0, "nesterov": False} | ({"inner_momentum": 0.0} if name == "EntropySGD" else {})
+    off = PLAIN[name]
     params = parameters()
     opt = make(name, params, **off)
     run(opt, params, range(5))
@@ -200,7 +200,7 @@ def test_momentum_switched_on_later_is_saved_and_restored(name: str):
 
 
 def test_loading_a_state_without_momentum_starts_the_momentum_anew(name: str):
-    off = {"momentum": 0.0, "nesterov": False} | ({"inner_momentum": 0.0} if name == "EntropySGD" else {})
+    off = PLAIN[name]
     params, used = parameters(), parameters()
     plain_opt = make(name, params, **off)
     run(plain_opt, params, range(4))

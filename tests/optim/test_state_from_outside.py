@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make, parameters, run, same_bits, set_gradients, values
+from conftest import QUIET, make, parameters, run, same_bits, set_gradients, values
 from torch.nn import Parameter
 
 from deeprelax import HJ
@@ -133,6 +133,7 @@ def test_state_that_is_taken_out_begins_again_momenta_too(name: str, remove: Cal
     others = [Parameter(p.detach().clone()) for p in params]
     fresh = make(name, others)
     fresh.param_groups[0].update({key: opt.param_groups[0][key] for key in ("gamma", "step")})
+    fresh.state.clear()  # AdamW's bias correction begins at that step
     run(opt, params, range(8, 14))
     run(fresh, others, range(8, 14))
     assert same_bits(params, others)
@@ -154,13 +155,14 @@ def test_state_taken_out_in_mid_cycle_begins_at_the_parameters(name: str):
 def test_entries_moved_to_a_parameter_in_anothers_place_are_used(name: str):
     """Pruning: half of a weight, with the half of its state."""
     params = [Parameter(torch.linspace(-1, 1, 8)), Parameter(torch.ones(3))]
-    quiet: dict[str, Any] = {"EntropySGD": {"temperature": 0.0}, "HJ": {}, "Heat": {"gamma": 1e-30}}
-    opt = make(name, params, **quiet[name])
+    opt = make(name, params, **QUIET[name])
     whole = copy.deepcopy((params, opt))
     run(opt, params, range(2))
     run(whole[1], whole[0], range(2))
     half = Parameter(params[0].detach()[:4].clone())
-    opt.state[half] = {key: value[:4].clone() for key, value in opt.state.pop(params[0]).items()}
+    opt.state[half] = {
+        key: value[:4].clone() if value.ndim else value for key, value in opt.state.pop(params[0]).items()
+    }
     opt.param_groups[0]["params"][0] = half
     for step in range(2, 9):
         set_gradients(whole[0], step)
@@ -202,7 +204,7 @@ def test_loading_its_own_state_dict_changes_nothing(name: str):
 def test_momenta_exist_from_construction_on_where_they_are_used(name: str):
     params = parameters()
     opt = make(name, params)
-    expected = {"momentum_buffer"} | ({"inner_momentum_buffer"} if name == "EntropySGD" else set())
+    expected = {buffer for _, buffer in opt.rule.optional}
     assert all(expected <= set(opt.state[p]) for p in params)
     assert all(expected <= set(entry) for entry in opt.state_dict()["state"].values())
 
