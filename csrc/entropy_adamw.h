@@ -15,6 +15,7 @@ struct EntropyAdamW {
   static constexpr bool kCounts = true;
   static constexpr bool writes_unread(uint32_t) { return false; }
   static constexpr int blocks(int weight_bytes, bool fast, bool noise) {
+    if (weight_bytes == 8) return 1;
     return weight_bytes == 4 && fast && !noise ? 3 : 2;
   }
 
@@ -45,29 +46,26 @@ struct EntropyAdamW {
   }
 
   // y is the float32 inner point of a bf16 or fp16 weight; with stochastic rounding, and for other weights, the weight
-  // is y itself. m and v are AdamW's averages, b the outer momentum, n the noise. z is not kept where alpha is 0.
+  // is y itself. m and v are AdamW's averages, b the outer momentum. z is not kept where alpha is 0.
   template <class P, class V, bool HasGrad, class Q, class C>
   static DR_HD void update(const Q& q, const C& c, int64_t i) {
     constexpr bool kHasY = kWide<P> && !C::may(kStochasticRounding);
     const bool first = c.has(kFirst), last = c.has(kLast), pull = c.has(kPull), averages = c.has(kAverage);
     if (!HasGrad && !first && !last) return;
 
-    V x{}, y{}, z{}, m{}, v{}, n{};
+    V x{}, y{}, z{}, m{}, v{};
     Read<V, Q> w{}, g{};
     const bool reads_y = !first && (HasGrad || !averages);
-    if (first ? kWide<P> : last || pull) x = load<V>(q.x + i);
-    if (kHasY && reads_y) y = load<V>(q.y + i);
-    if (!first && averages) z = load<V>(q.acc + i);
     if constexpr (HasGrad) {
       m = load<V>(q.velocity + i);
       v = load<V>(q.square + i);
     }
+    if (first ? kWide<P> : last || pull) x = load<V>(q.x + i);
+    if (kHasY && reads_y) y = load<V>(q.y + i);
+    if (!first && averages) z = load<V>(q.acc + i);
     V b = load_momentum<V>(q, c, i);
     if (first || (!kHasY && reads_y)) w = q.template weight<V>(i);
     if constexpr (HasGrad) g = q.template grad<V>(i);
-    if constexpr (HasGrad && C::may(kNoise)) {
-      if (c.has(kNoise)) n = q.template normals<V>(i);
-    }
 
     if (first) {
       const V at = w;
@@ -84,7 +82,7 @@ struct EntropyAdamW {
       store(q.velocity + i, m);
       store(q.square + i, v);
       y = y * c.decay - m / (square_root(v) * q.bias.inv_root_bias2 + c.epsilon) * q.bias.step_size;
-      if (C::may(kNoise) && c.has(kNoise)) y = y + n * c.noise_scale;
+      if (C::may(kNoise) && c.has(kNoise)) y = y + q.template normals<V>(i) * c.noise_scale;
       z = averages ? average(z, y, c) : y;
     }
     if (last) {

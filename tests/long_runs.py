@@ -50,5 +50,9 @@ OPTIMIZERS = {
     ),
     "HJ": (deeprelax.HJ, {"gamma": 0.3, "scoping": 0.02, "inner_steps": 4}),
     "HJ, warm start": (deeprelax.HJ, {"gamma": 0.3, "warm_start": True, "weight_decay": 0.1, "inner_steps": 3}),
+    "EntropyAdamW": (
+        deeprelax.EntropyAdamW,
+        {"temperature": 1e-4, "gamma": 0.5, "alpha": 0.3, "scoping": 0.01, "seed": 2**40 + 7, "inner_steps": 7},
+    ),
     "Heat": (deeprelax.Heat, {"gamma": 0.01, "scoping": 0.02, "seed": 3, "inner_steps": 4}),
 }

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 
 # Parameters of ``update``, by number; those that lead to a chunk and the scalars are left out.
-OPERANDS = {1: "weights", 2: "grads", 3: "x", 4: "y", 5: "acc", 6: "m", 7: "v"}
+OPERANDS = {1: "weights", 2: "grads", 3: "x", 4: "y", 5: "acc", 6: "m", 7: "v", 8: "q"}
 REGISTER = r"%(?:rd|rs|r|p|f|fd)\d+|\w+_param_\d+"
 FAST = re.compile(r"(ld|st)\.global\.(?:v4\.b32|v2\.b64)")
 

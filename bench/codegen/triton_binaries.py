@@ -29,6 +29,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from deeprelax.kernels import RULES, ClockMemory, Flag, Hyper, Scalars, Table, Tick
 from deeprelax.kernels.triton.backend import Launch, Triton
+from deeprelax.optim.bucket import buffers_of
 
 RECORD = Path(__file__).parents[1] / "results" / "triton" / "registers.json"
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -41,6 +42,11 @@ REALS: dict[str, dict[str, float]] = {
     },
     "hj": {"gamma": 0.1, "alpha": 0.75, "one_minus_alpha": 0.25},
     "heat": {"noise_scale": 0.1},
+    "entropy_adamw": {
+        **{"inner_lr": 0.1, "inv_gamma": 2.0, "alpha": 0.75, "one_minus_alpha": 0.25, "noise_scale": 0.01},
+        **{"beta1": 0.9, "one_minus_beta1": 0.1, "beta2": 0.95, "one_minus_beta2": 0.05, "epsilon": 1e-8},
+        **{"decay": 0.99, "step_size": 0.1, "inv_root_bias2": 1.1, "wide_rate": 0.1, "count": 2.0},
+    },
 }
 FIRST, LAST, IMPLICIT, ROUNDING = Flag.FIRST, Flag.LAST, Flag.IMPLICIT, Flag.STOCHASTIC_ROUNDING
 
@@ -55,6 +61,8 @@ def scalars(rule: str, flags: int = 0, **changes: float) -> Scalars:
 
 
 ENTROPY_SGD, HJ, HEAT = (scalars(rule) for rule in ("entropy_sgd", "hj", "heat"))
+BOTH = Flag.PULL | Flag.AVERAGE
+SNOO = scalars("entropy_adamw", noise_scale=0.0, alpha=0.0, inv_gamma=0.0)
 
 # name: (rule, scalars, dtype, compute capability)
 KERNELS: dict[str, tuple[str, Scalars, torch.dtype, int]] = {
@@ -84,6 +92,18 @@ KERNELS: dict[str, tuple[str, Scalars, torch.dtype, int]] = {
     "heat last bf16": ("heat", scalars("heat", LAST), torch.bfloat16, 90),
     "heat inner bf16, sm_100": ("heat", HEAT, torch.bfloat16, 100),
     "heat inner float64": ("heat", HEAT, torch.float64, 90),
+    "entropy_adamw inner": ("entropy_adamw", scalars("entropy_adamw", BOTH), torch.float32, 90),
+    "entropy_adamw first": ("entropy_adamw", scalars("entropy_adamw", BOTH | FIRST), torch.float32, 80),
+    "entropy_adamw last": ("entropy_adamw", scalars("entropy_adamw", BOTH | LAST), torch.float32, 90),
+    "entropy_adamw without pull": ("entropy_adamw", SNOO, torch.float32, 90),
+    "entropy_adamw without pull bf16": ("entropy_adamw", SNOO, torch.bfloat16, 90),
+    "entropy_adamw bf16 stochastic": (
+        "entropy_adamw",
+        scalars("entropy_adamw", BOTH | ROUNDING),
+        torch.bfloat16,
+        100,
+    ),
+    "entropy_adamw last float64": ("entropy_adamw", scalars("entropy_adamw", BOTH | LAST), torch.float64, 90),
 }
 
 
@@ -97,6 +117,8 @@ def hyper(rule: str, flags: int = 0, **changes: float) -> Hyper:
         flags |= Flag.WARM_START
     if rule == "entropy_sgd":
         values |= {"temperature": 1e-3, "inner_momentum": 0.9}
+    if rule == "entropy_adamw":
+        values |= {"temperature": 1e-3, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8}
     return Hyper(inner_steps=4, flags=int(flags), **(values | changes))
 
 
@@ -120,6 +142,13 @@ TICKED: dict[str, tuple[str, Hyper, torch.dtype, int]] = {
     "hj ticked bf16, sm_80": ("hj", hyper("hj"), torch.bfloat16, 80),
     "heat ticked, sm_120": ("heat", hyper("heat"), torch.float32, 120),
     "heat ticked fp16, sm_100": ("heat", hyper("heat"), torch.float16, 100),
+    "entropy_adamw ticked": ("entropy_adamw", hyper("entropy_adamw"), torch.float32, 90),
+    "entropy_adamw ticked bf16": (
+        "entropy_adamw",
+        hyper("entropy_adamw", temperature=0.0, alpha=0.0),
+        torch.bfloat16,
+        90,
+    ),
 }
 
 # name: (rule, compute capability)
@@ -128,6 +157,7 @@ TICKS: dict[str, tuple[str, int]] = {
     "tick of entropy_sgd, sm_120": ("entropy_sgd", 120),
     "tick of hj, sm_80": ("hj", 80),
     "tick of heat, sm_100": ("heat", 100),
+    "tick of entropy_adamw": ("entropy_adamw", 90),
 }
 
 
@@ -173,12 +203,12 @@ def launch_of(name: str) -> tuple[Launch, int]:
     rule, what, dtype, capability = KERNELS[name] if name in KERNELS else TICKED[name]
     weight = torch.zeros(2048, dtype=dtype)
     table = Table([weight], [0])
-    names = ["x", RULES[rule].acc, "momentum_buffer"]
-    if rule == "entropy_sgd":
-        names.append("inner_momentum_buffer")
-        if dtype != table.compute_dtype and not what.flags & ROUNDING:
-            names.append("y")
-    update = backend.bind(RULES[rule], table, {name: table.new_buffer() for name in names})
+    wide = dtype != table.compute_dtype
+    names = [*buffers_of(RULES[rule], wide, bool(what.flags & ROUNDING)), *(b for _, b in RULES[rule].optional)]
+    buffers = {name: table.new_buffer() for name in names if name != "missed"}
+    if "missed" in names:
+        buffers["missed"] = torch.zeros(1, dtype=torch.int64)
+    update = backend.bind(RULES[rule], table, buffers)
     addresses = array("q", [weight.data_ptr()])
     if isinstance(what, Scalars):
         return update.launch(what, addresses), capability

@@ -1,10 +1,13 @@
 """The bytes that one call has to read and write per element: the floor that a kernel is judged against.
 
-``w`` is the parameter and ``g`` its gradient, in the parameter's dtype; x, y, z, p, s and the momenta m (outer) and v
-(inner) are state, in the dtype that the kernels compute in. The noise, unscaling and tables move nothing per element.
+``w`` is the parameter and ``g`` its gradient, in the parameter's dtype; x, y, z, p, s, the momenta m (outer) and v
+(inner), and AdamW's averages e and q are state, in the dtype that the kernels compute in. The noise, unscaling and
+tables move nothing per element.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -33,6 +36,13 @@ STREAMS: dict[str, dict[str, tuple[str, str]]] = {
         "last": ("g x s", "w x"),
         "only": ("g x", "w x"),
     },
+    # With its defaults: no pull, and z is y.
+    "EntropyAdamW": {
+        "first": ("g w e q", "w x e q"),
+        "inner": ("g w e q", "w e q"),
+        "last": ("g w x e q", "w e q"),
+        "only": ("g w e q", "w e q"),
+    },
 }
 
 #: torch's optimizers, from their second step on; their state has the parameter's dtype.
@@ -53,14 +63,17 @@ def streams(
     carry_inner_momentum: bool = False,
     weight_decay: float = 0.0,
     stochastic_rounding: bool = False,
+    gamma: float = float("inf"),
+    alpha: float = 0.0,
 ) -> tuple[set[str], set[str]]:
     """What one call on a weight with a gradient reads and writes.
 
     Args:
-        optimizer: "EntropySGD", "HJ" or "Heat".
+        optimizer: "EntropySGD", "HJ", "Heat" or "EntropyAdamW".
         dtype: the parameters'.
         kind: one of ``KINDS``.
         momentum, inner_momentum, carry_inner_momentum, weight_decay, stochastic_rounding: as the optimizer has them.
+        gamma, alpha: EntropyAdamW's.
 
     Returns:
         The names of the streams that are read, and of those that are written.
@@ -79,8 +92,8 @@ def streams(
             reads |= {"x"}
         if ends:
             writes |= {"x"}
-        if optimizer == "EntropySGD" and not (stochastic_rounding and dtype == torch.bfloat16):
-            if not begins:  # the kernels round y again rather than read the parameter
+        if optimizer.startswith("Entropy") and not (stochastic_rounding and dtype == torch.bfloat16):
+            if not begins and "w" in reads:  # the kernels round y again rather than read the parameter
                 reads = reads - {"w"} | {"y"}
             if not ends:
                 writes |= {"y"}
@@ -92,31 +105,16 @@ def streams(
         writes |= {"v"}
     if optimizer == "Heat" and weight_decay != 0:
         reads |= {"w"}
+    if optimizer == "EntropyAdamW" and not begins and gamma != float("inf"):
+        reads |= {"x"}
+    if optimizer == "EntropyAdamW" and alpha != 0:
+        reads, writes = reads | (set() if begins else {"z"}), writes | (set() if ends else {"z"})
     return reads, writes
 
 
-def bytes_moved(
-    optimizer: str,
-    dtype: torch.dtype,
-    kind: str,
-    *,
-    momentum: float = 0.0,
-    inner_momentum: float = 0.0,
-    carry_inner_momentum: bool = False,
-    weight_decay: float = 0.0,
-    stochastic_rounding: bool = False,
-) -> int:
+def bytes_moved(optimizer: str, dtype: torch.dtype, kind: str, **options: Any) -> int:
     """Bytes per element that one call reads and writes; arguments and errors as for ``streams``."""
-    moved = streams(
-        optimizer,
-        dtype,
-        kind,
-        momentum=momentum,
-        inner_momentum=inner_momentum,
-        carry_inner_momentum=carry_inner_momentum,
-        weight_decay=weight_decay,
-        stochastic_rounding=stochastic_rounding,
-    )
+    moved = streams(optimizer, dtype, kind, **options)
     return sum(width(name, dtype) for names in moved for name in names)
 
 

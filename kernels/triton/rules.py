@@ -324,8 +324,8 @@ def entropy_adamw(at, p, c, o, stream, wide, BLOCK: tl.constexpr, FIRST: tl.cons
     if at.has_grad:
         step_size, inv_root_bias2 = bias_correction(c, wide, at.missed, T)
         d = unscaled(widen(old.g), c, o)
-        if not FIRST:
-            if o.pull:  # noqa: SIM102
+        if not FIRST:  # noqa: SIM102
+            if o.pull:
                 if LAST:
                     d = d + (y_ - x_) * c.inv_gamma
                 else:

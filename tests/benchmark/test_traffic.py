@@ -15,9 +15,13 @@ from deeprelax.benchmark.traffic import KINDS, PEER_STREAMS, bytes_moved, peer_b
 
 F32, BF16 = torch.float32, torch.bfloat16
 BUFFERS = {"x": "x", "y": "y", "z": "z", "p": "p", "s": "s", "momentum_buffer": "m", "inner_momentum_buffer": "v"}
+BUFFERS |= {"exp_avg": "e", "exp_avg_sq": "q"}
 
 
-@pytest.mark.parametrize(("optimizer", "words"), [("EntropySGD", (5, 6, 5)), ("HJ", (5, 5, 4)), ("Heat", (4, 5, 5))])
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [("EntropySGD", (5, 6, 5)), ("HJ", (5, 5, 4)), ("Heat", (4, 5, 5)), ("EntropyAdamW", (8, 7, 8))],
+)
 @pytest.mark.parametrize("dtype", [F32, torch.float64])
 def test_words_of_the_first_an_inner_and_the_last_call(
     optimizer: str, words: tuple[int, ...], dtype: torch.dtype
@@ -58,7 +62,7 @@ def test_an_unknown_optimizer_dtype_or_kind_is_refused(unknown: Any) -> None:
 
 def memory(opt: Any, p: Tensor) -> dict[str, Tensor]:
     """Every stream of a one-parameter optimizer, by the name that ``streams`` gives it."""
-    state = {BUFFERS[name]: value for name, value in opt.state[p].items()}
+    state = {BUFFERS[name]: value for name, value in opt.state[p].items() if name in BUFFERS}
     return {"w": p.data, "g": p.grad, **state}  # .data: not a write that the optimizer sees
 
 
@@ -83,8 +87,10 @@ def after(opt: Any, p: Tensor, content: dict[str, Tensor], clock: dict[str, Any]
         ("EntropySGD", {"stochastic_rounding": True}),
         ("HJ", {}),
         ("Heat", {}),
+        ("EntropyAdamW", {"momentum": 0.0}),
+        ("EntropyAdamW", {"momentum": 0.5, "gamma": 0.5, "alpha": 0.3}),
     ],
-    ids=["EntropySGD", "inner momentum", "carried", "stochastic rounding", "HJ", "Heat"],
+    ids=["EntropySGD", "inner momentum", "carried", "stochastic rounding", "HJ", "Heat", "SNOO", "Entropy-Adam"],
 )
 def test_the_streams_are_those_that_the_reference_reads_and_writes(
     optimizer: str, own: dict[str, Any], dtype: torch.dtype, kind: str, options: dict[str, Any]

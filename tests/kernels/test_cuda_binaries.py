@@ -40,6 +40,11 @@ def test_where_nvcc_is_the_cuda_kernels_are_built() -> None:
     assert BUILT or "DEEPRELAX_CUDA=0" in info.CUDA_PROBLEM, info.CUDA_PROBLEM
 
 
+# For all options: 4 dtypes a rule, and EntropySGD and EntropyAdamW in bfloat16 also rounded. Without: float32 and
+# bfloat16, these two with and without noise, in bfloat16 also rounded.
+INSTANCES = (5 + 4 + 4 + 5) + (6 + 2 + 2 + 6)
+
+
 @needs_module
 def test_every_kernel_is_there_for_every_architecture() -> None:
     found = binaries.usage()
@@ -47,10 +52,8 @@ def test_every_kernel_is_there_for_every_architecture() -> None:
         assert set(default_architectures()) <= set(found)
     for architecture in built_architectures():
         kernels = {binaries.kernel(symbol) for symbol in found[architecture]} - {None}
-        # For all options: 4 dtypes a rule, and EntropySGD in bfloat16 also rounded. Without: float32 and bfloat16,
-        # EntropySGD with and without noise, in bfloat16 also rounded.
-        assert len(kernels) == (4 + 1 + 4 + 4) + (2 * 2 + 2 + 2 + 2)
-        assert len(found[architecture]) == len(kernels) + 3  # a clock for each rule
+        assert len(kernels) == INSTANCES
+        assert len(found[architecture]) == len(kernels) + 4  # a clock for each rule
 
 
 @needs_module
@@ -58,7 +61,9 @@ def test_nothing_spills_and_nothing_is_in_local_memory() -> None:
     for architecture, symbols in binaries.usage().items():
         for symbol, used in symbols.items():
             assert (used.stack, used.local) == (0, 0), (architecture, symbol, used)
-            assert used.registers <= 128, (architecture, symbol, used)  # two blocks of 256 on a multiprocessor
+            # Two blocks of 256 threads on a multiprocessor; EntropyAdamW in float64, which moves 9 operands, has one.
+            most = 255 if "updateIddNS0_12EntropyAdamW" in symbol else 128
+            assert used.registers <= most, (architecture, symbol, used)
 
 
 @needs_module
@@ -89,7 +94,7 @@ def not_as_written(code: str) -> list[str]:
 def test_the_ptx_in_the_module_fuses_and_approximates_nothing() -> None:
     """It holds PTX of the newest virtual architecture alone, for GPUs to come."""
     code = binaries.dump("-ptx")
-    assert code.count(".visible .entry") == 23 + 3
+    assert code.count(".visible .entry") == INSTANCES + 4
     newest = built_architectures()[-1]
     assert set(re.findall(r"^\.target (\w+)", code, re.MULTILINE)) == {newest}
     assert re.search(r"\bmul\.rn\.f32", code)
@@ -158,7 +163,7 @@ def test_packs_move_in_accesses_of_128_bits_to_global_memory(architecture: str) 
         assert wide[0] >= loads, (str(kernel), wide, loads)
         assert wide[1] >= stores, (str(kernel), wide, stores)
         assert not [op for op in count if re.match(r"(LD|ST)(L|\.|$)", op)], (str(kernel), count)  # local or generic
-    assert seen == 23
+    assert seen == INSTANCES
 
 
 @needs_module
