@@ -15,6 +15,7 @@ from deeprelax.optim.entropy_adamw import EntropyAdamW
 from deeprelax.optim.entropy_sgd import EntropySGD
 from deeprelax.optim.heat import Heat
 from deeprelax.optim.hj import HJ
+from deeprelax.optim.outer_loop import OuterLoop
 
 __version__ = "0.1.0"
-__all__ = ["HJ", "EntropyAdamW", "EntropySGD", "Heat", "kernels", "recalibrate_batchnorm"]
+__all__ = ["HJ", "EntropyAdamW", "EntropySGD", "Heat", "OuterLoop", "kernels", "recalibrate_batchnorm"]

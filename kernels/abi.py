@@ -34,6 +34,7 @@ class RuleNumber(IntEnum):
     HJ = 1
     HEAT = 2
     ENTROPY_ADAMW = 3
+    OUTER = 4
 
 
 class Flag(IntFlag):

@@ -256,6 +256,25 @@ def entropy_adamw(
         round_weight(c, w, y_, index, start)
 
 
+def outer(c: Scalars, w: Tensor, stepped: bool, x: Tensor, z: Tensor | None, b: Tensor | None) -> None:
+    """The outer loop around another optimizer: after a step of it (``stepped``; else at the early end of a cycle) w is
+    the inner point, and x holds where the cycle began. ``z`` is None or old where alpha is 0: it is w."""
+    first, last, averages = c.flags & FIRST, c.flags & LAST, c.flags & AVERAGE
+    y_ = w.to(x.dtype)
+    if averages:
+        assert z is not None
+        z_ = (x if first else z) * c.alpha + y_ * c.one_minus_alpha if stepped else z
+    else:
+        z_ = y_
+    if last:
+        x_ = z_ + (x - z_) * c.outer_step if c.momentum == 0 else outer_step(x, x - z_, b, c)
+        w.copy_(x_)
+        if x.dtype != w.dtype:
+            x.copy_(x_)
+    elif averages and z is not None:
+        z.copy_(z_)
+
+
 class EagerUpdate:
     """The reference on the tensors of one table."""
 
@@ -278,6 +297,9 @@ class EagerUpdate:
                     missed, square = int(self.buffers["missed"][t]), state["exp_avg_sq"]
                     assert v is not None
                     entropy_adamw(scalars, w, g, x, y, acc, m, v, square, missed, index, first)
+                    continue
+                if self.rule.name == "outer":
+                    outer(scalars, w, g is not None, x, acc, m)
                     continue
                 assert acc is not None
                 if self.rule.name == "entropy_sgd":

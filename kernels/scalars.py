@@ -155,6 +155,17 @@ def entropy_adamw(h: Hyper, at: CycleState) -> Scalars:
     )
 
 
+def outer(h: Hyper, at: CycleState) -> Scalars:
+    """The outer loop around another optimizer."""
+    return Scalars(
+        alpha=h.alpha,
+        one_minus_alpha=1 - h.alpha,
+        outer_step=1 - at.lr,
+        outer_scale=1.0,
+        flags=AVERAGE if h.alpha != 0 else 0,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """What the backends and the optimizers know of an update rule.
@@ -228,4 +239,5 @@ ENTROPY_ADAMW = Rule(
     rates=("outer_lr", "lr"),
     counts=True,
 )
-RULES = {rule.name: rule for rule in (ENTROPY_SGD, HJ, HEAT, ENTROPY_ADAMW)}
+OUTER = Rule("outer", RuleNumber.OUTER, "z", ("x",), outer, optional=(("momentum", "momentum_buffer"), ("alpha", "z")))
+RULES = {rule.name: rule for rule in (ENTROPY_SGD, HJ, HEAT, ENTROPY_ADAMW, OUTER)}

@@ -247,7 +247,20 @@ def entropy_adamw_calls(dtype: torch.dtype) -> Iterator[Call]:
         )
 
 
-CALLS: list[Callable[[torch.dtype], Iterator[Call]]] = [entropy_sgd_calls, hj_calls, heat_calls, entropy_adamw_calls]
+def outer_calls(dtype: torch.dtype) -> Iterator[Call]:
+    for first, last, average, momentum, nesterov in itertools.product(BOOLS, repeat=5):
+        flags = {Flag.FIRST: first, Flag.LAST: last, Flag.AVERAGE: average, Flag.NESTEROV: nesterov}
+        alpha = 0.7 * average
+        yield call("outer", flags, alpha=alpha, one_minus_alpha=1 - alpha, momentum=0.9 * momentum, inv_scale=1.0)
+
+
+CALLS: list[Callable[[torch.dtype], Iterator[Call]]] = [
+    entropy_sgd_calls,
+    hj_calls,
+    heat_calls,
+    entropy_adamw_calls,
+    outer_calls,
+]
 
 
 class Watched:

@@ -32,6 +32,7 @@ OPTIMIZERS: dict[str, type[Relaxation]] = {
     "EntropySGD": deeprelax.EntropySGD,
     "HJ": deeprelax.HJ,
     "Heat": deeprelax.Heat,
+    "EntropyAdamW": deeprelax.EntropyAdamW,
 }
 # Small steps and a constant gamma keep the weights where they are: the gradients never change.
 QUIET = {"lr": 1e-3, "inner_lr": 1e-3, "scoping": 0.0, "seed": 0}
@@ -87,9 +88,10 @@ class Plan:
 
     @property
     def moving(self) -> dict[str, Any]:
-        """Those of the options that decide what is moved."""
+        """The arguments that decide what is moved: options, else the optimizer's defaults."""
+        defaults = {name: p.default for name, p in inspect.signature(OPTIMIZERS[self.optimizer]).parameters.items()}
         known = inspect.signature(streams).parameters
-        return {name: value for name, value in self.options.items() if name in known}
+        return {name: value for name, value in {**defaults, **self.options}.items() if name in known}
 
     def bytes_moved(self, kind: str) -> int:
         """Per element."""

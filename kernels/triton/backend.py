@@ -212,7 +212,7 @@ class TritonUpdate:
             flags |= FRESH_VELOCITY
         if hyper.temperature != 0:
             flags |= NOISE
-        if tick.rule.counts and hyper.alpha != 0:
+        if tick.rule.name in ("entropy_adamw", "outer") and hyper.alpha != 0:
             flags |= AVERAGE
         shape = Shape(
             flags,

@@ -164,6 +164,37 @@ def heat(h, next_gamma, lr, cycle_steps, inv_scale):
 
 
 @triton.jit
+def outer(h, lr, inv_scale):
+    """The outer loop around another optimizer."""
+    one = tl.full((), 1.0, tl.float64)
+    return Reals(
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        h.alpha,
+        one - h.alpha,
+        0.0,
+        h.weight_decay,
+        0.0,
+        0.0,
+        one - lr,
+        1.0,
+        lr,
+        h.momentum,
+        inv_scale,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    )
+
+
+@triton.jit
 def entropy_adamw(h, gamma, lr, inner_lr, step, inv_scale):
     """AdamW inside the two loops."""
     one = tl.full((), 1.0, tl.float64)
@@ -245,6 +276,9 @@ def advance(
             flags = flags | flag(first, FRESH_VELOCITY_FLAG)
     elif RULE == "hj":
         reals = hj(h, gamma, rate, inv_scale)
+    elif RULE == "outer":
+        reals = outer(h, rate, inv_scale)
+        flags = flags | flag(h.alpha != 0, AVERAGE_FLAG)
     elif RULE == "entropy_adamw":
         reals = entropy_adamw(h, gamma, rate, inner_rate, step, inv_scale)
         flags = flags | flag(reals.inv_gamma != 0, PULL_FLAG) | flag(h.alpha != 0, AVERAGE_FLAG)
@@ -252,7 +286,7 @@ def advance(
         reals = heat(h, tl.where(last, scoped_gamma, gamma), rate, cycle_steps, inv_scale)
         flags = flags | flag(fresh, TAKE_PARAM_FLAG)
         ahead = 1
-    if RULE != "hj":
+    if RULE != "hj" and RULE != "outer":
         flags = flags | flag(reals.noise_scale != 0, NOISE_FLAG)
     for k in tl.static_range(COUNT):
         tl.store(scalars.to(tl.pointer_type(tl.float64)) + k, tl.cast(reals[k], tl.float64))

@@ -24,7 +24,7 @@ from .clock import (
 )
 from .memory import Operands, block_of, locate, read_reals
 from .noise import Stream
-from .rules import Options, entropy_adamw, entropy_sgd, heat, hj
+from .rules import Options, entropy_adamw, entropy_sgd, heat, hj, outer
 
 
 @triton.jit
@@ -33,6 +33,9 @@ def run_rule(
 ):
     if RULE == "heat":
         heat(at, p, c, o, stream, BLOCK, FIRST, LAST)
+    elif RULE == "outer":
+        if LAST or (o.average and at.has_grad):
+            outer(at, p, c, o, BLOCK, FIRST, LAST)
     elif FIRST or LAST or at.has_grad:
         if RULE == "hj":
             hj(at, p, c, o, BLOCK, FIRST, LAST)

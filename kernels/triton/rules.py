@@ -271,6 +271,46 @@ def heat(at, p, c, o, stream, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl
 
 
 @triton.jit
+def outer(at, p, c, o, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
+    """The outer loop around another optimizer; a step of it stands where the others have a gradient."""
+    P: tl.constexpr = p.w.dtype.element_ty
+    T: tl.constexpr = p.x.dtype.element_ty
+    source = Operands(
+        p.w,
+        None,
+        p.x if LAST or FIRST else None,
+        None,
+        p.acc if o.average else None,
+        p.m if LAST else None,
+        None,
+        None,
+    )
+    old = read(source, at, BLOCK)
+    y_, m_ = widen(old.w), old.m
+    z_ = old.acc if o.average else y_
+    if o.average:  # noqa: SIM102
+        if at.has_grad:
+            z_ = (old.x if FIRST else z_) * c.alpha + y_ * c.one_minus_alpha
+    x_ = z_
+    if LAST:
+        if p.m is not None:
+            x_, m_ = outer_step(old.x, old.x - z_, m_, c, o, True)
+        else:
+            x_ = z_ + (old.x - z_) * c.outer_step
+    new = Operands(
+        narrow(x_, P) if LAST else None,
+        None,
+        x_ if LAST and P != T else None,
+        None,
+        z_ if not LAST and o.average else None,
+        m_ if LAST and p.m is not None else None,
+        None,
+        None,
+    )
+    write(p, new, at, BLOCK, LAST, True)
+
+
+@triton.jit
 def power(base, exponent):
     """base^exponent by multiplications alone: ``power`` of ``scalars.py``."""
     result = tl.full((), 1.0, tl.float64)

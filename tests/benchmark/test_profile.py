@@ -55,7 +55,8 @@ def test_every_kind_of_call_counts_as_often_as_it_comes_in_a_cycle(length: int, 
 
 
 def test_the_default_cycle_is_the_optimizers() -> None:
-    assert {name: Plan(SMALL, name).length for name in OPTIMIZERS} == {"EntropySGD": 20, "HJ": 5, "Heat": 5}
+    lengths = {"EntropySGD": 20, "HJ": 5, "Heat": 5, "EntropyAdamW": 20}
+    assert {name: Plan(SMALL, name).length for name in OPTIMIZERS} == lengths
 
 
 class PhaseClock:

@@ -72,7 +72,7 @@ def random_call(rule: str, first: bool, last: bool, stochastic_rounding: bool) -
         Flag.FRESH_VELOCITY: rule == "entropy_sgd" and flag(),
         Flag.STOCHASTIC_ROUNDING: RULES[rule].keeps_y and stochastic_rounding,
         Flag.PULL: rule == "entropy_adamw" and flag(),
-        Flag.AVERAGE: rule == "entropy_adamw" and flag(),
+        Flag.AVERAGE: rule in ("entropy_adamw", "outer") and flag(),
         Flag.WARM_START: rule == "hj" and flag(),
         Flag.TAKE_PARAM: rule == "heat" and flag(),
     }
