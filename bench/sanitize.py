@@ -15,7 +15,7 @@ from torch import Tensor
 import deeprelax
 from deeprelax.kernels import Backend, Flag, Scalars, Table
 from deeprelax.kernels.cuda import Cuda
-from deeprelax.optim.bucket import buffers_of
+from deeprelax.optim.bucket import buffers_of, new_buffer
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -40,7 +40,7 @@ def run(
     # A start in mid-call of Philox takes every element by itself.
     table = Table(weights, list(range(len(weights))), starts=[0, 1, 0, 4, 0, 2, 8])
     rounded = bool(call.flags & Flag.STOCHASTIC_ROUNDING)
-    buffers = {name: table.new_buffer() for name in buffers_of(rule.kernel, table.compute_dtype != dtype, rounded)}
+    buffers = {name: new_buffer(name, table) for name in buffers_of(rule.kernel, table.compute_dtype != dtype, rounded)}
     addresses = array("q", [0 if g is None else g.data_ptr() for g in grads])
     backend.bind(rule.kernel, table, buffers).run(call, grads, addresses)
 
@@ -54,7 +54,7 @@ def everything(backend: Backend, chunk: int, device: torch.device) -> int:
                 for weight_decay, offset in ((0.0, 0), (0.0, 1), (0.01, 0), (0.01, 3)):
                     run(backend, rule, rule.call(kind, weight_decay), chunk, dtype, offset, device)
                     count += 1
-                    if dtype == torch.bfloat16 and rule.optimizer == "EntropySGD":
+                    if dtype == torch.bfloat16 and rule.kernel.keeps_y:
                         call = rule.call(kind, weight_decay, int(Flag.STOCHASTIC_ROUNDING))
                         run(backend, rule, call, chunk, dtype, offset, device)
                         count += 1
@@ -63,7 +63,8 @@ def everything(backend: Backend, chunk: int, device: torch.device) -> int:
 
 def captured_steps(device: torch.device) -> int:
     """Two cycles of every optimizer whose clock is on the device, the second step's gradients overflown."""
-    for name in ("EntropySGD", "HJ", "Heat"):
+    names = ("EntropySGD", "HJ", "Heat", "EntropyAdamW")
+    for name in names:
         params = [torch.nn.Parameter(torch.randn(size, device=device)) for size in (5, 4100)]
         opt = getattr(deeprelax, name)(params, inner_steps=2, capturable=True, backend="cuda")
         for step in range(4):
@@ -72,7 +73,7 @@ def captured_steps(device: torch.device) -> int:
             opt.grad_scale = torch.full((), 4.0, device=device)
             opt.found_inf = torch.full((), float(step == 1), device=device)
             opt.step()
-    return 12
+    return 4 * len(names)
 
 
 def main() -> None:

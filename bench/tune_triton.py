@@ -26,7 +26,7 @@ from gpu_bench.machine import about
 from gpu_bench.record import TRACEBACK, write
 from gpu_bench.timing import Contestant, HostTimer, Sample, Timer, cuda_timer, figures, measure, ratios
 from gpu_bench.triton_ahead import Ahead
-from gpu_bench.triton_candidates import Work, candidates, kinds
+from gpu_bench.triton_candidates import OPTIMIZERS, Work, candidates, kinds
 
 from deeprelax.kernels.triton.sizes import SIZES, Kind, Sizes
 
@@ -122,7 +122,7 @@ def said(found: dict[str, Any]) -> str:
 
 
 @click.command(help=__doc__)
-@click.option("--rule", "rules", type=click.Choice(["entropy_sgd", "hj", "heat"]), multiple=True, help="Default: all.")
+@click.option("--rule", "rules", type=click.Choice(list(OPTIMIZERS)), multiple=True, help="Default: all.")
 @click.option(
     "--dtype", "dtypes", type=click.Choice(["float32", "bfloat16", "float64"]), multiple=True, help="Default: all."
 )

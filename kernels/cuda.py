@@ -1,4 +1,4 @@
-"""The ``cuda`` backend: hands addresses and scalars to the CUDA kernels of ``csrc/``, one launch for 480 tensors."""
+"""The ``cuda`` backend: hands addresses and scalars to the CUDA kernels of ``csrc/``, one launch for 460 tensors."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Case:
         missing = {seed % len(sizes), (seed + 3) % len(sizes)}
         grads = [None if t in missing else at_offset(numbers(n).to(dtype), offset) for t, n in enumerate(sizes)]
         names = names_of_buffers(call.rule, dtype, call.has(Flag.STOCHASTIC_ROUNDING))
-        buffers = {name: numbers(table.length).to(table.compute_dtype) for name in names if name != "missed"}
+        buffers = {name: numbers(table.length).to(table.compute_dtype) for name in names}
         if "missed" in names:
             buffers["missed"] = missed_gradients(len(sizes))
         for w, start in zip(weights, table.offsets):  # half of the x round to their weights

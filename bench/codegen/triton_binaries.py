@@ -29,7 +29,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from deeprelax.kernels import RULES, ClockMemory, Flag, Hyper, Scalars, Table, Tick
 from deeprelax.kernels.triton.backend import Launch, Triton
-from deeprelax.optim.bucket import buffers_of
+from deeprelax.optim.bucket import buffers_of, new_buffer
 
 RECORD = Path(__file__).parents[1] / "results" / "triton" / "registers.json"
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -40,6 +40,7 @@ REALS: dict[str, dict[str, float]] = {
         **{"inner_lr": 0.1, "inv_gamma": 2.0, "pull": 0.1, "denominator": 1.1, "alpha": 0.75, "one_minus_alpha": 0.25},
         **{"noise_scale": 0.01, "inner_momentum": 0.9},
     },
+    "outer": {"alpha": 0.75, "one_minus_alpha": 0.25},
     "hj": {"gamma": 0.1, "alpha": 0.75, "one_minus_alpha": 0.25},
     "heat": {"noise_scale": 0.1},
     "entropy_adamw": {
@@ -92,6 +93,8 @@ KERNELS: dict[str, tuple[str, Scalars, torch.dtype, int]] = {
     "heat last bf16": ("heat", scalars("heat", LAST), torch.bfloat16, 90),
     "heat inner bf16, sm_100": ("heat", HEAT, torch.bfloat16, 100),
     "heat inner float64": ("heat", HEAT, torch.float64, 90),
+    "outer last": ("outer", scalars("outer", Flag.AVERAGE | LAST), torch.float32, 90),
+    "outer last bf16": ("outer", scalars("outer", LAST), torch.bfloat16, 90),
     "entropy_adamw inner": ("entropy_adamw", scalars("entropy_adamw", BOTH), torch.float32, 90),
     "entropy_adamw first": ("entropy_adamw", scalars("entropy_adamw", BOTH | FIRST), torch.float32, 80),
     "entropy_adamw last": ("entropy_adamw", scalars("entropy_adamw", BOTH | LAST), torch.float32, 90),
@@ -205,10 +208,7 @@ def launch_of(name: str) -> tuple[Launch, int]:
     table = Table([weight], [0])
     wide = dtype != table.compute_dtype
     names = [*buffers_of(RULES[rule], wide, bool(what.flags & ROUNDING)), *(b for _, b in RULES[rule].optional)]
-    buffers = {name: table.new_buffer() for name in names if name != "missed"}
-    if "missed" in names:
-        buffers["missed"] = torch.zeros(1, dtype=torch.int64)
-    update = backend.bind(RULES[rule], table, buffers)
+    update = backend.bind(RULES[rule], table, {name: new_buffer(name, table) for name in names})
     addresses = array("q", [weight.data_ptr()])
     if isinstance(what, Scalars):
         return update.launch(what, addresses), capability

@@ -13,12 +13,16 @@ from torch import Tensor
 from deeprelax import kernels
 from deeprelax.benchmark.traffic import bytes_moved
 from deeprelax.kernels import Backend, ClockMemory, CycleState, Hyper, Scalars, Table, Tick, Update
-from deeprelax.kernels.scalars import ENTROPY_SGD, HEAT, HJ
+from deeprelax.kernels.scalars import ENTROPY_ADAMW, ENTROPY_SGD, HEAT, HJ
+from deeprelax.optim.bucket import buffers_of
 from gpu_bench.timing import Contestant
 
 KINDS = ("first", "inner", "last")
 COPY_BYTES = 8  # per element: fp32, read and written
 PASSES = 4  # of the cache's size are moved before the same memory is used again
+
+
+KERNELS = {"EntropySGD": ENTROPY_SGD, "HJ": HJ, "Heat": HEAT, "EntropyAdamW": ENTROPY_ADAMW}
 
 
 @dataclass(frozen=True)
@@ -33,17 +37,23 @@ class Rule:
     @property
     def kernel(self) -> kernels.Rule:
         """The rule as the backends know it."""
-        return {"EntropySGD": ENTROPY_SGD, "HJ": HJ, "Heat": HEAT}[self.optimizer]
+        return KERNELS[self.optimizer]
 
     def hyper(self, weight_decay: float) -> Hyper:
-        temperature = 1e-8 if self.noise else 0.0
         return Hyper(
-            inner_steps=self.length, keep=1 - 1e-3, weight_decay=weight_decay, alpha=0.75, temperature=temperature
+            inner_steps=self.length,
+            keep=1 - 1e-3,
+            weight_decay=weight_decay,
+            alpha=0.0 if self.kernel is ENTROPY_ADAMW else 0.75,
+            temperature=1e-8 if self.noise else 0.0,
+            beta1=0.9,
+            beta2=0.95,
+            epsilon=1e-8,
         )
 
     def call(self, kind: str, weight_decay: float = 0.0, flags: int = 0) -> Scalars:
         """The scalars of the call of that kind, in mid-run."""
-        gamma = 1e-4 if self.optimizer == "Heat" else 1.0
+        gamma = {"Heat": 1e-4, "EntropyAdamW": math.inf}.get(self.optimizer, 1.0)
         at = CycleState(
             lr=1e-3,
             inner_lr=1e-3,
@@ -69,6 +79,7 @@ RULES = (
     Rule("EntropySGD, noise", "EntropySGD", True, 20),
     Rule("HJ", "HJ", False, 5),
     Rule("Heat", "Heat", True, 5),
+    Rule("EntropyAdamW", "EntropyAdamW", False, 20),
 )
 
 
@@ -133,6 +144,8 @@ class Memory:
         self.wide = {"w": normal(), "g": torch.randn(elements + 1, device=device)}  # one more for a shifted slice
         self.narrow = {name: t.to(torch.bfloat16) for name, t in self.wide.items()}
         self.x, self.y, self.average, self.target = normal(), normal(), normal(), normal()
+        self.square = normal().abs_()
+        self.missed = torch.zeros(1, dtype=torch.int64, device=device)
         self._tables: dict[tuple[torch.dtype, int, int], Table] = {}
         self._cache = cache_of(device) if cache is None else cache
         self._turns: dict[int, Turns] = {}  # by the size of a slice
@@ -150,9 +163,9 @@ class Memory:
         key = dtype, size, number
         if key not in self._tables:
             self._tables[key] = Table([own["w"][at]], [0])
-        buffers = {"x": self.x[at], rule.kernel.acc: self.average[at]}
-        if rule.optimizer == "EntropySGD" and dtype != torch.float32:
-            buffers["y"] = self.y[at]
+        own_state = {name: self.average[at] for name in ("z", "p", "s", "exp_avg")}
+        own_state |= {"x": self.x[at], "y": self.y[at], "exp_avg_sq": self.square[at], "missed": self.missed}
+        buffers = {name: own_state[name] for name in buffers_of(rule.kernel, dtype != torch.float32, False)}
         grad = own["g"][at.start + shift : at.stop + shift]
         return backend.bind(rule.kernel, self._tables[key], buffers), [grad], array("q", [grad.data_ptr()])
 

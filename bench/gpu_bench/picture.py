@@ -7,6 +7,7 @@ from typing import Any
 
 LINES = {"cuda": "-", "triton": "--"}
 COLOURS = {"EntropySGD": "tab:blue", "EntropySGD, noise": "tab:cyan", "HJ": "tab:red", "Heat": "tab:orange"}
+COLOURS["EntropyAdamW"] = "tab:green"
 
 
 def draw(rows: list[dict[str, Any]], about: dict[str, Any], path: Path) -> None:

@@ -41,6 +41,8 @@ def make(rule: Rule, params: list[Tensor], backend: str, capturable: bool) -> An
     options: dict[str, Any] = {"lr": 1e-6, "inner_steps": rule.length, "backend": backend, "capturable": capturable}
     if rule.optimizer == "EntropySGD":
         options |= {"inner_lr": 1e-6, "temperature": 1e-8 if rule.noise else 0.0, "gamma": 1.0}
+    if rule.optimizer == "EntropyAdamW":
+        options |= {"momentum": 0.0}
     if rule.optimizer != "HJ":
         options |= {"seed": 0}
     return getattr(deeprelax, rule.optimizer)(params, **options)

@@ -9,11 +9,11 @@ from typing import Any
 
 # Least fraction of the copy: rules, configuration, bound by backend.
 BANDWIDTHS: list[tuple[tuple[str, ...], str, dict[str, float]]] = [
-    (("HJ", "EntropySGD"), "fp32", {"cuda": 0.95, "triton": 0.93}),
+    (("HJ", "EntropySGD", "EntropyAdamW"), "fp32", {"cuda": 0.95, "triton": 0.93}),
     (("Heat", "EntropySGD, noise"), "fp32", {"cuda": 0.93, "triton": 0.90}),
-    (("HJ", "EntropySGD", "Heat", "EntropySGD, noise"), "bf16", {"cuda": 0.90, "triton": 0.88}),
+    (("HJ", "EntropySGD", "Heat", "EntropySGD, noise", "EntropyAdamW"), "bf16", {"cuda": 0.90, "triton": 0.88}),
 ]
-RULES = ("EntropySGD", "EntropySGD, noise", "HJ", "Heat")
+RULES = ("EntropySGD", "EntropySGD, noise", "HJ", "Heat", "EntropyAdamW")
 MOST_TIME_PER_BYTE = 1.0  # by fused AdamW's
 HOST = {"cuda": 1.0, "triton": 2.0}  # most time, by fused SGD's
 NEW = ", new gradients"  # of the host part's rows

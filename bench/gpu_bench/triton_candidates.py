@@ -11,7 +11,7 @@ from deeprelax.benchmark.traffic import bytes_moved
 from deeprelax.kernels import Table
 from deeprelax.kernels.triton.backend import Launch, Triton, TritonUpdate
 from deeprelax.kernels.triton.sizes import SIZES, Kind, Sizes
-from deeprelax.optim.bucket import buffers_of
+from deeprelax.optim.bucket import buffers_of, new_buffer
 from gpu_bench.calls import RULES, Rule
 
 DTYPES = {4: torch.float32, 2: torch.bfloat16, 8: torch.float64}  # those with targets first
@@ -19,7 +19,7 @@ WARPS = (2, 4, 8)
 ACCESSES = (1, 2)  # of a thread to one operand, in one pass
 PASSES = (1, 2)
 
-OPTIMIZERS = {"entropy_sgd": "EntropySGD", "hj": "HJ", "heat": "Heat"}
+OPTIMIZERS = {"entropy_sgd": "EntropySGD", "hj": "HJ", "heat": "Heat", "entropy_adamw": "EntropyAdamW"}
 
 
 def kinds(rules: tuple[str, ...] = (), dtypes: tuple[str, ...] = ()) -> list[Kind]:
@@ -28,7 +28,10 @@ def kinds(rules: tuple[str, ...] = (), dtypes: tuple[str, ...] = ()) -> list[Kin
         kind
         for item, dtype in DTYPES.items()
         for kind in SIZES
-        if kind[1] == item and (not rules or kind[0] in rules) and (not dtypes or str(dtype).endswith(dtypes))
+        if kind[1] == item
+        and rule_of(kind)
+        and (not rules or kind[0] in rules)
+        and (not dtypes or str(dtype).endswith(dtypes))
     ]
 
 
@@ -43,9 +46,9 @@ def candidates(kind: Kind) -> Iterator[Sizes]:
                     yield Sizes(32 * warps * widest * accesses, per_thread, warps, passes)
 
 
-def rule_of(kind: Kind) -> Rule:
-    """Whose inner call, what most of a run consists of, is tried: the one that the other parts measure."""
-    return next(rule for rule in RULES if (rule.optimizer, rule.noise) == (OPTIMIZERS[kind[0]], kind[2]))
+def rule_of(kind: Kind) -> Rule | None:
+    """Whose inner call, what most of a run consists of, is tried: the one that the other parts measure, if they do."""
+    return next((rule for rule in RULES if (rule.optimizer, rule.noise) == (OPTIMIZERS.get(kind[0]), kind[2])), None)
 
 
 class Work:
@@ -57,16 +60,18 @@ class Work:
 
     def __init__(self, kind: Kind, elements: int, device: torch.device) -> None:
         rule = rule_of(kind)
+        assert rule is not None
         self._kind, self._call = kind, rule.call("inner")
         dtype = DTYPES[kind[1]]
         weight, self._grad = (torch.randn(elements, device=device).to(dtype) for _ in range(2))
         self._table = Table([weight], [0])
         self._addresses = array("q", [self._grad.data_ptr()])
         names = buffers_of(rule.kernel, dtype != self._table.compute_dtype, False)
-        self._buffers = {name: self._table.new_buffer() for name in names}
+        self._buffers = {name: new_buffer(name, self._table) for name in names}
         self._rule, self._bound = rule, dict[int, TritonUpdate]()
-        for buffer in self._buffers.values():
-            buffer.normal_()
+        for name, buffer in self._buffers.items():
+            if name != "missed":
+                buffer.normal_().abs_()  # a square is not negative
         self.bytes = bytes_moved(rule.optimizer, dtype, "inner") * elements
 
     def backend(self, sizes: Sizes) -> Triton:

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from deeprelax.kernels.cuda import Cuda
 from gpu_bench.jobs import ROOT
 from gpu_bench.lifetime import bound_to_parent
 
-# Macros of csrc/cuda.h and csrc/scalar.h. Four packs a thread and 480 tensors are what the kernels are built with.
+# Macros of csrc/cuda.h and csrc/scalar.h. Four packs a thread and 460 tensors are what the kernels are built with.
 VARIANTS: dict[str, dict[str, str]] = {
     "128 threads, 8 KiB of weights": {"DR_CUDA_THREADS": "128", "DR_CUDA_CHUNK_BYTES": "8192"},
     "8 KiB of weights (two packs a thread)": {"DR_CUDA_CHUNK_BYTES": "8192"},
@@ -33,12 +34,12 @@ VARIANTS: dict[str, dict[str, str]] = {
     "plain loads and stores": {"DR_CUDA_LOAD": "__ldca", "DR_CUDA_STORE": "__stwb"},
     "loads streamed, stores plain": {"DR_CUDA_STORE": "__stwb"},
 }
-# What takes longest first: csrc/cuda_rule.cu for each rule, (type, header), and the module.
+# csrc/cuda_rule.cu for each rule of csrc/abi.h, (type, header), and the module.
+RULES = re.findall(r"\bRULE\((\w+), (\w+)\)", (ROOT / "csrc" / "abi.h").read_text())
 SOURCES: dict[str, list[str]] = {
-    **{rule: [f"-DDR_RULE={rule}", f'-DDR_HEADER="{header}.h"'] for rule, header in
-       (("EntropySGD", "entropy_sgd"), ("Heat", "heat"), ("HJ", "hj"))},
+    **{rule: [f"-DDR_RULE={rule}", f'-DDR_HEADER="{header}.h"'] for rule, header in RULES},
     "module": [],
-}  # fmt: skip
+}
 AT_A_TIME = 8
 
 

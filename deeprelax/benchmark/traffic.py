@@ -43,6 +43,8 @@ STREAMS: dict[str, dict[str, tuple[str, str]]] = {
         "last": ("g w x e q", "w e q"),
         "only": ("g w e q", "w e q"),
     },
+    # Its own pass alone, after the inner optimizer's.
+    "OuterLoop": {"first": ("", ""), "inner": ("", ""), "last": ("w x", "w"), "only": ("w x", "w")},
 }
 
 #: torch's optimizers, from their second step on; their state has the parameter's dtype.
@@ -69,11 +71,12 @@ def streams(
     """What one call on a weight with a gradient reads and writes.
 
     Args:
-        optimizer: "EntropySGD", "HJ", "Heat" or "EntropyAdamW".
+        optimizer: "EntropySGD", "HJ", "Heat", "EntropyAdamW" or "OuterLoop".
         dtype: the parameters'.
         kind: one of ``KINDS``.
         momentum, inner_momentum, carry_inner_momentum, weight_decay, stochastic_rounding: as the optimizer has them.
-        gamma, alpha: EntropyAdamW's.
+        gamma: EntropyAdamW's.
+        alpha: EntropyAdamW's and OuterLoop's.
 
     Returns:
         The names of the streams that are read, and of those that are written.
@@ -86,7 +89,7 @@ def streams(
             raise ValueError(f"unknown {value!r}; expected one of {', '.join(map(str, known))}")
     reads, writes = (set(names.split()) for names in STREAMS[optimizer][kind])
     begins, ends = kind in ("first", "only"), kind in ("last", "only")
-    if COMPUTE_DTYPE[dtype] != dtype:
+    if COMPUTE_DTYPE[dtype] != dtype and optimizer != "OuterLoop":
         # x is more than the parameter shows. (Heat moves it in any dtype.)
         if begins:
             reads |= {"x"}
@@ -109,6 +112,10 @@ def streams(
         reads |= {"x"}
     if optimizer == "EntropyAdamW" and alpha != 0:
         reads, writes = reads | (set() if begins else {"z"}), writes | (set() if ends else {"z"})
+    if optimizer == "OuterLoop" and alpha != 0:
+        reads, writes = reads | {"w", "x" if begins else "z"}, writes | (set() if ends else {"z"})
+    if optimizer == "OuterLoop" and ends and COMPUTE_DTYPE[dtype] != dtype:
+        writes |= {"x"}
     return reads, writes
 
 

@@ -37,6 +37,14 @@ def state_shape(name: str, p: Tensor) -> torch.Size:
     return torch.Size() if name == "missed" else p.shape
 
 
+def new_buffer(name: str, table: Table) -> Tensor:
+    """A flat buffer of that name, of zeros."""
+    if name == "missed":
+        return torch.zeros(len(table.weights), dtype=torch.int64, device=table.device)
+    flat: Tensor = table.new_buffer(table.dtype if name == "inner" else None)
+    return flat
+
+
 class Bucket:
     """Parameters of one group that have one device and one dtype.
 
@@ -106,7 +114,7 @@ class Bucket:
         with torch.inference_mode(False):  # a buffer made in inference mode could not be updated outside it
             for name in names:
                 if name not in self.buffers:
-                    flat = self._new_buffer(name)
+                    flat = new_buffer(name, self.table)
                     new[name] = flat, [self._view(name, flat, t) for t in range(len(self.params))]
         for name, (flat, views) in new.items():
             self.buffers[name], self.views[name] = flat, views
@@ -116,12 +124,6 @@ class Bucket:
             self.update = self.backend.bind(
                 self.rule, self.table, {n: b for n, b in self.buffers.items() if n != "inner"}, self._capturable
             )
-
-    def _new_buffer(self, name: str) -> Tensor:
-        if name == "missed":
-            return torch.zeros(len(self.params), dtype=torch.int64, device=self.table.device)
-        flat: Tensor = self.table.new_buffer(self.table.dtype if name == "inner" else None)
-        return flat
 
     def _place(self, name: str, t: int) -> int:
         """Where one parameter's part of a flat buffer begins."""

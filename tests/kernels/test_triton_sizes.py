@@ -48,7 +48,8 @@ HJ: Kind = ("hj", 4, False)
 @interpreted
 def test_every_kind_of_kernel_is_measured_beside_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_triton, "CALLS", 1)  # the interpreter is slow
-    for kind, present in SIZES.items():
+    for kind in kinds():
+        present = SIZES[kind]
         chosen = [present, Sizes(256, present.per_thread, 1)]
         timer = MadeUpTimer({str(present): 10e-3, str(chosen[1]): 5e-3})
         found = tune_triton.sweep(kind, chosen, 300, CPU, timer, 1)
@@ -114,8 +115,8 @@ def test_what_a_sweep_has_is_written_as_each_kind_ends_and_a_kind_that_fails_is_
 
     monkeypatch.setattr(tune_triton, "sweep", sweep)
     found, output = run_command(out)
-    assert seen == list(range(len(SIZES)))
-    assert [kind[1] for kind in order] == [4] * 4 + [2] * 4 + [8] * 4
+    assert seen == list(range(len(kinds())))
+    assert [kind[1] for kind in order] == [4] * 5 + [2] * 5 + [8] * 5
     assert "made up" in found["kinds"][1]["errors"][0]["error"]
     assert "made up" in output
     assert found["complete"]
@@ -130,9 +131,11 @@ def test_present_sizes_are_kept_unless_others_gain_more_than_noise(seconds: floa
 
 
 def test_kinds_with_targets_come_first_and_can_be_chosen() -> None:
-    assert sorted(kinds()) == sorted(SIZES)
+    # Those that no other part measures are left out: OuterLoop's pass, and EntropyAdamW with noise.
+    left_out = {kind for kind in SIZES if kind[0] == "outer" or kind[::2] == ("entropy_adamw", True)}
+    assert set(kinds()) == set(SIZES) - left_out
     assert kinds(("hj",)) == [("hj", 4, False), ("hj", 2, False), ("hj", 8, False)]
-    assert kinds((), ("float32",)) == [kind for kind in SIZES if kind[1] == 4]
+    assert kinds((), ("float32",)) == [kind for kind in kinds() if kind[1] == 4]
     assert kinds(("heat",), ("bfloat16", "float64")) == [("heat", 2, True), ("heat", 8, True)]
 
 

@@ -45,6 +45,8 @@ def random_hyper(rule: str, inner_steps: int) -> Hyper:
         reals["alpha"] = 0.7
     if rule == "hj":
         flags[Flag.WARM_START] = flag()
+    if rule == "outer":
+        reals["alpha"] = random.choice([0.0, 0.7])
     if rule == "entropy_adamw":
         reals |= {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-8, "alpha": random.choice([0.0, 0.7])}
         reals["temperature"] = random.choice([0.0, 1e-3])
