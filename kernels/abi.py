@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import ctypes
-from enum import IntEnum, IntFlag
+from enum import IntFlag
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,16 +25,6 @@ COMPUTE_DTYPE = {
     torch.bfloat16: torch.float32,
     torch.float16: torch.float32,
 }
-
-
-class RuleNumber(IntEnum):
-    """Update rules."""
-
-    ENTROPY_SGD = 0
-    HJ = 1
-    HEAT = 2
-    ENTROPY_ADAMW = 3
-    OUTER = 4
 
 
 class Flag(IntFlag):

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .abi import Flag, Hyper, RuleNumber, Scalars
+from .abi import Flag, Hyper, Scalars
 
 MASK32 = 0xFFFFFFFF
 # As plain integers: operations on IntFlag members take microseconds.
@@ -172,7 +172,7 @@ class Rule:
 
     Attributes:
         name: the name of its function in ``reference.py``, ``triton/rules.py`` and of its header in ``csrc``.
-        number: the same as a number.
+        number: its place in the list of ``csrc/abi.h``.
         acc: the buffer that gathers over a cycle: z, p or s.
         kept: the buffers that it has from construction on, beyond y.
         derive: its scalars; ``scalars`` adds those that all rules have.
@@ -181,11 +181,12 @@ class Rule:
         optional: hyper-parameters that need a buffer where they are not 0, and its name.
         velocity: the buffer of the inner momentum.
         rates: the hyper-parameters that are η and η′; "" for none.
+        draws: whether a call draws noise: the values that occur.
         counts: whether it counts the gradients that each weight has had. Its scalars then differ in every call.
     """
 
     name: str
-    number: RuleNumber
+    number: int
     acc: str
     kept: tuple[str, ...]
     derive: Callable[[Hyper, CycleState], Scalars]
@@ -194,6 +195,7 @@ class Rule:
     optional: tuple[tuple[str, str], ...] = (("momentum", "momentum_buffer"),)
     velocity: str = "inner_momentum_buffer"
     rates: tuple[str, str] = ("lr", "")
+    draws: tuple[bool, ...] = (False,)
     counts: bool = False
 
     def scalars(self, h: Hyper, at: CycleState) -> Scalars:
@@ -217,19 +219,20 @@ STATIC_MASK = ~(ABSORB_GAMMA | CARRY_INNER_MOMENTUM)
 
 ENTROPY_SGD = Rule(
     "entropy_sgd",
-    RuleNumber.ENTROPY_SGD,
+    0,
     "z",
     ("x", "z"),
     entropy_sgd,
     keeps_y=True,
     optional=(("momentum", "momentum_buffer"), ("inner_momentum", "inner_momentum_buffer")),
     rates=("lr", "inner_lr"),
+    draws=(False, True),
 )
-HJ = Rule("hj", RuleNumber.HJ, "p", ("x", "p"), hj)
-HEAT = Rule("heat", RuleNumber.HEAT, "s", ("x", "s"), heat, ahead=1)
+HJ = Rule("hj", 1, "p", ("x", "p"), hj)
+HEAT = Rule("heat", 2, "s", ("x", "s"), heat, ahead=1, draws=(True,))
 ENTROPY_ADAMW = Rule(
     "entropy_adamw",
-    RuleNumber.ENTROPY_ADAMW,
+    3,
     "z",
     ("x", "exp_avg", "exp_avg_sq", "missed"),
     entropy_adamw,
@@ -237,7 +240,8 @@ ENTROPY_ADAMW = Rule(
     optional=(("momentum", "momentum_buffer"), ("alpha", "z")),
     velocity="exp_avg",
     rates=("outer_lr", "lr"),
+    draws=(False, True),
     counts=True,
 )
-OUTER = Rule("outer", RuleNumber.OUTER, "z", ("x",), outer, optional=(("momentum", "momentum_buffer"), ("alpha", "z")))
+OUTER = Rule("outer", 4, "z", ("x",), outer, optional=(("momentum", "momentum_buffer"), ("alpha", "z")))
 RULES = {rule.name: rule for rule in (ENTROPY_SGD, HJ, HEAT, ENTROPY_ADAMW, OUTER)}

@@ -160,7 +160,7 @@ class TritonUpdate:
         if known is not None:
             return known
         table, rule, buffers = self._table, self._rule, self._buffers
-        noise = rule.name == "heat" or shape.flags & NOISE != 0
+        noise = shape.flags & NOISE != 0 if False in rule.draws else True
         size = self._sizes[rule.name, table.dtype.itemsize, noise]
         tables = self._tables[size.block * size.passes]
         needs_momentum = shape.momentum and (shape.ticked or shape.flags & LAST)
@@ -212,7 +212,7 @@ class TritonUpdate:
             flags |= FRESH_VELOCITY
         if hyper.temperature != 0:
             flags |= NOISE
-        if tick.rule.name in ("entropy_adamw", "outer") and hyper.alpha != 0:
+        if ("alpha", tick.rule.acc) in tick.rule.optional and hyper.alpha != 0:
             flags |= AVERAGE
         shape = Shape(
             flags,

@@ -12,7 +12,7 @@ import triton.language as tl
 from ..abi import REALS, DeviceScalars, Flag, NarrowScalars, Scalars
 from ..clock import WORDS
 from .memory import NARROW, Reals
-from .rules import power
+from .update import power
 
 # DeviceScalars.wide, in words of 4 bytes.
 FLAGS, KEY0 = tl.constexpr(Scalars.flags.offset // 4), tl.constexpr(Scalars.key0.offset // 4)

@@ -24,25 +24,8 @@ from .clock import (
 )
 from .memory import Operands, block_of, locate, read_reals
 from .noise import Stream
-from .rules import Options, entropy_adamw, entropy_sgd, heat, hj, outer
-
-
-@triton.jit
-def run_rule(
-    RULE: tl.constexpr, at, p, c, o, stream, wide, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr
-):
-    if RULE == "heat":
-        heat(at, p, c, o, stream, BLOCK, FIRST, LAST)
-    elif RULE == "outer":
-        if LAST or (o.average and at.has_grad):
-            outer(at, p, c, o, BLOCK, FIRST, LAST)
-    elif FIRST or LAST or at.has_grad:
-        if RULE == "hj":
-            hj(at, p, c, o, BLOCK, FIRST, LAST)
-        elif RULE == "entropy_adamw":
-            entropy_adamw(at, p, c, o, stream, wide, BLOCK, FIRST, LAST)
-        else:
-            entropy_sgd(at, p, c, o, stream, BLOCK, FIRST, LAST)
+from .rules import run_rule
+from .update import Options
 
 
 @triton.jit

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..scalars import RULES
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -33,30 +35,18 @@ class Sizes:
 # (rule, bytes of a weight, whether noise is drawn)
 Kind = tuple[str, int, bool]
 
-# No GPU has measured these. They give every thread one access of 16 bytes to each operand (two where it has 4 of
-# float64 or 8 of float32), which needs the fewest registers, and narrow weights two passes, since a pass of
-# theirs moves half the bytes. `make gpu` measures what they reach, and `make gpu PARTS=sweep` what others would: it
+# By the bytes of a weight. No GPU has measured these. They give every thread one access of 16 bytes to each operand
+# (two where it has 4 of float64 or 8 of float32), which needs the fewest registers, and narrow weights two passes,
+# since a pass of theirs moves half the bytes.
+BY_BYTES = {8: Sizes(1024, 4, 8), 4: Sizes(1024, 4, 8), 2: Sizes(1024, 8, 4, 2)}
+
+# Those that measured better: `make gpu` measures what the above reach, and `make gpu PARTS=sweep` what others would; it
 # prints the lines that belong here.
+TUNED: dict[Kind, Sizes] = {}
+
 SIZES: dict[Kind, Sizes] = {
-    ("entropy_sgd", 8, False): Sizes(1024, 4, 8),
-    ("entropy_sgd", 8, True): Sizes(1024, 4, 8),
-    ("entropy_sgd", 4, False): Sizes(1024, 4, 8),
-    ("entropy_sgd", 4, True): Sizes(1024, 4, 8),
-    ("entropy_sgd", 2, False): Sizes(1024, 8, 4, 2),
-    ("entropy_sgd", 2, True): Sizes(1024, 8, 4, 2),
-    ("hj", 8, False): Sizes(1024, 4, 8),
-    ("hj", 4, False): Sizes(1024, 4, 8),
-    ("hj", 2, False): Sizes(1024, 8, 4, 2),
-    ("heat", 8, True): Sizes(1024, 4, 8),
-    ("heat", 4, True): Sizes(1024, 4, 8),
-    ("heat", 2, True): Sizes(1024, 8, 4, 2),
-    ("outer", 8, False): Sizes(1024, 4, 8),
-    ("outer", 4, False): Sizes(1024, 4, 8),
-    ("outer", 2, False): Sizes(1024, 8, 4, 2),
-    ("entropy_adamw", 8, False): Sizes(1024, 4, 8),
-    ("entropy_adamw", 8, True): Sizes(1024, 4, 8),
-    ("entropy_adamw", 4, False): Sizes(1024, 4, 8),
-    ("entropy_adamw", 4, True): Sizes(1024, 4, 8),
-    ("entropy_adamw", 2, False): Sizes(1024, 8, 4, 2),
-    ("entropy_adamw", 2, True): Sizes(1024, 8, 4, 2),
-}
+    (rule.name, size, noise): sizes
+    for rule in RULES.values()
+    for size, sizes in BY_BYTES.items()
+    for noise in rule.draws
+} | TUNED

@@ -18,7 +18,7 @@ import torch
 import deeprelax
 from deeprelax import kernels
 from deeprelax.kernels import ClockMemory, CycleState, Hyper, Table, Tick
-from deeprelax.kernels.abi import CudaLaunch, RuleNumber
+from deeprelax.kernels.abi import CudaLaunch
 from deeprelax.kernels.scalars import HJ
 
 ROOT = Path(__file__).parent.parent.parent
@@ -140,7 +140,7 @@ def test_a_tick_goes_to_the_current_stream_of_its_clocks_device(two_gpus: Record
     )
     backend.tick(Tick(HJ, HYPER, on_device, torch.zeros(()), None, None, None))
     ((name, current, arguments),) = two_gpus.calls
-    assert (name, current, arguments[0], arguments[-3:]) == ("tick", 1, RuleNumber.HJ, (1, False, 7001))
+    assert (name, current, arguments[0], arguments[-3:]) == ("tick", 1, HJ.number, (1, False, 7001))
 
 
 def test_what_a_capture_may_launch_is_loaded_before_it_once_a_device_and_type(
