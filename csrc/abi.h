@@ -8,28 +8,28 @@
 namespace deeprelax {
 
 // Update rules by number: the type and the header in which it stands.
-#define DR_RULES(RULE) RULE(EntropySGD, entropy_sgd) RULE(HJ, hj) RULE(Heat, heat) RULE(EntropyAdamW, entropy_adamw) \
-  RULE(Outer, outer)
+#define DR_RULES(RULE) \
+  RULE(EntropySGD, entropy_sgd) RULE(HJ, hj) RULE(Heat, heat) RULE(EntropyAdamW, entropy_adamw) RULE(Outer, outer)
 
 // Types of weights by number.
 #define DR_DTYPES(DTYPE) DTYPE(double, float64) DTYPE(float, float32) DTYPE(bfloat16, bfloat16) DTYPE(float16, float16)
 
-#define DR_FLAGS(FLAG)                              \
-  FLAG(kFirst, FIRST, 0)                            \
-  FLAG(kLast, LAST, 1)                              \
-  FLAG(kMaximize, MAXIMIZE, 2)                      \
-  FLAG(kImplicit, IMPLICIT, 3)                      \
-  FLAG(kNesterov, NESTEROV, 4)                      \
-  FLAG(kFreshVelocity, FRESH_VELOCITY, 5)           \
-  FLAG(kStochasticRounding, STOCHASTIC_ROUNDING, 6) \
-  FLAG(kWarmStart, WARM_START, 7)                   \
-  FLAG(kTakeParam, TAKE_PARAM, 8)                   \
-  FLAG(kNoise, NOISE, 9)                            \
-  FLAG(kSkip, SKIP, 10)                             \
-  FLAG(kPastCache, PAST_CACHE, 11)                  \
-  FLAG(kAbsorbGamma, ABSORB_GAMMA, 12)              \
+#define DR_FLAGS(FLAG)                                \
+  FLAG(kFirst, FIRST, 0)                              \
+  FLAG(kLast, LAST, 1)                                \
+  FLAG(kMaximize, MAXIMIZE, 2)                        \
+  FLAG(kImplicit, IMPLICIT, 3)                        \
+  FLAG(kNesterov, NESTEROV, 4)                        \
+  FLAG(kFreshVelocity, FRESH_VELOCITY, 5)             \
+  FLAG(kStochasticRounding, STOCHASTIC_ROUNDING, 6)   \
+  FLAG(kWarmStart, WARM_START, 7)                     \
+  FLAG(kTakeParam, TAKE_PARAM, 8)                     \
+  FLAG(kNoise, NOISE, 9)                              \
+  FLAG(kSkip, SKIP, 10)                               \
+  FLAG(kPastCache, PAST_CACHE, 11)                    \
+  FLAG(kAbsorbGamma, ABSORB_GAMMA, 12)                \
   FLAG(kCarryInnerMomentum, CARRY_INNER_MOMENTUM, 13) \
-  FLAG(kPull, PULL, 14)                             \
+  FLAG(kPull, PULL, 14)                               \
   FLAG(kAverage, AVERAGE, 15)
 
 // clang-format off

@@ -1,6 +1,6 @@
-// AdamW inside Entropy-SGD's two loops: m <- beta1 m + (1 - beta1) d and v <- beta2 v + (1 - beta2) d^2 with d = g + (y - x)
-// / gamma; y <- (1 - eta' lambda) y - eta' m^ / (sqrt(v^) + epsilon) + sqrt(eta'/beta) n; z <- alpha z + (1 - alpha) y; with
-// the last gradient of a cycle x <- an outer step on x - z.
+// AdamW inside Entropy-SGD's two loops: m <- beta1 m + (1 - beta1) d and v <- beta2 v + (1 - beta2) d^2 with d = g + (y
+// - x) / gamma; y <- (1 - eta' lambda) y - eta' m^ / (sqrt(v^) + epsilon) + sqrt(eta'/beta) n; z <- alpha z + (1 -
+// alpha) y; with the last gradient of a cycle x <- an outer step on x - z.
 #pragma once
 
 #include "clock.h"

@@ -18,9 +18,8 @@ enum Option : uint32_t {
 
 constexpr uint32_t kPhase = kFirst | kLast;
 // Options of the inner update. Most calls have none of them but noise.
-constexpr uint32_t kInner =
-    kUnscale | kMaximize | kWeightDecay | kImplicit | kInnerMomentum | kWarmStart | kTakeParam | kNoise | kPull |
-    kAverage;
+constexpr uint32_t kInner = kUnscale | kMaximize | kWeightDecay | kImplicit | kInnerMomentum | kWarmStart | kTakeParam |
+                            kNoise | kPull | kAverage;
 
 namespace DR_ISA {
 

@@ -1,5 +1,5 @@
-// The outer loop around another optimizer, whose inner point the weight holds: z <- alpha z + (1 - alpha) y after each of
-// its steps, which stand where the others have a gradient; with the last of a cycle x <- an outer step on x - z.
+// The outer loop around another optimizer, whose inner point the weight holds: z <- alpha z + (1 - alpha) y after each
+// of its steps, which stand where the others have a gradient; with the last of a cycle x <- an outer step on x - z.
 #pragma once
 
 #include "clock.h"
