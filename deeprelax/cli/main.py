@@ -9,6 +9,7 @@ import click
 
 import deeprelax
 from deeprelax.cli.bench import bench
+from deeprelax.cli.compare import compare
 from deeprelax.cli.doctor import doctor
 from deeprelax.cli.figure1 import figure1
 from deeprelax.cli.profile import profile
@@ -43,9 +44,10 @@ def main() -> None:
     deeprelax bench      how fast a step() is, beside torch's own optimizers
     deeprelax profile    where a step's time goes, for a model and an optimizer of yours
     deeprelax reproduce  the paper's Table 1 and Figure 2
+    deeprelax compare    optimizers on a small set of real tasks, each with the same search
     deeprelax figure1    the paper's Figure 1: a loss and its smoothings
     """
 
 
-for command in (train, doctor, bench, profile, reproduce, figure1):
+for command in (train, doctor, bench, profile, reproduce, compare, figure1):
     main.add_command(command)

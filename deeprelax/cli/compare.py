@@ -1,0 +1,66 @@
+"""``deeprelax compare``: optimizers side by side on a small set of real tasks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from deeprelax.files import write_text
+
+TASKS = ("digits-mlp", "digits-cnn", "mnist-cnn", "cifar-resnet", "text-transformer")
+
+
+@click.command()
+@click.option("--preset", type=click.Choice(["small", "gpu", "test"]), default="small", show_default=True)
+@click.option("--task", "names", multiple=True, type=click.Choice(TASKS), help="Default: all.")
+@click.option("--optimizer", "optimizers", multiple=True, help="A row of the table. Default: all.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--processes", type=click.IntRange(1), default=min(8, os.cpu_count() or 1), show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), default=None, help="Folder of MNIST and CIFAR-10.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/compare"), show_default=True)
+def compare(
+    preset: str,
+    names: tuple[str, ...],
+    optimizers: tuple[str, ...],
+    seeds: int,
+    processes: int,
+    data: Path | None,
+    out: Path,
+) -> None:
+    """Train small networks with torch's optimizers and these, at equal numbers of gradients.
+
+    Every optimizer gets the same search: three rates and two values of one more hyper-parameter, with one seed; the
+    best is repeated with the other seeds. OUT/runs.jsonl has a line for each run, and an interrupted comparison resumes
+    with the next; OUT/table.md and OUT/curves.png show what there is.
+    """
+    from deeprelax.experiments.compare import report, runner
+    from deeprelax.experiments.compare.contestants import CONTESTANTS
+
+    chosen = optimizers or tuple(CONTESTANTS)
+    if unknown := [name for name in chosen if name not in CONTESTANTS]:
+        raise click.BadParameter(f"{unknown[0]!r}; there are {', '.join(CONTESTANTS)}", param_hint="--optimizer")
+    results = runner.Results(out / "runs.jsonl")
+    runs = runner.search(preset, names or TASKS, chosen)
+    try:
+        for stage in ("search", "seeds"):
+            if stage == "seeds":
+                ours = [r for r in results.all if r["run"]["preset"] == preset]
+                runs = [run for run in runner.repeats(ours, seeds) if run.optimizer in chosen]
+                runs = [run for run in runs if run.task in (names or TASKS)]
+            left = len(results.missing(runs))
+            for result in runner.perform(runs, results, data, processes):
+                left -= 1
+                run = result["run"]
+                click.echo(
+                    f"{run['task']}, {run['optimizer']}, rate {run['rate']:g}, {run['other']:g}, seed {run['seed']}: "
+                    f"{result['curve'][-1]:.4g} in {result['seconds']:.0f} s; {left} left of the {stage}"
+                )
+    except KeyboardInterrupt:
+        click.echo(f"stopped; {len(results.all)} runs are in {results.path}, and the same command resumes")
+        raise SystemExit(130) from None
+    shown = [r for r in results.all if r["run"]["preset"] == preset]
+    write_text(out / "table.md", report.table(shown))
+    report.draw(shown, out / "curves.png")
+    click.echo(report.table(shown))

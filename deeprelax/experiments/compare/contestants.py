@@ -1,0 +1,114 @@
+"""The optimizers that are compared, each with a grid of its rate and of one more value."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import deeprelax
+
+Make = Callable[[Sequence[Tensor], float, float], list[Optimizer]]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One optimizer.
+
+    Attributes:
+        make: from parameters, the rate and the other value; several optimizers share the parameters among them.
+        rates: of the search.
+        other: the name of the other value.
+        others: of the search.
+        decays: whether the rate falls linearly to 0 in the course of a run.
+    """
+
+    make: Make
+    rates: tuple[float, ...]
+    other: str
+    others: tuple[float, ...]
+    decays: bool = True
+
+    def grid(self) -> Iterator[tuple[float, float]]:
+        """Every pair of a rate and another value."""
+        return itertools.product(self.rates, self.others)
+
+
+def matrices(params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Those that Muon is for, and the others."""
+    return [p for p in params if p.ndim == 2], [p for p in params if p.ndim != 2]
+
+
+def muon(params: Sequence[Tensor], rate: float, momentum: float) -> list[Optimizer]:
+    """An outer loop around Muon for matrices, and one around AdamW at a tenth of the rate for the rest."""
+    own, rest = matrices(params)
+    outer: dict[str, Any] = {"momentum": momentum}
+    inner: list[Optimizer] = [torch.optim.Muon(own, lr=rate)] if own else []
+    inner += [torch.optim.AdamW(rest, lr=rate / 10, betas=(0.9, 0.95))] if rest else []
+    return [deeprelax.OuterLoop(each, **outer) for each in inner]
+
+
+def schedule_free(params: Sequence[Tensor], rate: float, beta2: float) -> list[Optimizer]:
+    """Schedule-free AdamW (Defazio et al. 2024), with a tenth of a small run as warm-up."""
+    from schedulefree import AdamWScheduleFree
+
+    opt = AdamWScheduleFree(params, lr=rate, betas=(0.9, beta2), warmup_steps=40)
+    opt.train()
+    return [opt]
+
+
+def one(kind: Callable[..., Optimizer], **options: Callable[[float, float], Any]) -> Make:
+    """An optimizer whose arguments are functions of the rate and the other value."""
+    return lambda params, rate, other: [kind(params, **{name: of(rate, other) for name, of in options.items()})]
+
+
+def fixed(value: Any) -> Callable[[float, float], Any]:
+    return lambda rate, other: value
+
+
+def rate(rate: float, other: float) -> float:
+    return rate
+
+
+def other(rate: float, other: float) -> float:
+    return other
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    "SGD, Nesterov": Contestant(
+        one(torch.optim.SGD, lr=rate, momentum=other, nesterov=fixed(True)), (0.02, 0.06, 0.2), "momentum", (0.9, 0.98)
+    ),
+    "AdamW": Contestant(
+        one(torch.optim.AdamW, lr=rate, betas=lambda _, beta2: (0.9, beta2)), (1e-3, 3e-3, 1e-2), "beta2", (0.95, 0.999)
+    ),
+    "schedule-free AdamW": Contestant(schedule_free, (1e-3, 3e-3, 1e-2), "beta2", (0.95, 0.999), decays=False),
+    "HJ": Contestant(one(deeprelax.HJ, lr=rate, gamma=other), (0.3, 1.0, 3.0), "gamma", (0.1, 1.0)),
+    "EntropySGD": Contestant(
+        one(
+            deeprelax.EntropySGD,
+            lr=other,
+            gamma=other,
+            inner_lr=rate,
+            inner_momentum=fixed(0.9),
+            nesterov=fixed(True),
+            seed=fixed(0),
+        ),
+        (0.02, 0.06, 0.2),
+        "gamma = lr",
+        (1.0, 10.0),
+    ),
+    "EntropyAdamW": Contestant(
+        one(deeprelax.EntropyAdamW, lr=rate, momentum=other), (1e-3, 3e-3, 1e-2), "momentum", (0.67, 0.9)
+    ),
+    "OuterLoop(Muon)": Contestant(muon, (0.01, 0.03, 0.1), "momentum", (0.67, 0.9)),
+}
+
+
+def parameters(model: nn.Module) -> list[Tensor]:
+    """Those that train."""
+    return [p for p in model.parameters() if p.requires_grad]

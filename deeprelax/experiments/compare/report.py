@@ -1,0 +1,105 @@
+"""The table of a comparison, as Markdown, and its curves."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from deeprelax.experiments.compare import runner
+from deeprelax.experiments.compare.contestants import CONTESTANTS
+from deeprelax.experiments.compare.tasks import NAMES
+from deeprelax.files import write_picture
+
+OURS = ("HJ", "EntropySGD", "EntropyAdamW", "OuterLoop(Muon)")
+
+
+def ends(results: Sequence[dict[str, Any]], task: str, optimizer: str) -> list[list[float]]:
+    """The curves of the chosen setting, one a seed."""
+    chosen = runner.best(results).get((task, optimizer))
+    if chosen is None:
+        return []
+    same = (r for r in results if replace(runner.Run(**r["run"]), seed=0) == chosen)
+    return [r["curve"] for r in sorted(same, key=lambda r: r["run"]["seed"])]
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard error of the mean; 0 for one value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def number(value: float, task: str) -> str:
+    """In per cent, or nats."""
+    return f"{value:.3f}" if task == "text-transformer" else f"{100 * value:.2f}"
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """One row an optimizer, one column a task: the mean over seeds, its standard error, and the chosen setting. Below,
+    each of ours less the best peer."""
+    present = [task for task in NAMES if any(r["run"]["task"] == task for r in results)]
+    units = {task: "nats" if task == "text-transformer" else "error, %" for task in present}
+    lines = [
+        "| | " + " | ".join(f"{task} ({units[task]})" for task in present) + " |",
+        "|---" * (len(present) + 1) + "|",
+    ]
+    last: dict[tuple[str, str], list[float]] = {}
+    for optimizer, contestant in CONTESTANTS.items():
+        cells = []
+        for task in present:
+            values = last[task, optimizer] = [curve[-1] for curve in ends(results, task, optimizer)]
+            if not values:
+                cells.append("")
+                continue
+            run = runner.best(results)[task, optimizer]
+            figure = f"{number(statistics.mean(values), task)} ± {number(deviation(values), task)}"
+            cells.append(f"{figure} ({run.rate:g}, {contestant.other} {run.other:g})")
+        lines.append(f"| {optimizer} | " + " | ".join(cells) + " |")
+    lines += ["", "Less the best peer, with the standard error of the difference:", ""]
+    lines += ["| | " + " | ".join(present) + " |", "|---" * (len(present) + 1) + "|"]
+    peers = [name for name in CONTESTANTS if name not in OURS]
+    for optimizer in OURS:
+        cells = []
+        for task in present:
+            theirs = [last[task, peer] for peer in peers if last[task, peer]]
+            mine = last[task, optimizer]
+            if not theirs or not mine:
+                cells.append("")
+                continue
+            best = min(theirs, key=statistics.mean)
+            error = math.hypot(deviation(mine), deviation(best))
+            difference = statistics.mean(mine) - statistics.mean(best)
+            sign = "+" if difference >= 0 else "−"
+            cells.append(f"{sign}{number(abs(difference), task)} ± {number(error, task)}")
+        lines.append(f"| {optimizer} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Curves over the run, means and bands from the least to the greatest of the seeds, a panel a task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    present = [task for task in NAMES if any(r["run"]["task"] == task for r in results)]
+    figure, axes = plt.subplots(1, len(present), figsize=(4 * len(present), 3.6), squeeze=False)
+    for axis, task in zip(axes[0], present):
+        for optimizer in CONTESTANTS:
+            curves = ends(results, task, optimizer)
+            if not curves:
+                continue
+            at = [(k + 1) / runner.POINTS for k in range(runner.POINTS)]
+            mean = [statistics.mean(values) for values in zip(*curves)]
+            (line,) = axis.plot(at, mean, label=optimizer, linestyle="-" if optimizer in OURS else "--")
+            low, high = zip(*((min(values), max(values)) for values in zip(*curves)))
+            axis.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.set_title(task)
+        axis.set_xlabel("fraction of the gradients")
+        axis.set_yscale("log")
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    write_picture(path, figure, dpi=120)
+    plt.close(figure)

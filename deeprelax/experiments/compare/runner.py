@@ -1,0 +1,166 @@
+"""Runs: one JSON line each, so that an interrupted comparison resumes with the next run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from deeprelax.experiments.compare import tasks
+from deeprelax.experiments.compare.contestants import CONTESTANTS, parameters
+from deeprelax.files import append_text
+from deeprelax.optim.outer_loop import OuterLoop
+from deeprelax.optim.relaxation import Relaxation
+
+POINTS = 8  # of a curve
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run does."""
+
+    preset: str
+    task: str
+    optimizer: str
+    rate: float
+    other: float
+    seed: int
+
+
+def search(preset: str, names: Sequence[str], optimizers: Sequence[str]) -> list[Run]:
+    """Every task and optimizer with every pair of its grid, and seed 0."""
+    return [
+        Run(preset, task, optimizer, rate, other, 0)
+        for task in names
+        for optimizer in optimizers
+        for rate, other in CONTESTANTS[optimizer].grid()
+    ]
+
+
+def best(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Run]:
+    """By task and optimizer the run of seed 0 that ends lowest."""
+    found: dict[tuple[str, str], tuple[float, Run]] = {}
+    for result in results:
+        run = Run(**result["run"])
+        key, end = (run.task, run.optimizer), result["curve"][-1]
+        if run.seed == 0 and (key not in found or end < found[key][0]):
+            found[key] = end, run
+    return {key: run for key, (_, run) in found.items()}
+
+
+def repeats(results: Sequence[dict[str, Any]], seeds: int) -> list[Run]:
+    """The best of each search with the other seeds."""
+    return [replace(run, seed=seed) for run in best(results).values() for seed in range(1, seeds)]
+
+
+@contextlib.contextmanager
+def evaluating(optimizers: Sequence[Optimizer]) -> Iterator[None]:
+    """The weights hold the point that the optimizers evaluate at."""
+    with contextlib.ExitStack() as stack:
+        for opt in optimizers:
+            if isinstance(opt, Relaxation | OuterLoop):
+                stack.enter_context(opt.at_x())
+            elif hasattr(opt, "eval"):  # schedule-free
+                opt.eval()
+                stack.callback(opt.train)  # type: ignore[attr-defined]
+        yield
+
+
+def decay(optimizers: Sequence[Optimizer], fraction: float) -> None:
+    """Rates as that fraction of what they were at the beginning."""
+    for opt in optimizers:
+        for group in opt.param_groups:
+            for name in ("lr", "inner_lr"):
+                if name in group:
+                    first = group.setdefault(f"initial_{name}", group[name])
+                    group[name] = first * fraction
+
+
+def execute(run: Run, folder: Path | None) -> dict[str, Any]:
+    """One run: its curve of ``POINTS`` values, at equal distances, and its seconds. A run that diverges ends with the
+    worst figure there is."""
+    torch.set_num_threads(1)
+    task, contestant, start = tasks.make(run.task, run.preset, folder), CONTESTANTS[run.optimizer], time.perf_counter()
+    torch.manual_seed(run.seed)
+    model: nn.Module = task.model()
+    optimizers = contestant.make(parameters(model), run.rate, run.other)
+    batches = task.batches(torch.Generator().manual_seed(run.seed))
+    curve: list[float] = []
+    for k in range(task.gradients):
+        if contestant.decays:
+            decay(optimizers, 1 - k / task.gradients)
+        model.train()
+        for opt in optimizers:
+            opt.zero_grad()
+        loss = task.loss(model, next(batches))
+        loss.backward()  # type: ignore[no-untyped-call]
+        for opt in optimizers:
+            opt.step()
+        if (k + 1) * POINTS // task.gradients > len(curve):
+            with evaluating(optimizers):
+                task.prepare(model)
+                value = task.measure(model.eval())
+            curve.append(value if math.isfinite(value) else worst(task.figure))
+            if not math.isfinite(float(loss.detach())):
+                break
+    curve += [worst(task.figure)] * (POINTS - len(curve))
+    return {"run": asdict(run), "curve": curve, "seconds": round(time.perf_counter() - start, 2)}
+
+
+def worst(figure: str) -> float:
+    """What stands for a figure that is not finite."""
+    return 1.0 if figure == "error" else 99.0
+
+
+class Results:
+    """The lines of a file, one a run.
+
+    Args:
+        path: the file; made if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text() if path.exists() else ""
+        if text and not text.endswith("\n"):  # an interruption
+            append_text(path, "\n")
+        self.all: list[dict[str, Any]] = []
+        for line in text.splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # what an interruption left of the last line
+                self.all.append(json.loads(line))
+
+    def missing(self, runs: Sequence[Run]) -> list[Run]:
+        """Those without a result."""
+        done = {Run(**result["run"]) for result in self.all}
+        return [run for run in runs if run not in done]
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Append one, on the disk before this returns."""
+        self.all.append(result)
+        append_text(self.path, json.dumps(result) + "\n")
+
+
+def perform(runs: Sequence[Run], results: Results, folder: Path | None, processes: int) -> Iterator[dict[str, Any]]:
+    """Those of the runs that have no result yet, each in a process of a pool; yields results as they come."""
+    missing = results.missing(runs)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        waiting = [pool.submit(execute, run, folder) for run in missing]
+        try:
+            for future in as_completed(waiting):
+                results.add(future.result())
+                yield results.all[-1]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,111 @@
+"""``deeprelax compare``: every optimizer is searched alike, runs resume, and the table says what the runs say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from deeprelax.cli import compare as command
+from deeprelax.cli.main import main
+from deeprelax.experiments.compare import report, runner, tasks
+from deeprelax.experiments.compare.contestants import CONTESTANTS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_every_optimizer_gets_the_same_search() -> None:
+    assert {len(list(contestant.grid())) for contestant in CONTESTANTS.values()} == {6}
+    runs = runner.search("test", tasks.NAMES, list(CONTESTANTS))
+    assert len(runs) == len(set(runs)) == 6 * len(tasks.NAMES) * len(CONTESTANTS)
+    assert command.TASKS == tasks.NAMES
+
+
+def test_a_run_is_a_function_of_its_settings() -> None:
+    run = runner.Run("test", "digits-cnn", "EntropyAdamW", 0.01, 0.67, 3)
+    first, second = runner.execute(run, None), runner.execute(run, None)
+    assert first["curve"] == second["curve"]
+    assert len(first["curve"]) == runner.POINTS
+    assert first["curve"][-1] < 0.8  # ten classes
+
+
+@pytest.mark.parametrize("name", ["digits-mlp", "text-transformer"])
+def test_every_optimizer_takes_its_outer_steps_and_learns(name: str) -> None:
+    task = tasks.make(name, "test", None)
+    for optimizer, contestant in CONTESTANTS.items():
+        torch.manual_seed(0)
+        model = task.model()
+        opts = contestant.make(list(model.parameters()), contestant.rates[1], contestant.others[0])
+        batches, losses = task.batches(torch.Generator().manual_seed(0)), []
+        for _ in range(60):
+            loss = task.loss(model, next(batches))
+            losses.append(float(loss))
+            for opt in opts:
+                opt.zero_grad()
+            loss.backward()
+            for opt in opts:
+                opt.step()
+        assert sum(losses[-5:]) < sum(losses[:5]), optimizer
+
+
+def test_rates_fall_to_zero_in_a_straight_line() -> None:
+    p = torch.nn.Parameter(torch.zeros(2, 2))
+    for optimizer in ("EntropySGD", "OuterLoop(Muon)", "AdamW"):
+        contestant = CONTESTANTS[optimizer]
+        opts = contestant.make([p], contestant.rates[0], contestant.others[0])
+        name = "inner_lr" if optimizer == "EntropySGD" else "lr"
+        for fraction in (1.0, 0.5, 0.25):
+            runner.decay(opts, fraction)
+            assert opts[0].param_groups[0][name] == pytest.approx(fraction * contestant.rates[0])
+
+
+def test_an_interrupted_comparison_resumes_with_what_is_missing(tmp_path: Path, monkeypatch: Any) -> None:
+    done: list[runner.Run] = []
+
+    def perform(runs: Any, results: runner.Results, folder: Any, processes: int) -> Any:
+        for run in results.missing(runs):
+            if len(done) == 4:
+                raise KeyboardInterrupt
+            done.append(run)
+            results.add({"run": vars(run), "curve": [run.rate + run.seed / 100] * runner.POINTS, "seconds": 1.0})
+            yield results.all[-1]
+
+    monkeypatch.setattr(runner, "perform", perform)
+    given = ["compare", "--preset", "test", "--task", "digits-mlp", "--optimizer", "AdamW", "--seeds", "3"]
+    given += ["--out", str(tmp_path)]
+    stopped = CliRunner().invoke(main, given)
+    assert stopped.exit_code == 130
+    assert "the same command resumes" in stopped.output
+    (tmp_path / "runs.jsonl").write_text((tmp_path / "runs.jsonl").read_text() + '{"run": {"pre')
+    done.clear()
+    done.extend([None] * 5)  # type: ignore[list-item]
+    finished = CliRunner().invoke(main, given)
+    assert finished.exit_code == 0, finished.output
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines()
+    results = [json.loads(line) for line in lines if line.endswith("}")]
+    assert len({runner.Run(**r["run"]) for r in results}) == len(results) == 6 + 2
+    assert {r["run"]["rate"] for r in results if r["run"]["seed"]} == {1e-3}
+    assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_the_table_has_means_errors_and_differences_from_the_best_peer() -> None:
+    def result(optimizer: str, rate: float, seed: int, end: float) -> dict[str, Any]:
+        run = runner.Run("test", "digits-mlp", optimizer, rate, 0.9, seed)
+        return {"run": vars(run), "curve": [1.0] * 7 + [end], "seconds": 1.0}
+
+    results = [result("AdamW", 0.01, seed, end) for seed, end in enumerate((0.02, 0.04, 0.03))]
+    results += [result("AdamW", 0.1, 0, 0.5), result("SGD, Nesterov", 0.02, 0, 0.2)]
+    results += [result("EntropyAdamW", 0.01, seed, end) for seed, end in enumerate((0.02, 0.02, 0.02))]
+    text = report.table(results)
+    assert "| AdamW | 3.00 ± 0.58 (0.01, beta2 0.9) |" in text
+    assert "| EntropyAdamW | −1.00 ± 0.58 |" in text
+
+
+def test_an_unknown_optimizer_is_named(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(main, ["compare", "--optimizer", "Adam", "--out", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "EntropyAdamW" in refused.output
