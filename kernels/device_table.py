@@ -48,6 +48,7 @@ class Upload:
         self._captured: list[Tensor] = []
 
     def __call__(self, values: array[Any]) -> Tensor:
+        """Where the numbers are on the device."""
         if capturing(self._copy.device):
             place = torch.zeros_like(self._copy)
             torch._foreach_add_(place.unbind(), values.tolist())

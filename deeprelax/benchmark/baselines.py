@@ -29,6 +29,7 @@ class EagerEntropySGD:
 
     @torch.no_grad()
     def step(self) -> None:
+        """One inner step."""
         for y, x, z in zip(self.params, self.x, self.z):
             self.update(y, y.grad, x, z)
 
@@ -38,6 +39,7 @@ class ForeachEntropySGD(EagerEntropySGD):
 
     @torch.no_grad()
     def step(self) -> None:
+        """One inner step."""
         params = self.params
         direction = torch._foreach_sub(params, self.x)
         torch._foreach_div_(direction, GAMMA)
@@ -67,6 +69,7 @@ class CompiledEntropySGD(EagerEntropySGD):
 
     @torch.no_grad()
     def step(self) -> None:
+        """One inner step."""
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
             for y, g, x, z in self._vectors:
                 self.update(y, g, x, z)

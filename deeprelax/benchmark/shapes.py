@@ -24,6 +24,7 @@ class Workload:
 
     @property
     def elements(self) -> int:
+        """Of all tensors together."""
         return sum(torch.Size(shape).numel() for shape in self.shapes)
 
 

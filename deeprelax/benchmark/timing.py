@@ -53,6 +53,7 @@ class Watched:
         self._update, self._watch, self._around = update, watch, around
 
     def run(self, *arguments: Any, **keywords: Any) -> None:
+        """As the update that is watched, timed."""
         begin = time.perf_counter()
         with self._around():
             self._update.run(*arguments, **keywords)
@@ -60,6 +61,7 @@ class Watched:
         self._watch.runs += 1
 
     def run_ticked(self, *arguments: Any, **keywords: Any) -> None:
+        """Never called: refuses."""
         raise AssertionError("only optimizers that are not capturable are watched")
 
 
@@ -91,6 +93,8 @@ class HostClock:
         self._watch = watch
 
     def timed(self, step: Step, samples: list[Sample]) -> Step:
+        """The step, which adds a sample each time it is called."""
+
         def call() -> None:
             seconds, runs = self._watch.seconds, self._watch.runs
             begin = time.perf_counter()
@@ -105,13 +109,17 @@ class HostClock:
 class Event(Protocol):
     """As ``torch.cuda.Event(enable_timing=True)``."""
 
-    def record(self) -> None: ...
+    def record(self) -> None:
+        """Mark the place in the stream."""
 
-    def query(self) -> bool: ...
+    def query(self) -> bool:
+        """Whether the device has reached it."""
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        """Wait until the device has reached it."""
 
-    def elapsed_time(self, end_event: Any) -> float: ...
+    def elapsed_time(self, end_event: Any) -> float:
+        """Milliseconds from this event to the other."""
 
 
 class DeviceClock:
@@ -144,6 +152,7 @@ class DeviceClock:
         return max(1, min(self.MOST_COPIES, math.ceil(2 * host / self._copy_seconds)))
 
     def timed(self, step: Step, samples: list[Sample]) -> Step:
+        """The step, which adds a sample each time it is called."""
         copies = self.FIRST_COPIES
 
         def call() -> None:

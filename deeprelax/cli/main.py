@@ -22,6 +22,7 @@ class Commands(click.Group):
     """Commands whose results do not depend on whether what they print can be written."""
 
     def main(self, *arguments: Any, **keywords: Any) -> Any:
+        """Run the command; exit status 1 if its output could not be written."""
         with guarded_output() as failure:
             try:
                 return super().main(*arguments, **keywords)

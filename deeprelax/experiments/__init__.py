@@ -1,0 +1,1 @@
+"""Training runs: data, networks, recipes, and the paper's experiments."""

@@ -31,6 +31,7 @@ class ShowX:
         self._optimizers = list(optimizers)
 
     def __call__(self, *_: Any) -> None:
+        """Put x into the parameters."""
         for optimizer in self._optimizers:
             optimizer.eval()
 

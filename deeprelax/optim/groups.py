@@ -178,6 +178,7 @@ def match_groups(opt: Relaxation) -> list[Plan]:
 
 
 def new_clock(opt: Relaxation, i: int, group: dict[str, Any], others: list[Clock]) -> Clock:
+    """A clock for a group, on the host or, with ``capturable``, on the device."""
     options, ranges = opt._shared.options, {**SHARED, **opt.ranges}
     if not options.capturable:
         rounding, warn = options.stochastic_rounding, opt._shared.warn_once
@@ -359,6 +360,7 @@ def between_cycles(opt: Relaxation, plan: Plan) -> bool:
 
 
 def refuse_to_adopt(opt: Relaxation, plan: Plan, changed: list[str]) -> NoReturn:
+    """RuntimeError that names the parameters that changed in mid-cycle."""
     phase = plan.clock.numbers()["phase"]
     where = f"phase {phase}" if phase else "eval mode"
     raise RuntimeError(
@@ -379,10 +381,12 @@ def move_clocks(opt: Relaxation, device: torch.device) -> None:
 
 
 def refuse_overlaps(opt: Relaxation) -> None:
+    """ValueError if two parameters share memory."""
     flat_storage.refuse_overlaps(entry for i in range(len(opt.param_groups)) for entry in named(opt, i))
 
 
 def named(opt: Relaxation, group_index: int) -> list[tuple[str, Tensor]]:
+    """The parameters of a group, each with a name for messages."""
     group = opt.param_groups[group_index]
     names = group.get("param_names")
     if names is None or len(names) != len(group["params"]):

@@ -60,9 +60,11 @@ class OrnsteinUhlenbeck:
     temperature: float
 
     def mean(self, start: float, time: float) -> float:
+        """Of the process at a time, from a start."""
         return float(start * np.exp(-self.rate * time))
 
     def variance(self, start: float, time: float) -> float:
+        """Of the process at a time, from a variance at the start."""
         decay = float(np.exp(-2 * self.rate * time))
         return start * decay + self.temperature * (1 - decay) / (2 * self.rate)
 

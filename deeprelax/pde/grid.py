@@ -73,14 +73,17 @@ class Grid:
 
     @property
     def dimensions(self) -> int:
+        """How many axes there are."""
         return len(self.axes)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Points along each axis."""
         return tuple(len(axis) for axis in self.axes)
 
     @property
     def spacing(self) -> tuple[float, ...]:
+        """Between neighbours along each axis."""
         return tuple(float((axis[-1] - axis[0]) / (len(axis) - 1)) for axis in self.axes)
 
     @property

@@ -39,6 +39,7 @@ AT_GAMMA, AT_CYCLE_GAMMA = tl.constexpr(WORDS["gamma"]), tl.constexpr(WORDS["cyc
 
 @triton.jit
 def flag(condition, FLAG: tl.constexpr):
+    """The flag where the condition holds, else 0."""
     return tl.where(condition, FLAG, 0)
 
 
@@ -227,6 +228,7 @@ def entropy_adamw(h, gamma, lr, inner_lr, step, inv_scale):
 
 @triton.jit
 def store_words(words, flags, key0, key1, step):
+    """The four words that end ``Scalars`` and ``NarrowScalars``."""
     tl.store(words, flags)
     tl.store(words + 1, key0)
     tl.store(words + 2, key1)
@@ -256,6 +258,7 @@ def advance(
     ABSORB: tl.constexpr,
     CARRY: tl.constexpr,
 ):
+    """``tick`` without an overflow."""
     gammas = clock.to(tl.pointer_type(tl.float64))
     step, phase, fresh = tl.load(clock + AT_STEP), tl.load(clock + AT_PHASE), tl.load(clock + AT_FRESH) != 0
     begins = phase == 0

@@ -157,6 +157,7 @@ def block_of(chunk, at, BLOCK: tl.constexpr):
 
 @triton.jit
 def aligned(pointer):
+    """The pointer, known to be a multiple of 16."""
     # Flat buffers are aligned as torch allocates them. The attribute stands on an operation and would be lost on an
     # argument of a function: hence the cast to and fro.
     return tl.multiple_of(pointer.to(tl.int64).to(pointer.dtype), 16)
@@ -164,6 +165,7 @@ def aligned(pointer):
 
 @triton.jit
 def load(pointer, i, begin, end, FAST: tl.constexpr):
+    """Elements of a block: in wide accesses if FAST, else behind a mask; 0 without a pointer."""
     if pointer is None:
         return 0
     elif FAST:
@@ -174,6 +176,7 @@ def load(pointer, i, begin, end, FAST: tl.constexpr):
 
 @triton.jit
 def store(pointer, value, i, begin, end, FAST: tl.constexpr):
+    """Write a value if there is one, as ``load`` reads."""
     if value is not None:
         if FAST:
             tl.store(aligned(pointer) + i, value)
@@ -183,6 +186,7 @@ def store(pointer, value, i, begin, end, FAST: tl.constexpr):
 
 @triton.jit
 def load_if(fast, pointer, begin, end, BLOCK: tl.constexpr):
+    """``load``, fast where the block allows it."""
     i = tl.arange(0, BLOCK)
     # Triton cannot compile a branch without a value.
     if pointer is None:
@@ -196,6 +200,7 @@ def load_if(fast, pointer, begin, end, BLOCK: tl.constexpr):
 
 @triton.jit
 def load_state(p, at, BLOCK: tl.constexpr, FAST: tl.constexpr):
+    """x, y, acc, m, v and q of a block."""
     i = tl.arange(0, BLOCK)
     b, e = at.begin, at.end
     x, y, acc = load(p.x, i, b, e, FAST), load(p.y, i, b, e, FAST), load(p.acc, i, b, e, FAST)
@@ -204,6 +209,7 @@ def load_state(p, at, BLOCK: tl.constexpr, FAST: tl.constexpr):
 
 @triton.jit
 def store_state(p, new, at, end_v, BLOCK: tl.constexpr, FAST: tl.constexpr):
+    """The same written; the averages end at ``end_v``."""
     i = tl.arange(0, BLOCK)
     store(p.x, new.x, i, at.begin, at.end, FAST)
     store(p.y, new.y, i, at.begin, at.end, FAST)

@@ -79,6 +79,7 @@ def take_x(x, w, P: tl.constexpr):
 
 @triton.jit
 def divide(a, b):
+    """a / b, correctly rounded."""
     if a.dtype == tl.float64:
         return a / b  # div.rn.f64
     else:
@@ -87,6 +88,7 @@ def divide(a, b):
 
 @triton.jit
 def square_root(v):
+    """The root, correctly rounded."""
     if v.dtype == tl.float64:
         return tl.sqrt(v)  # sqrt.rn.f64
     else:

@@ -68,14 +68,17 @@ def one(kind: Callable[..., Optimizer], **options: Callable[[float, float], Any]
 
 
 def fixed(value: Any) -> Callable[[float, float], Any]:
+    """An argument that does not depend on the pair."""
     return lambda rate, other: value
 
 
 def rate(rate: float, other: float) -> float:
+    """The rate of a pair."""
     return rate
 
 
 def other(rate: float, other: float) -> float:
+    """The other value of a pair."""
     return other
 
 

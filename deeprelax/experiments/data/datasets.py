@@ -39,6 +39,7 @@ class Data:
     validation_targets: Tensor
 
     def to(self, device: torch.device) -> Data:
+        """A copy on the device."""
         return Data(self.name, *(value.to(device) for value in vars(self).values() if isinstance(value, Tensor)))
 
 

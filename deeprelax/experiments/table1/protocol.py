@@ -90,6 +90,7 @@ class Run:
 
     @property
     def network(self) -> str:
+        """The network's name in ``models.MODELS``."""
         return NETWORKS[self.preset][self.model]
 
     @property

@@ -107,6 +107,7 @@ def origin(stored: Stored) -> str:
 
 
 def precision_of(settings: dict[str, Any]) -> str:
+    """ "fp32", "tf32" or the dtype of autocast."""
     return settings["autocast"] or ("tf32" if settings["tf32"] else "fp32")
 
 

@@ -62,15 +62,18 @@ class Stored:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """What the run does, as it was stored."""
         settings: dict[str, Any] = self.header["run"]
         return settings
 
 
 def path_of(run: Run, out: Path) -> Path:
+    """The file of a run's lines."""
     return out / "runs" / f"{run.name}.jsonl"
 
 
 def checkpoint_of(run: Run, out: Path) -> Path:
+    """The file of a run's checkpoint."""
     return out / "checkpoints" / f"{run.name}.pt"
 
 

@@ -98,6 +98,7 @@ def measure(chains: int = 8192) -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
+    """Draw what was measured."""
     left, right = axes
     for style, marker, o in zip(STYLES, MARKERS, n["optimizer"]):
         left.plot(n["curve_x"], o["curve"], **style, linewidth=1)
@@ -115,6 +116,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
+    """What was measured in words, as Markdown."""
     rows = [
         [
             f"{o['temperature']:g}",

@@ -114,6 +114,7 @@ def measure() -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
+    """Draw what was measured."""
     left, middle, right = axes
     for m, style, marker in zip(n["lemma"], (BLACK, RED), "os"):
         spacing = [e["spacing"] for e in m["refined"]]
@@ -138,6 +139,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
+    """What was measured in words, as Markdown."""
     heads = ["γ", "(x − y*)/γ − ∇f(y*)", "prox − backward Euler", "solutions of it", "prox of 0"]
     rows = [
         [

@@ -68,6 +68,7 @@ def measure(paths: int = 6000) -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
+    """Draw what was measured."""
     left, right = axes
     left.plot(n["times"], n["limit"], **BLACK, linewidth=1, label="X(s)")
     left.plot(n["times"], n["printed_limit"], **GREEN, linewidth=1, label="X(s/γ)")
@@ -89,6 +90,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
+    """What was measured in words, as Markdown."""
     last = {name: n[name]["mean"][-1] for name in ("eq_19", "eq_20_without", "eq_20_printed")}
     half = RECORD // 2 - 1
     limits = {"eq_19": "limit", "eq_20_without": "limit", "eq_20_printed": "printed_limit"}

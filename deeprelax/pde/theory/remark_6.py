@@ -68,6 +68,7 @@ def measure() -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
+    """Draw what was measured."""
     left, right = axes
     for name, marker, style, label in (
         ("plain", "o", BLACK, "(17)"),
@@ -88,6 +89,8 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
+    """What was measured in words, as Markdown."""
+
     def ends(name: str, low: float, high: float) -> list[float]:
         limit = n["limits"][name]
         return [i["error"] for i in n[name] if low * limit < i["gamma_curvature"] < high * limit]

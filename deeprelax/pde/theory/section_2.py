@@ -114,6 +114,7 @@ def measure(paths: int = 6000) -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
+    """Draw what was measured."""
     left, right = axes
     for limit, style, marker in zip(n["limits"], (BLACK, RED), "os"):
         power = round(2 / limit["temperature"])
@@ -134,6 +135,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
+    """What was measured in words, as Markdown."""
     limits = [
         [
             f"{m['temperature']:g}",

@@ -71,6 +71,7 @@ def ticks_at(ax: Axes, values: Sequence[float]) -> None:
 
 
 def legend(ax: Axes, **where: Any) -> None:
+    """A small legend without a frame."""
     ax.legend(fontsize=8, frameon=False, **where)
 
 
