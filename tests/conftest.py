@@ -75,6 +75,10 @@ PLAIN["EntropySGD"]["inner_momentum"] = 0.0
 BACKENDS: dict[str, Any] = {}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LARGE = "test_gpu_large.py"
+SLOWEST = [
+    *("test_triton.py", "test_triton_ptx.py", "test_cuda_binaries.py", "test_gpu_run.py", "test_triton_ticked.py"),
+    *("test_theory.py", "test_gpu_bench.py", "test_state_dict.py", "test_gpu_tools.py", "test_triton_sizes.py"),
+]
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 
@@ -150,6 +154,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.path.parent.name == "gpu":
                 item.add_marker(pytest.mark.skip(reason="needs a GPU (torch.cuda.is_available() is False): make gpu"))
+    # What takes longest comes first, so that no worker ends up alone with it.
+    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
     if shard := os.environ.get("DEEPRELAX_SHARD"):
         large = [item for item in items if item.path.name == LARGE]
         if shard == "large":

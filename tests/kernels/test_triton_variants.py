@@ -17,9 +17,11 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from ahead import Driver, specialization
 from triton_binaries import hyper, new_tick, scalars
+from updates import names_of_buffers
 
 from deeprelax.kernels import RULES, Hyper, Scalars, Table, Tick, device_table
 from deeprelax.kernels.triton.backend import Launch, Triton
+from deeprelax.optim.bucket import new_buffer
 
 WHERE_CAPTURING = [
     *("kernels.device_table", "kernels.triton.backend"),
@@ -50,8 +52,8 @@ class Bound:
     def __init__(self, rule: str, count: int = 1, dtype: torch.dtype = torch.float32) -> None:
         weights = [torch.zeros(5, dtype=dtype) for _ in range(count)]
         self.backend, table = Triton(), Table(weights, list(range(count)))
-        names = ["x", RULES[rule].acc, "momentum_buffer"] + ["inner_momentum_buffer"] * (rule == "entropy_sgd")
-        buffers = {name: table.new_buffer() for name in names}
+        names = names_of_buffers(RULES[rule], dtype, False)
+        buffers = {name: new_buffer(name, table) for name in names}
         self.update = self.backend.bind(RULES[rule], table, buffers, capturable=True)
         self.addresses = array("q", [w.data_ptr() for w in weights])
 
