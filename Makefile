@@ -14,7 +14,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 # architectures` looks at all that are installed elsewhere.
 export DEEPRELAX_CUDA_ARCHS ?= $(if $(shell command -v nvidia-smi),,90)
 
-.PHONY: train test check bench gpu architectures format clean
+.PHONY: train test check bench gpu $(addprefix gpu-,tests bandwidth steps host ncu tune) architectures format clean
 
 train: $(STAMP)
 	$(BIN)/deeprelax train --out $(OUT)/train
@@ -38,13 +38,47 @@ bench: $(STAMP)
 	$(BIN)/deeprelax bench --preset full --out $(OUT)/bench
 
 # No environment of its own and nothing from an index: torch's GPU build is there, and often no network. COMMIT names
-# what the files are where they are in no repository. exec: a signal to make reaches the run, which then saves and stops.
+# what the files are where they are in no repository. Every script is a process of its own with a limit on its time, and
+# appends each result to $(OUT)/gpu/rows.jsonl as it is measured; `make gpu SCRIPTS=tune` runs only what it names.
+SCRIPTS ?= tests bandwidth steps host ncu
+GPU := $(OUT)/gpu
+export OUT COMMIT
+COMPILERS := 0 1 2 3
+ON_GPU = timeout --kill-after=5 $(1) $(PYTHON) bench/gpu/$(2).py
+BOTH = -$(foreach b,cuda triton,$(call ON_GPU,$(1),$(2)) --backend $(b);)
+
 gpu:
-	architecture="$$($(PYTHON) bench/can_build.py)" && \
+	mkdir -p $(GPU)
+	$(if $(filter tests,$(SCRIPTS)),rm -f $(GPU)/rows.jsonl $(GPU)/pytest.xml)
+	architecture="$$($(PYTHON) bench/gpu/preflight.py)" && \
 	export CUDA_HOME="$${CUDA_HOME:-/usr/local/cuda}" DEEPRELAX_CUDA=1 DEEPRELAX_CUDA_ARCHS="$$architecture" && \
-	PIP_BREAK_SYSTEM_PACKAGES=1 $(PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps -e . && \
-	exec $(PYTHON) bench/gpu.py --out $(OUT)/gpu $(if $(COMMIT),--commit $(COMMIT)) $(if $(PARTS),--parts $(PARTS)) \
-	    $(if $(BUDGET),--budget-seconds $(BUDGET))
+	PIP_BREAK_SYSTEM_PACKAGES=1 $(PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps -e .
+	$(MAKE) --no-print-directory $(addprefix gpu-,$(SCRIPTS))
+	$(PYTHON) bench/gpu/report.py
+
+# The tests, the sanitizer and the compilation of Triton's kernels for what follows, at one time.
+gpu-tests:
+	-$(foreach k,$(COMPILERS),$(call ON_GPU,200,bandwidth) --backend triton --compile $(k)/4 > /dev/null 2>&1 &) \
+	$(foreach c,memcheck/cuda memcheck/triton racecheck/triton,$(call ON_GPU,200,sanitize) --tool $(subst /, --backend ,$(c)) &) \
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 OMP_NUM_THREADS=2 timeout --signal=INT --kill-after=20 200 $(PYTHON) -m pytest \
+	    tests/gpu -n 6 --dist loadgroup --timeout 90 -q -p no:cacheprovider --junitxml=$(GPU)/pytest.xml; wait
+
+gpu-bandwidth:
+	$(call BOTH,80,bandwidth)
+
+gpu-steps:
+	$(call BOTH,80,steps)
+	-$(call ON_GPU,60,steps) --plain
+	-$(call ON_GPU,90,steps) --plain --compiled
+
+gpu-host:
+	$(call BOTH,40,host)
+
+gpu-ncu:
+	$(call BOTH,60,ncu)
+
+gpu-tune:
+	$(call BOTH,200,tune)
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -150,7 +150,7 @@ DR_HD float16 narrow_f16(float v) {
 }
 
 // One access to memory. A GPU is told that it is device memory, and that nothing will be wanted from the caches again:
-// each kernel touches an element once. bench/gpu.py measures other ways.
+// each kernel touches an element once. bench/gpu/tune.py measures other ways.
 #ifndef DR_CUDA_LOAD
 #define DR_CUDA_LOAD __ldcs
 #endif

@@ -21,7 +21,9 @@ BITS = ("deeprelax", "torch", "triton")  # of these, those that compute a run
 
 
 def version(package: str) -> str | None:
-    """The installed version, or None."""
+    """The installed version, or None; torch's with its build (2.11.0+cu130), which the metadata may lack."""
+    if package == "torch":
+        return str(torch.__version__)
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

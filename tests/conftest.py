@@ -74,10 +74,9 @@ PLAIN["EntropySGD"]["inner_momentum"] = 0.0
 # What ``make`` gives an optimizer in the place of a backend's name: tests put objects here.
 BACKENDS: dict[str, Any] = {}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-LARGE = "test_gpu_large.py"
 SLOWEST = [
-    *("test_triton.py", "test_triton_ptx.py", "test_cuda_binaries.py", "test_gpu_run.py", "test_triton_ticked.py"),
-    *("test_theory.py", "test_gpu_bench.py", "test_state_dict.py", "test_gpu_tools.py", "test_triton_sizes.py"),
+    *("test_triton.py", "test_triton_ptx.py", "test_cuda_binaries.py", "test_triton_ticked.py", "test_theory.py"),
+    *("test_state_dict.py", "test_gpu_bench.py", "test_triton_sizes.py"),
 ]
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
@@ -147,22 +146,13 @@ def plain(state: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """tests/gpu needs a GPU; DEEPRELAX_EMULATE_GPU=1 runs there what can be emulated. DEEPRELAX_SHARD="k/n" leaves
-    every n-th of all tests, beginning with the k-th, for several processes at a time; "large" leaves those that no
-    other shard has: each takes a third of a GPU's memory, so they run one after the other in one process."""
+    """tests/gpu needs a GPU; DEEPRELAX_EMULATE_GPU=1 runs there what can be emulated."""
     if not torch.cuda.is_available() and os.environ.get("DEEPRELAX_EMULATE_GPU") != "1":
         for item in items:
             if item.path.parent.name == "gpu":
                 item.add_marker(pytest.mark.skip(reason="needs a GPU (torch.cuda.is_available() is False): make gpu"))
     # What takes longest comes first, so that no worker ends up alone with it.
     items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
-    if shard := os.environ.get("DEEPRELAX_SHARD"):
-        large = [item for item in items if item.path.name == LARGE]
-        if shard == "large":
-            items[:] = large
-        else:
-            k, _, n = shard.partition("/")
-            items[:] = [item for item in items if item.path.name != LARGE][int(k) :: int(n)]
 
 
 @pytest.fixture(params=OPTIMIZERS)

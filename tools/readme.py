@@ -12,10 +12,9 @@ from typing import Any
 from deeprelax.experiments.report import TITLES, with_spread
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "bench"))  # for whoever loads this file by its path
+sys.path.insert(0, str(ROOT / "bench" / "gpu"))  # for whoever loads this file by its path
 
-from gpu_bench.targets import judge  # noqa: E402
-from gpu_bench.text import about, correctness, targets, verdict  # noqa: E402
+import report  # noqa: E402
 
 BEGIN, END = "<!-- bench: written by tools/readme.py -->\n", "<!-- /bench -->"
 GPU_BEGIN, GPU_END = "<!-- gpu: written by tools/readme.py -->\n", "<!-- /gpu -->"
@@ -100,14 +99,12 @@ def host(workloads: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
-def on_gpu(result: dict[str, Any], source: str) -> str:
+def on_gpu(source: Path) -> str:
     """Markdown for one ``make gpu``: what it was run with, what was to be reached, and the picture if there is one."""
-    lines = [f"{about(result['about'])}; `{source}`:", "", *verdict(result)]
-    lines += correctness(result["parts"].get("correctness", {}).get("results", {}))
-    lines += targets(result["targets"])
-    picture = source.replace("gpu.json", "bandwidth.png")
-    if (ROOT / picture).exists():
-        lines += [f"![bandwidth over size]({picture})", ""]
+    folder = source.parent
+    lines = [*report.summary(report.load(folder)), f"`{folder.relative_to(ROOT)}/gpu.md` has every row.", ""]
+    if (folder / "bandwidth.png").exists():
+        lines += [f"![bandwidth over size]({(folder / 'bandwidth.png').relative_to(ROOT)})", ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -127,20 +124,20 @@ either: the sizes there are reasoned, and what would be fastest is still owed. T
 that file should say:
 
 ```
-make gpu PARTS=sweep OUT=out         # on a machine with a GPU and nvcc
-cp out/gpu/tuner.json bench/results/<gpu>/triton_sizes.json
+make gpu SCRIPTS=tune OUT=out         # on a machine with a GPU and nvcc
 ```
 """
 
 
 def no_gpu() -> str:
     """What is owed where no run has been stored."""
-    return NO_GPU + "\n".join(targets(judge({}))).rstrip("\n") + "\n"
+    return NO_GPU + "\n".join(report.targets(report.judge([]))).rstrip("\n") + "\n"
 
 
 def owed_sizes(results: Path) -> str:
     """What is owed until somebody's measurement of Triton's sizes is stored."""
-    return "" if list(results.glob("*/triton_sizes.json")) else "\n" + NO_SIZES
+    stored = (report.only(report.load(path.parent), "tune") for path in results.glob("*/rows.jsonl"))
+    return "" if any(stored) else "\n" + NO_SIZES
 
 
 def between(text: str, begin: str, end: str, new: str) -> str:
@@ -172,10 +169,18 @@ def training(result: dict[str, Any], source: str) -> str:
     return "\n".join([*lines, "", f"{seeds} seeds; {about}; `{source}`", "", picture]) + "\n"
 
 
+def of_file(show: Callable[[dict[str, Any], str], str]) -> Callable[[Path], str]:
+    """The same for the file of a result."""
+    return lambda path: show(json.loads(path.read_text()), str(path.relative_to(ROOT)))
+
+
 # For each page its marks, the stored results, and what is written between them.
-PAGES: dict[str, list[tuple[str, str, str, Callable[[dict[str, Any], str], str]]]] = {
-    "README.md": [(SPEED_BEGIN, SPEED_END, "*/cpu.json", speed), (TRAIN_BEGIN, TRAIN_END, "*/digits.json", training)],
-    "docs/benchmarks.md": [(BEGIN, END, "*/cpu.json", table), (GPU_BEGIN, GPU_END, "*/gpu.json", on_gpu)],
+PAGES: dict[str, list[tuple[str, str, str, Callable[[Path], str]]]] = {
+    "README.md": [
+        (SPEED_BEGIN, SPEED_END, "*/cpu.json", of_file(speed)),
+        (TRAIN_BEGIN, TRAIN_END, "*/digits.json", of_file(training)),
+    ],
+    "docs/benchmarks.md": [(BEGIN, END, "*/cpu.json", of_file(table)), (GPU_BEGIN, GPU_END, "*/rows.jsonl", on_gpu)],
 }
 
 
@@ -185,7 +190,7 @@ def rendered(page: str) -> str:
     stored = ROOT / "bench" / "results"
     for begin, end, pattern, show in PAGES[page]:
         results = sorted(stored.glob(pattern))
-        new = "\n".join(show(json.loads(path.read_text()), str(path.relative_to(ROOT))) for path in results)
+        new = "\n".join(show(path) for path in results)
         if show is on_gpu:
             new = (new or no_gpu()) + owed_sizes(stored)
         text = between(text, begin, end, new)

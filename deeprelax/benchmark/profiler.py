@@ -21,8 +21,8 @@ from torch import Tensor
 
 import deeprelax
 from deeprelax.benchmark.shapes import Workload
-from deeprelax.benchmark.throughput import Step, measure, ratio
-from deeprelax.benchmark.timing import Clock, DeviceClock, Event, HostClock, Sample, watched
+from deeprelax.benchmark.throughput import ratio
+from deeprelax.benchmark.timing import Clock, DeviceClock, HostClock, Sample, Step, alternate, watched
 from deeprelax.benchmark.trace import kernels_launched, write_trace
 from deeprelax.benchmark.traffic import PEER_STREAMS, bytes_moved, peer_bytes_moved, streams, width
 from deeprelax.environment import describe
@@ -165,12 +165,6 @@ def check(plan: Plan, peers: bool) -> None:
         )
 
 
-def new_event() -> Event:
-    """One that tells times."""
-    event: Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    return event
-
-
 def profile(plan: Plan, peers: bool = True, trace: Path | None = None) -> dict[str, Any]:
     """Run the optimizer, the peers and the copy, and say where the time went.
 
@@ -198,7 +192,7 @@ def profile(plan: Plan, peers: bool = True, trace: Path | None = None) -> dict[s
     with watched(opt) as watch:
         clock: Clock = HostClock(watch)
         if plan.device.type == "cuda":
-            clock = DeviceClock(watch, copy, new_event)
+            clock = DeviceClock(watch, copy)
         samples = sample(opt.step, list(plan.kinds), others, clock, plan.rounds)
     launches = {kind: statistics.median_high(s.launches for s in samples[kind]) for kind in plan.kinds}
     if plan.device.type == "cuda":
@@ -228,15 +222,14 @@ def sample(
 ) -> dict[str, list[Sample]]:
     """Samples by kind of call and by name of the others, one a round each, after a round to warm up.
 
-    ``measure`` rotates the order of a round but keeps who follows whom; so every round has one whole cycle of ours,
-    whose calls are told apart by their order in time.
+    Every round has one whole cycle of ours, whose calls are told apart by their order in time.
     """
     ours: list[Sample] = []
     samples: dict[str, list[Sample]] = {name: [] for name in others}
     calls = [(f"call {i}", clock.timed(step, ours)) for i in range(len(kinds))]
     between = [(name, clock.timed(other, samples[name])) for name, other in others.items()]
     order = [entry for pair in zip_longest(calls, between) for entry in pair if entry is not None]
-    measure(dict(order), rounds)
+    alternate(dict(order), rounds)
     return {kind: ours[i :: len(kinds)][1:] for i, kind in enumerate(kinds)} | {
         name: values[1:] for name, values in samples.items()
     }

@@ -7,10 +7,9 @@ medians over rounds, not the absolute figures. The bytes are those that the upda
 from __future__ import annotations
 
 import importlib
-import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 import deeprelax
 from deeprelax.benchmark.baselines import CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
 from deeprelax.benchmark.shapes import Workload, resnet50_shapes
+from deeprelax.benchmark.timing import Step, alternate
 from deeprelax.benchmark.traffic import PEER_STREAMS, bytes_moved, peer_bytes_moved
 from deeprelax.environment import describe
 from deeprelax.files import write_json
@@ -59,9 +59,6 @@ def workloads(preset: str) -> list[Workload]:
 def is_host(workload: Workload) -> bool:
     """Whether the host's time, and not the memory's, is what a step takes."""
     return workload.elements < 100_000
-
-
-Step = Callable[[], object]
 
 
 def contestants(shapes: Sequence[tuple[int, ...]], preset: str) -> dict[str, Step]:
@@ -108,21 +105,21 @@ def plain_loop(opt: torch.optim.Optimizer, average: str, update_w: bool) -> Step
 
 
 def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds per call, contestants alternating, each round in a new random order (always the same draws): whoever came
-    always after the one that leaves the caches in disarray would look slow."""
+    """Seconds per call, the contestants alternating."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
-    order, draws = list(steps), random.Random(0)
-    for _ in range(rounds):
-        draws.shuffle(order)
-        for name in order:
+
+    def timed(name: str) -> Step:
+        def call() -> None:
             begin = time.perf_counter()
             steps[name]()
             times[name].append(time.perf_counter() - begin)
             if name == COMPILED:  # it brings an OpenMP runtime of its own, whose threads go on spinning for a while
                 time.sleep(0.1)
-    return times
+
+        return call
+
+    alternate({name: timed(name) for name in steps}, rounds)
+    return {name: values[1:] for name, values in times.items()}  # the first warms up
 
 
 def ratio(times: dict[str, list[float]], a: str, b: str) -> float:

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
-from deeprelax.benchmark.throughput import Step
+import torch
+
 from deeprelax.kernels import Update
 from deeprelax.optim.relaxation import Relaxation
+
+Step = Callable[[], object]
+
+
+def alternate(steps: Mapping[str, Step], rounds: int) -> None:
+    """Run each once, then all of them in every round, in a new random order (always the same draws): a step that always
+    came after the one that leaves the caches in disarray would look slow."""
+    for step in steps.values():
+        step()
+    order, draws = list(steps), random.Random(0)
+    for _ in range(rounds):
+        draws.shuffle(order)
+        for name in order:
+            steps[name]()
 
 
 class Sample(NamedTuple):
@@ -122,6 +138,12 @@ class Event(Protocol):
         """Milliseconds from this event to the other."""
 
 
+def new_event() -> Event:
+    """One of the current CUDA device that tells times."""
+    event: Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return event
+
+
 class DeviceClock:
     """For a device that runs behind the host: events before and after a step, the host's clock without synchronising.
 
@@ -131,13 +153,13 @@ class DeviceClock:
     Args:
         watch: counts the runs of a backend.
         copy: enqueues one large copy; it is run once before it is timed.
-        new_event: makes an event, for example ``lambda: torch.cuda.Event(enable_timing=True)``.
+        new_event: makes an event; the default is CUDA's.
     """
 
     MOST_COPIES = 64  # of 2 GiB moved: some 30 ms on the fastest device
     FIRST_COPIES = 4
 
-    def __init__(self, watch: Watch, copy: Step, new_event: Callable[[], Event]) -> None:
+    def __init__(self, watch: Watch, copy: Step, new_event: Callable[[], Event] = new_event) -> None:
         self._watch, self._copy, self._new_event = watch, copy, new_event
         copy()
         start, end = new_event(), new_event()

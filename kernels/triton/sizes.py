@@ -40,7 +40,7 @@ Kind = tuple[str, int, bool]
 # since a pass of theirs moves half the bytes.
 BY_BYTES = {8: Sizes(1024, 4, 8), 4: Sizes(1024, 4, 8), 2: Sizes(1024, 8, 4, 2)}
 
-# Those that measured better: `make gpu` measures what the above reach, and `make gpu PARTS=sweep` what others would; it
+# Those that measured better: `make gpu` measures what the above reach, `make gpu SCRIPTS=tune` what others would, and
 # prints the lines that belong here.
 TUNED: dict[Kind, Sizes] = {}
 

@@ -19,6 +19,7 @@ from deeprelax.kernels.scalars import ENTROPY_SGD, HJ
 ELEMENTS = 20_011 if EMULATED else 2**31 + 4099
 BOUNDARY = ELEMENTS // 2 if EMULATED else 2**31
 REACH = 3000  # elements on each side that are compared
+pytestmark = pytest.mark.xdist_group("large")  # each takes a third of a GPU's memory
 NEEDS = 26 * 2**30  # bytes: weights and gradients of two each, two buffers of four, and the slices
 
 

@@ -1,5 +1,6 @@
 """What nvcc makes of the CUDA kernels, for GPUs that need not be there: checked in the module that setup.py built."""
 
+import ast
 import importlib.util
 import json
 import re
@@ -15,12 +16,19 @@ from deeprelax.benchmark.traffic import streams
 
 ROOT = Path(__file__).parent.parent.parent
 import cuda_binaries as binaries  # noqa: E402
-from gpu_bench.variants import constant  # noqa: E402
 
 BUILT = importlib.util.find_spec("deeprelax._cuda") is not None
 needs_module = pytest.mark.skipif(
     not BUILT or binaries.cuobjdump() is None, reason="needs the CUDA kernels (nvcc) and cuobjdump"
 )
+
+
+def nvcc_flags() -> list[str]:
+    """Of setup.py."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "NVCC_FLAGS":
+            return list(ast.literal_eval(node.value))
+    raise ValueError("setup.py has no NVCC_FLAGS")
 
 
 def default_architectures() -> list[str]:
@@ -115,7 +123,7 @@ def test_the_ptx_that_other_architectures_code_is_made_from_fuses_and_approximat
     the noise and the outer update; Entropy-SGD, which shares them, would take half a minute."""
     made, file = tmp_path / "made.ptx", ROOT / "csrc" / "cuda_rule.cu"
     flags = [f"-DDR_RULE={rule}", f'-DDR_HEADER="{header}.h"', f"-arch={architecture.replace('sm_', 'compute_')}"]
-    subprocess.run(["nvcc", *constant("NVCC_FLAGS"), *flags, "-ptx", "-o", made, file], check=True)
+    subprocess.run(["nvcc", *nvcc_flags(), *flags, "-ptx", "-o", made, file], check=True)
     code = made.read_text()
     assert f".target {architecture}" in code
     assert "mul.rn.f" in code

@@ -1,0 +1,78 @@
+"""What limits each kernel: an inner call of every rule and dtype under Nsight Compute, at the clocks as they are.
+
+python bench/gpu/ncu.py --backend cuda     # --calls only makes the calls, for ncu
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import torch
+from common import DTYPES, RULES, TRACEBACK, Memory, Rows, arguments, gpu
+
+from deeprelax import kernels
+
+ELEMENTS = 2**26
+STALLS = "long_scoreboard short_scoreboard wait math_pipe_throttle lg_throttle mio_throttle no_instruction not_selected"
+METRICS = {
+    "dram_percent": "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "issue_percent": "smsp__issue_active.avg.pct_of_peak_sustained_active",
+    "warps_percent": "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "registers": "launch__registers_per_thread",
+    "ns": "gpu__time_duration.sum",
+    **{f"stall {name}": f"smsp__average_warps_issue_stalled_{name}_per_issue_active.ratio" for name in STALLS.split()},
+}
+
+
+def work() -> list[tuple[str, str]]:
+    """(rule, dtype) in the order of the calls."""
+    return [(rule.name, dtype) for dtype in DTYPES for rule in RULES]
+
+
+def calls(backend: str, device: torch.device) -> None:
+    """Each once to compile it, and once more for the profiler."""
+    memory, found = Memory(ELEMENTS, device), kernels.get(backend, device)
+    for dtype in DTYPES.values():
+        for rule in RULES:
+            step = memory.calls(found, rule, rule.call("inner"), dtype, ELEMENTS, 1)
+            torch.cuda.profiler.start()
+            step()
+            torch.cuda.synchronize()
+            torch.cuda.profiler.stop()
+
+
+def parsed(printed: str) -> Iterator[dict[str, float]]:
+    """Metrics of each launch of an update, from ncu's raw page as CSV: names, units, then a line a launch."""
+    lines = [line for line in printed.splitlines() if line.startswith('"')]
+    for launch in list(csv.DictReader(lines))[1:]:
+        if "update" in launch["Kernel Name"]:
+            yield {
+                name: float(launch[metric].replace(",", "")) for name, metric in METRICS.items() if launch.get(metric)
+            }
+
+
+def main() -> None:
+    """On the current GPU."""
+    given = arguments(str(__doc__), ("--calls", {"action": "store_true"}))
+    if given.calls:
+        calls(given.backend, gpu())
+        return
+    rows, program = Rows(given.out, "ncu", gpu()), shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
+    # Nsight Compute fixes clocks by default: what it measures would not be what the other scripts measure.
+    options = ["--clock-control=none", "--profile-from-start=off", "--csv", "--page=raw", "--print-units=base"]
+    command = [program, *options, "--metrics", ",".join(METRICS.values()), sys.executable, __file__, "--calls"]
+    with rows.attempt(given.backend):
+        done = subprocess.run([*command, "--backend", given.backend], capture_output=True, text=True)
+        found = list(parsed(done.stdout))
+        if len(found) != len(work()):
+            raise RuntimeError(f"ncu: {(done.stdout + done.stderr)[-TRACEBACK:]}")
+        for (rule, dtype), metrics in zip(work(), found):
+            rows.add(backend=given.backend, rule=rule, dtype=dtype, **metrics)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Says in seconds what ``make gpu`` lacks, since it fetches nothing; prints the GPU's architecture, "90"."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import site
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+# The least major version: pyproject.toml.
+NEEDS = {"setuptools": 77, "pybind11": 2, "pytest": 8, "xdist": 3, "pytest_timeout": 2}
+PACKAGES = {"xdist": "pytest-xdist", "pytest_timeout": "pytest-timeout"}
+ADVICE = """Install it for this Python: {python} -m pip install '{name}>={least}'. Without a network, elsewhere:
+    pip download --no-deps -d wheels '{name}>={least}'
+and here: {python} -m pip install --no-index --no-deps --target DIR wheels/*.whl; export PYTHONPATH=DIR"""
+READ_ONLY = """make gpu installs in place, and {folder} cannot be written: {python} -m venv --system-site-packages DIR,
+then make gpu PYTHON=DIR/bin/python"""
+
+
+def lacking(module: str, least: int) -> str:
+    """What is wrong with a package, and what to do; empty if nothing is."""
+    name = PACKAGES.get(module, module)
+    try:
+        found = version(name)
+        importlib.import_module(module)
+    except (PackageNotFoundError, ImportError):
+        found = ""
+    if found and int(found.split(".")[0]) >= least:
+        return ""
+    said = f"{name} is {found}" if found else f"there is no {name}"
+    return f"make gpu needs {name} {least} or newer, and {said}. " + ADVICE.format(
+        name=name, least=least, python=sys.executable
+    )
+
+
+def main() -> None:
+    """Exits with what is lacking."""
+    problems = [problem for name, least in NEEDS.items() if (problem := lacking(name, least))]
+    folder = site.getsitepackages()[0]
+    if not os.access(folder, os.W_OK):
+        problems.append(READ_ONLY.format(folder=folder, python=sys.executable))
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            problems.append("make gpu needs a GPU and a build of torch for CUDA: torch.cuda.is_available() is False")
+    except ImportError as error:
+        problems.append(f"make gpu needs torch, a build for CUDA, in {sys.executable} ({error})")
+    if problems:
+        sys.exit("\n".join(problems))
+    print("{}{}".format(*torch.cuda.get_device_capability()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""The parts of ``bench/gpu.py``: what a machine with a GPU proves and measures."""
