@@ -1,8 +1,9 @@
 """From hyper-parameters and a clock to the scalars of one call.
 
-The reference of what a captured step derives on the device (``csrc/clock.h``), and what every other step derives on the
-host. Everything is computed in float64 in the order written, except the scale of the noise: the float32 root of a
-float32 product.
+What a step derives on the host, and the reference of what a captured one derives on the device with the CUDA kernels
+(``csrc/clock.h``). Triton compiles the functions of the rules from this file (``triton/clock.py``): in them a constant
+is used where it stands, not given a name. Everything is computed in float64 in the order written, except the scale of
+the noise: the float32 root of a float32 product.
 """
 
 from __future__ import annotations
@@ -78,7 +79,6 @@ class CycleState:
 
 def entropy_sgd(h: Hyper, at: CycleState) -> Scalars:
     """Section 6.1."""
-    absorb, scale = h.flags & ABSORB_GAMMA, noise_scale(at.inner_lr, h.temperature)
     return Scalars(
         inner_lr=at.inner_lr,
         inv_gamma=1 / at.gamma,
@@ -87,9 +87,9 @@ def entropy_sgd(h: Hyper, at: CycleState) -> Scalars:
         alpha=h.alpha,
         one_minus_alpha=1 - h.alpha,
         inner_momentum=h.inner_momentum,
-        noise_scale=scale,
-        outer_step=at.lr if absorb else at.lr / at.gamma,
-        outer_scale=1.0 if absorb else 1 / at.gamma,
+        noise_scale=noise_scale(at.inner_lr, h.temperature),
+        outer_step=at.lr if h.flags & ABSORB_GAMMA else at.lr / at.gamma,
+        outer_scale=1.0 if h.flags & ABSORB_GAMMA else 1 / at.gamma,
         flags=FRESH_VELOCITY if at.first and not h.flags & CARRY_INNER_MOMENTUM else 0,
     )
 

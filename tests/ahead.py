@@ -35,7 +35,7 @@ class Driver:
         self.launched = 0
         monkeypatch.setattr("triton.runtime.driver._active", self)
         monkeypatch.setattr("triton.compiler.compile", self._compile)
-        for kernel in (kernels.update, clock.tick):
+        for kernel in (kernels.update, *clock.TICKS.values()):
             monkeypatch.setattr(kernel, "device_caches", defaultdict(kernel.create_binder))
 
     def get_current_device(self) -> int:

@@ -43,8 +43,9 @@ PULL, AVERAGE = int(Flag.PULL), int(Flag.AVERAGE)
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One launch: ``kernel[grid](**arguments, **options)``."""
+    """One launch for a rule: ``kernel[grid](**arguments, **options)``."""
 
+    rule: str
     kernel: Any
     grid: tuple[int]
     arguments: dict[str, Any]
@@ -133,7 +134,7 @@ def start(launch: Launch, device: torch.device) -> None:
         if fn.jit_function is not launch.kernel:  # another thread's
             return False
         raise RuntimeError(
-            f"Triton has no {launch.arguments['RULE']} kernel yet for the options, dtypes and scaler of the step() "
+            f"Triton has no {launch.rule} kernel yet for the options, dtypes and scaler of the step() "
             "that is being captured, and cannot load one in a capture: run one step() with the same settings before it"
         )
 
@@ -202,7 +203,7 @@ class TritonUpdate:
             "key1": signed(scalars.key1),
             "step": signed(scalars.step),
         }
-        return Launch(kernels.update, plan.grid, arguments, plan.options)
+        return Launch(self._rule.name, kernels.update, plan.grid, arguments, plan.options)
 
     def launch_ticked(self, tick: Tick, addresses: array[int]) -> Launch:
         """What ``run_ticked`` launches."""
@@ -230,7 +231,7 @@ class TritonUpdate:
             "key1": 0,
             "step": 0,
         }
-        return Launch(kernels.update, plan.grid, arguments, plan.options)
+        return Launch(self._rule.name, kernels.update, plan.grid, arguments, plan.options)
 
     def run(self, scalars: Scalars, grads: list[Tensor | None], addresses: array[int]) -> None:
         """One update of every weight of the table, in place: see ``Update.run`` in ``__init__.py``."""
@@ -268,7 +269,7 @@ class Triton:
     def launch_tick(self, tick: Tick) -> Launch:
         """What ``tick`` launches."""
         hyper = tick.hyper
-        reals = struct.pack(f"<{len(clock.Hyper._fields)}d", *(getattr(hyper, name) for name in clock.Hyper._fields))
+        reals = struct.pack(f"<{len(clock.DOUBLES)}d", *(getattr(hyper, name) for name in clock.DOUBLES))
         arguments = {
             "clock": tick.clock.words,
             "scalars": tick.clock.scalars,
@@ -277,13 +278,12 @@ class Triton:
             "grad_scale": tick.grad_scale,
             "found_inf": tick.found_inf,
             "inner_steps": hyper.inner_steps,
-            "flags": hyper.flags & ~(ABSORB_GAMMA | CARRY_INNER_MOMENTUM),
             **dict(zip(clock.HYPER_WORDS, struct.unpack(f"<{len(clock.HYPER_WORDS)}i", reals))),
-            "RULE": tick.rule.name,
-            "ABSORB": hyper.flags & ABSORB_GAMMA != 0,
-            "CARRY": hyper.flags & CARRY_INNER_MOMENTUM != 0,
+            "HYPER_FLAGS": hyper.flags,
         }
-        return Launch(clock.tick, (1,), arguments, {"num_warps": 1, "enable_fp_fusion": False})
+        return Launch(
+            tick.rule.name, clock.TICKS[tick.rule.name], (1,), arguments, {"num_warps": 1, "enable_fp_fusion": False}
+        )
 
     def tick(self, tick: Tick) -> None:
         """Derive the scalars of the group's next call on the device, and advance its clock there."""

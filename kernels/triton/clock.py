@@ -1,33 +1,38 @@
-"""The clock of a captured step in Triton: ``scalars.py`` and ``Tick.on_host`` with the same names and the same order of
-operations.
+"""The clock of a captured step in Triton: one program derives the scalars of the next call and advances the clock.
 
-One program derives the scalars of the next call and advances the clock. Float64 throughout, except the noise's scale.
+What a rule derives is compiled from its function in ``scalars.py``; the rest is ``Tick.on_host``, in its order. Float64
+throughout, except the noise's scale.
 """
 
+from collections import namedtuple
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-from ..abi import REALS, DeviceScalars, Flag, NarrowScalars, Scalars
+from .. import scalars as derivation
+from ..abi import REALS, WIDE, DeviceScalars, Flag, NarrowScalars, Scalars
 from ..clock import WORDS
-from .memory import NARROW, Reals
+from .memory import NARROW
 from .update import power
 
-# DeviceScalars.wide, in words of 4 bytes.
+# DeviceScalars.wide, in words of 4 bytes; its narrow part has the same four words.
 FLAGS, KEY0 = tl.constexpr(Scalars.flags.offset // 4), tl.constexpr(Scalars.key0.offset // 4)
 KEY1, STEP = tl.constexpr(Scalars.key1.offset // 4), tl.constexpr(Scalars.step.offset // 4)
-# DeviceScalars.narrow has the same four words.
 NARROW_FLAGS = tl.constexpr((DeviceScalars.narrow.offset + NarrowScalars.flags.offset) // 4)
-COUNT = tl.constexpr(len(REALS))
+COUNT, WIDE_COUNT = tl.constexpr(len(REALS)), tl.constexpr(len(WIDE))
+AT_LR, AT_MOMENTUM = tl.constexpr(REALS.index("lr")), tl.constexpr(REALS.index("momentum"))
+AT_WEIGHT_DECAY, AT_INV_SCALE = tl.constexpr(REALS.index("weight_decay")), tl.constexpr(REALS.index("inv_scale"))
 # Of both, abi.WIDE, in words of 8 bytes.
-WIDE = tl.constexpr(Scalars.wide_rate.offset // 8)
-NARROW_WIDE = tl.constexpr((DeviceScalars.narrow.offset + NarrowScalars.wide_rate.offset) // 8)
+AT_WIDE = tl.constexpr(Scalars.wide_rate.offset // 8)
+AT_NARROW_WIDE = tl.constexpr((DeviceScalars.narrow.offset + NarrowScalars.wide_rate.offset) // 8)
 
 FIRST_FLAG, LAST_FLAG = tl.constexpr(int(Flag.FIRST)), tl.constexpr(int(Flag.LAST))
 NOISE_FLAG, SKIP_FLAG = tl.constexpr(int(Flag.NOISE)), tl.constexpr(int(Flag.SKIP))
-FRESH_VELOCITY_FLAG, TAKE_PARAM_FLAG = tl.constexpr(int(Flag.FRESH_VELOCITY)), tl.constexpr(int(Flag.TAKE_PARAM))
-PULL_FLAG, AVERAGE_FLAG = tl.constexpr(int(Flag.PULL)), tl.constexpr(int(Flag.AVERAGE))
+TAKE_PARAM_FLAG, PULL_FLAG = tl.constexpr(int(Flag.TAKE_PARAM)), tl.constexpr(int(Flag.PULL))
+STATIC_MASK = tl.constexpr(derivation.STATIC_MASK)
 
 # ClockMemory.words.
 AT_STEP, AT_PHASE = tl.constexpr(WORDS["step"]), tl.constexpr(WORDS["phase"])
@@ -35,6 +40,53 @@ AT_CYCLE_STEPS, AT_FRESH = tl.constexpr(WORDS["cycle_steps"]), tl.constexpr(WORD
 AT_OUTER_STEP_HAPPENED = tl.constexpr(WORDS["outer_step_happened"])
 AT_SEED, AT_REPLICA = tl.constexpr(WORDS["seed"]), tl.constexpr(WORDS["replica"])
 AT_GAMMA, AT_CYCLE_GAMMA = tl.constexpr(WORDS["gamma"]), tl.constexpr(WORDS["cycle_gamma"])
+
+
+class Hyper(NamedTuple):
+    """The float64 fields of ``abi.Hyper``, and its flags, which are constants."""
+
+    keep: Any
+    momentum: Any
+    weight_decay: Any
+    alpha: Any
+    temperature: Any
+    inner_momentum: Any
+    beta1: Any
+    beta2: Any
+    epsilon: Any
+    flags: Any
+
+
+class CycleState(NamedTuple):
+    """``scalars.CycleState``; ``cycle_steps`` is a float64."""
+
+    lr: Any
+    inner_lr: Any
+    gamma: Any
+    next_gamma: Any
+    step: Any
+    cycle_steps: Any
+    first: Any
+    last: Any
+    fresh: Any
+
+
+# What a rule derives, in the place of ``Scalars``.
+NAMES, DEFAULTS = (*REALS, *WIDE, "flags"), (*[0.0] * len(REALS + WIDE), 0)
+Derived: Any = namedtuple("Derived", NAMES, defaults=DEFAULTS)  # type: ignore[misc]
+
+
+@triton.jit
+def noise_scale(a, b=1.0):
+    """The float32 square root of the float32 product."""
+    return tl.sqrt_rn(tl.cast(a, tl.float32) * tl.cast(b, tl.float32)).to(tl.float64)
+
+
+@triton.jit
+def bias_correction(rate, beta1, beta2, count):
+    """``scalars.bias_correction``."""
+    one = tl.full((), 1.0, tl.float64)
+    return rate / (one - power(beta1, count)), one / tl.sqrt(one - power(beta2, count))
 
 
 @triton.jit
@@ -51,179 +103,9 @@ def float64(low, high):
 
 
 @triton.jit
-def noise_scale(value):
-    """The float32 square root of a float32."""
-    return tl.sqrt_rn(value).to(tl.float64)
-
-
-class Hyper(NamedTuple):
-    """The float64 fields of ``abi.Hyper``."""
-
-    keep: Any
-    momentum: Any
-    weight_decay: Any
-    alpha: Any
-    temperature: Any
-    inner_momentum: Any
-    beta1: Any
-    beta2: Any
-    epsilon: Any
-
-
-@triton.jit
-def entropy_sgd(h, gamma, lr, inner_lr, inv_scale, ABSORB: tl.constexpr):
-    """Section 6.1."""
-    one = tl.full((), 1.0, tl.float64)
-    return Reals(
-        inner_lr,
-        one / gamma,
-        inner_lr / gamma,
-        one + inner_lr / gamma,
-        h.alpha,
-        one - h.alpha,
-        0.0,
-        h.weight_decay,
-        h.inner_momentum,
-        noise_scale(inner_lr.to(tl.float32) * h.temperature.to(tl.float32)),
-        lr if ABSORB else lr / gamma,
-        1.0 if ABSORB else one / gamma,
-        lr,
-        h.momentum,
-        inv_scale,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )
-
-
-@triton.jit
-def hj(h, gamma, lr, inv_scale):
-    """Section 6.2."""
-    one = tl.full((), 1.0, tl.float64)
-    return Reals(
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        h.alpha,
-        one - h.alpha,
-        gamma,
-        h.weight_decay,
-        0.0,
-        0.0,
-        lr,
-        1.0,
-        lr,
-        h.momentum,
-        inv_scale,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )
-
-
-@triton.jit
-def heat(h, next_gamma, lr, cycle_steps, inv_scale):
-    """Section 6.3, eq. 26. The noise is that of the next gradient."""
-    one = tl.full((), 1.0, tl.float64)
-    steps = cycle_steps.to(tl.float64)
-    return Reals(
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        h.weight_decay,
-        0.0,
-        noise_scale(next_gamma.to(tl.float32)),
-        lr / steps,
-        one / steps,
-        lr,
-        h.momentum,
-        inv_scale,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )
-
-
-@triton.jit
-def outer(h, lr, inv_scale):
-    """The outer loop around another optimizer."""
-    one = tl.full((), 1.0, tl.float64)
-    return Reals(
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        h.alpha,
-        one - h.alpha,
-        0.0,
-        h.weight_decay,
-        0.0,
-        0.0,
-        one - lr,
-        1.0,
-        lr,
-        h.momentum,
-        inv_scale,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )
-
-
-@triton.jit
-def entropy_adamw(h, gamma, lr, inner_lr, step, inv_scale):
-    """AdamW inside the two loops."""
-    one = tl.full((), 1.0, tl.float64)
-    return Reals(
-        inner_lr,
-        one / gamma,
-        0.0,
-        0.0,
-        h.alpha,
-        one - h.alpha,
-        0.0,
-        h.weight_decay,
-        0.0,
-        noise_scale(inner_lr.to(tl.float32) * h.temperature.to(tl.float32)),
-        one - lr,
-        1.0,
-        lr,
-        h.momentum,
-        inv_scale,
-        h.beta1,
-        one - h.beta1,
-        h.beta2,
-        one - h.beta2,
-        h.epsilon,
-        one - inner_lr * h.weight_decay,
-        inner_lr / (one - power(h.beta1, step + 1)),
-        one / tl.sqrt(one - power(h.beta2, step + 1)),
-    )
+def unscale(scale):
+    """What the gradients of a loss multiplied by ``scale`` are multiplied by: a float32."""
+    return (1.0 / scale.to(tl.float64)).to(tl.float32).to(tl.float64)
 
 
 @triton.jit
@@ -236,28 +118,37 @@ def store_words(words, flags, key0, key1, step):
 
 
 @triton.jit
-def store_wide(wide, h, inner_rate, step):
-    """``abi.WIDE``."""
-    tl.store(wide, inner_rate)
-    tl.store(wide + 1, h.beta1)
-    tl.store(wide + 2, h.beta2)
-    tl.store(wide + 3, (step + 1).to(tl.float64))
+def store(scalars, s, h, lr, inv_scale, seed, replica, step, flags):
+    """Both parts of ``DeviceScalars``: what the rule derives, and what is the same for all, as ``Rule.scalars``."""
+    wide, narrow = scalars.to(tl.pointer_type(tl.float64)), scalars.to(tl.pointer_type(tl.float32)) + NARROW
+    for k in tl.static_range(COUNT):
+        value = tl.cast(s[k], tl.float64)
+        if k == AT_LR:
+            value = tl.cast(lr, tl.float64)
+        elif k == AT_MOMENTUM:
+            value = h.momentum
+        elif k == AT_WEIGHT_DECAY:
+            value = h.weight_decay
+        elif k == AT_INV_SCALE:
+            value = tl.cast(inv_scale, tl.float64)
+        tl.store(wide + k, value)
+        tl.store(narrow + k, value.to(tl.float32))
+    for k in tl.static_range(WIDE_COUNT):
+        value = tl.cast(s[COUNT + k], tl.float64)
+        tl.store(wide + AT_WIDE + k, value)
+        tl.store(wide + AT_NARROW_WIDE + k, value)
+    words = scalars.to(tl.pointer_type(tl.int32))
+    key0, key1 = seed.to(tl.int32), ((seed >> 32) ^ replica).to(tl.int32)
+    store_words(words + FLAGS, flags, key0, key1, step.to(tl.int32))
+    store_words(words + NARROW_FLAGS, flags, key0, key1, step.to(tl.int32))
 
 
-@triton.jit
-def advance(
-    clock,
-    scalars,
-    h,
-    lr,
-    inner_lr,
-    grad_scale,
-    inner_steps,
-    flags,
-    RULE: tl.constexpr,
-    ABSORB: tl.constexpr,
-    CARRY: tl.constexpr,
-):
+# What a rule derives, and how many steps its noise is ahead: each rule's kernel sees its own.
+derive: Any = None
+AHEAD = tl.constexpr(0)
+
+
+def advance(clock, scalars, h, lr, inner_lr, grad_scale, inner_steps, HYPER_FLAGS: tl.constexpr):
     """``tick`` without an overflow."""
     gammas = clock.to(tl.pointer_type(tl.float64))
     step, phase, fresh = tl.load(clock + AT_STEP), tl.load(clock + AT_PHASE), tl.load(clock + AT_FRESH) != 0
@@ -265,42 +156,39 @@ def advance(
     cycle_steps = tl.where(begins, inner_steps, tl.load(clock + AT_CYCLE_STEPS))
     group_gamma = tl.load(gammas + AT_GAMMA)
     gamma = tl.where(begins, group_gamma, tl.load(gammas + AT_CYCLE_GAMMA))
-    seed, replica = tl.load(clock + AT_SEED), tl.load(clock + AT_REPLICA)
     first, last = fresh | begins, phase + 1 >= cycle_steps
     scoped_gamma = group_gamma * h.keep
     rate = tl.load(lr).to(tl.float64)
+    inner_rate = tl.full((), 0.0, tl.float64) if inner_lr is None else tl.load(inner_lr).to(tl.float64)
     inv_scale = 1.0 if grad_scale is None else unscale(tl.load(grad_scale))
-    flags = flags | flag(first, FIRST_FLAG) | flag(last, LAST_FLAG)
-    ahead = 0
-    inner_rate = 0.0 if inner_lr is None else tl.load(inner_lr).to(tl.float64)
-    if RULE == "entropy_sgd":
-        reals = entropy_sgd(h, gamma, rate, inner_rate, inv_scale, ABSORB)
-        if not CARRY:
-            flags = flags | flag(first, FRESH_VELOCITY_FLAG)
-    elif RULE == "hj":
-        reals = hj(h, gamma, rate, inv_scale)
-    elif RULE == "outer":
-        reals = outer(h, rate, inv_scale)
-        flags = flags | flag(h.alpha != 0, AVERAGE_FLAG)
-    elif RULE == "entropy_adamw":
-        reals = entropy_adamw(h, gamma, rate, inner_rate, step, inv_scale)
-        flags = flags | flag(reals.inv_gamma != 0, PULL_FLAG) | flag(h.alpha != 0, AVERAGE_FLAG)
-    else:
-        reals = heat(h, tl.where(last, scoped_gamma, gamma), rate, cycle_steps, inv_scale)
-        flags = flags | flag(fresh, TAKE_PARAM_FLAG)
-        ahead = 1
-    if RULE != "hj" and RULE != "outer":
-        flags = flags | flag(reals.noise_scale != 0, NOISE_FLAG)
-    for k in tl.static_range(COUNT):
-        tl.store(scalars.to(tl.pointer_type(tl.float64)) + k, tl.cast(reals[k], tl.float64))
-        tl.store(scalars.to(tl.pointer_type(tl.float32)) + NARROW + k, tl.cast(reals[k], tl.float32))
-    wide = scalars.to(tl.pointer_type(tl.float64))
-    store_wide(wide + WIDE, h, inner_rate, step)
-    store_wide(wide + NARROW_WIDE, h, inner_rate, step)
-    words = scalars.to(tl.pointer_type(tl.int32))
-    key0, key1, at_step = seed.to(tl.int32), ((seed >> 32) ^ replica).to(tl.int32), (step + ahead).to(tl.int32)
-    store_words(words + FLAGS, flags, key0, key1, at_step)
-    store_words(words + NARROW_FLAGS, flags, key0, key1, at_step)
+    s = derive(
+        Hyper(
+            h.keep,
+            h.momentum,
+            h.weight_decay,
+            h.alpha,
+            h.temperature,
+            h.inner_momentum,
+            h.beta1,
+            h.beta2,
+            h.epsilon,
+            HYPER_FLAGS,
+        ),
+        CycleState(
+            rate,
+            inner_rate,
+            gamma,
+            tl.where(last, scoped_gamma, gamma),
+            step,
+            cycle_steps.to(tl.float64),
+            first,
+            last,
+            fresh,
+        ),
+    )
+    flags = flag(first, FIRST_FLAG) | flag(last, LAST_FLAG) | flag(s.noise_scale != 0, NOISE_FLAG)
+    flags = flags | s.flags | (STATIC_MASK & HYPER_FLAGS)
+    store(scalars, s, h, rate, inv_scale, tl.load(clock + AT_SEED), tl.load(clock + AT_REPLICA), step + AHEAD, flags)
     tl.store(gammas + AT_GAMMA, tl.where(last, scoped_gamma, group_gamma))
     tl.store(gammas + AT_CYCLE_GAMMA, gamma)
     tl.store(clock + AT_STEP, step + 1)
@@ -310,21 +198,11 @@ def advance(
     tl.store(clock + AT_OUTER_STEP_HAPPENED, last.to(tl.int64))
 
 
-@triton.jit
-def unscale(scale):
-    """What the gradients of a loss multiplied by ``scale`` are multiplied by: a float32."""
-    return (1.0 / scale.to(tl.float64)).to(tl.float32).to(tl.float64)
-
-
 # The bits of the float64 hyper-parameters, as int32: low word, high word.
-HYPER_WORDS = [f"{name}_{half}" for name in Hyper._fields for half in ("low", "high")]
+DOUBLES = Hyper._fields[:-1]
+HYPER_WORDS = [f"{name}_{half}" for name in DOUBLES for half in ("low", "high")]
 
 
-# An address that is no multiple of 16 or a word that is 1 must not make another kernel: a capture cannot compile one.
-@triton.jit(
-    do_not_specialize=["inner_steps", "flags", *HYPER_WORDS],
-    do_not_specialize_on_alignment=["lr", "inner_lr", "grad_scale", "found_inf"],
-)
 def tick(
     clock,
     scalars,
@@ -333,7 +211,6 @@ def tick(
     grad_scale,
     found_inf,
     inner_steps,
-    flags,
     keep_low,
     keep_high,
     momentum_low,
@@ -352,9 +229,7 @@ def tick(
     beta2_high,
     epsilon_low,
     epsilon_high,
-    RULE: tl.constexpr,
-    ABSORB: tl.constexpr,
-    CARRY: tl.constexpr,
+    HYPER_FLAGS: tl.constexpr,
 ):
     """Derives the scalars of the next call and advances the clock; with infinities in the gradients neither.
 
@@ -378,5 +253,42 @@ def tick(
             float64(beta1_low, beta1_high),
             float64(beta2_low, beta2_high),
             float64(epsilon_low, epsilon_high),
+            0,
         )
-        advance(clock, scalars, h, lr, inner_lr, grad_scale, inner_steps, flags, RULE, ABSORB, CARRY)
+        advance(clock, scalars, h, lr, inner_lr, grad_scale, inner_steps, HYPER_FLAGS)
+
+
+def with_globals(function: Callable[..., Any], **names: Any) -> Any:
+    """The function, which sees these in the place of what its module calls so."""
+    code, everything = function.__code__, {**function.__globals__, **names}
+    seeing = FunctionType(code, everything, function.__name__, function.__defaults__)
+    seeing.__annotations__ = function.__annotations__  # which parameters are constants
+    return seeing
+
+
+def kernel_of(rule: derivation.Rule) -> Any:
+    """``tick`` with what the rule derives, compiled from ``scalars.py``."""
+    constant = int if triton.knobs.runtime.interpret else tl.constexpr  # the interpreter runs it as Python
+    flags = {name: constant(getattr(derivation, name)) for name in FLAGS_DERIVED}
+    ours: dict[str, Any] = {
+        "tl": tl,
+        "Hyper": Hyper,
+        "CycleState": CycleState,
+        "Scalars": Derived,
+        "noise_scale": noise_scale,
+        "bias_correction": bias_correction,
+    }
+    derive = triton.jit(with_globals(rule.derive, **ours, **flags))
+    bound = triton.jit(with_globals(advance, derive=derive, AHEAD=tl.constexpr(rule.ahead)))
+    # An address that is no multiple of 16 or a word that is 1 must not make another kernel: a capture cannot compile
+    # one.
+    return triton.jit(
+        with_globals(tick, advance=bound),
+        do_not_specialize=["inner_steps", *HYPER_WORDS],
+        do_not_specialize_on_alignment=["lr", "inner_lr", "grad_scale", "found_inf"],
+    )
+
+
+# What rules find in the flags, and put into them.
+FLAGS_DERIVED = ("ABSORB_GAMMA", "CARRY_INNER_MOMENTUM", "FRESH_VELOCITY", "TAKE_PARAM", "PULL", "AVERAGE")
+TICKS = {rule.name: kernel_of(rule) for rule in derivation.RULES.values()}

@@ -1,7 +1,7 @@
 """The kernel that Triton launches: one program finds its chunk and runs its rule on it.
 
 The scalars of a call are arguments; of a ticked one (a step that a CUDA graph may replay) they lie in
-``DeviceScalars``, where ``clock.tick`` has put them, and the place in the cycle is a branch.
+``DeviceScalars``, where ``clock.py`` has put them, and the place in the cycle is a branch.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .clock import (
+    AT_WIDE,
     FIRST_FLAG,
     FLAGS,
     KEY0,
@@ -20,7 +21,6 @@ from .clock import (
     SKIP_FLAG,
     STEP,
     TAKE_PARAM_FLAG,
-    WIDE,
 )
 from .memory import Operands, block_of, locate, read_reals
 from .noise import Stream
@@ -99,11 +99,11 @@ def run_block(
     block = block_of(chunk, at, BLOCK)
     if TICKED:
         c = read_reals(scalars, T)
-        wide = scalars.to(tl.pointer_type(tl.float64)) + WIDE
+        wide = scalars.to(tl.pointer_type(tl.float64)) + AT_WIDE
         run_ticked(RULE, block, p, c, o, Stream(key0, key1, step, PER_THREAD), wide, flags, BLOCK)
     elif IN_MEMORY:
         c = read_reals(scalars, T)
-        wide = scalars.to(tl.pointer_type(tl.float64)) + WIDE
+        wide = scalars.to(tl.pointer_type(tl.float64)) + AT_WIDE
         run_rule(RULE, block, p, c, o, Stream(key0, key1, step, PER_THREAD), wide, BLOCK, FIRST, LAST)
     else:
         run_rule(RULE, block, p, scalars, o, Stream(key0, key1, step, PER_THREAD), None, BLOCK, FIRST, LAST)
