@@ -8,8 +8,9 @@
 namespace deeprelax {
 
 // Update rules by number: the type and the header in which it stands.
-#define DR_RULES(RULE) \
-  RULE(EntropySGD, entropy_sgd) RULE(HJ, hj) RULE(Heat, heat) RULE(EntropyAdamW, entropy_adamw) RULE(Outer, outer)
+#define DR_RULES(RULE)          \
+  RULE(EntropySGD, entropy_sgd) \
+  RULE(HJ, hj) RULE(Heat, heat) RULE(EntropyAdamW, entropy_adamw) RULE(Outer, outer) RULE(ElasticSGD, elastic_sgd)
 
 // Types of weights by number.
 #define DR_DTYPES(DTYPE) DTYPE(double, float64) DTYPE(float, float32) DTYPE(bfloat16, bfloat16) DTYPE(float16, float16)

@@ -116,7 +116,7 @@ void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type
         fill_normals(normals, stream, static_cast<uint32_t>(tensor.index), global / 4, groups, ahead);
         tile.drawn = normals + skip;
       }
-      if (kRounds && !(On & kLast)) {
+      if (kRounds) {
         fill_words(words, stream, static_cast<uint32_t>(tensor.index), global / 4, groups);
         tile.words = words + skip;
       }

@@ -257,7 +257,7 @@ inline int load_kernel(const void* kernel) {
 
 template <class P, class R, uint32_t On, bool Fast, class T>
 int start(const Arguments<P, T>& a, int64_t blocks, CUstream_st* stream, Do what) {
-  constexpr int kBlocks = R::blocks(sizeof(P), Fast, (On & kNoise) != 0);
+  constexpr int kBlocks = R::blocks(sizeof(P), Fast, On);
   const auto kernel = reinterpret_cast<const void*>(update<P, T, R, On, Fast, kBlocks>);
   if (what == Do::kLoad) return load_kernel(kernel);
   if (what == Do::kEmulate) {

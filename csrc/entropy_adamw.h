@@ -14,9 +14,9 @@ struct EntropyAdamW {
   static constexpr uint32_t kUnread = kWeightDecay;  // it is in `decay`, which may be 1
   static constexpr bool kCounts = true;
   static constexpr bool writes_unread(uint32_t) { return false; }
-  static constexpr int blocks(int weight_bytes, bool fast, bool noise) {
+  static constexpr int blocks(int weight_bytes, bool fast, uint32_t on) {
     if (weight_bytes == 8) return 1;
-    return weight_bytes == 4 && fast && !noise ? 3 : 2;
+    return weight_bytes == 4 && fast && !(on & kNoise) ? 3 : 2;
   }
 
   // kernels/scalars.py, entropy_adamw.

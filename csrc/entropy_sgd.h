@@ -13,10 +13,10 @@ struct EntropySGD {
   static constexpr uint32_t kUnread = 0;
   static constexpr bool kCounts = false;
   static constexpr bool writes_unread(uint32_t) { return false; }
-  static constexpr int blocks(int weight_bytes, bool fast, bool noise) {
+  static constexpr int blocks(int weight_bytes, bool fast, uint32_t on) {
     if (weight_bytes == 8) return 2;
-    if (fast) return (weight_bytes == 4 ? 4 : 3) - (noise ? 1 : 0);
-    return weight_bytes == 4 && !noise ? 3 : 2;
+    if (fast) return (weight_bytes == 4 ? 4 : 3) - (on & kNoise ? 1 : 0);
+    return weight_bytes == 4 && !(on & kNoise) ? 3 : 2;
   }
 
   // kernels/scalars.py, entropy_sgd.

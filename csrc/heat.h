@@ -13,7 +13,7 @@ struct Heat {
   static constexpr uint32_t kUnread = 0;
   static constexpr bool kCounts = false;
   static constexpr bool writes_unread(uint32_t) { return true; }
-  static constexpr int blocks(int weight_bytes, bool fast, bool) {
+  static constexpr int blocks(int weight_bytes, bool fast, uint32_t) {
     if (fast) return weight_bytes == 4 ? 4 : 2;
     return weight_bytes == 8 ? 2 : 3;
   }

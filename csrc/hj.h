@@ -12,7 +12,7 @@ struct HJ {
   static constexpr uint32_t kUnread = 0;
   static constexpr bool kCounts = false;
   static constexpr bool writes_unread(uint32_t options) { return !(options & kFirst); }
-  static constexpr int blocks(int weight_bytes, bool fast, bool) {
+  static constexpr int blocks(int weight_bytes, bool fast, uint32_t) {
     return weight_bytes == 8 ? 2 : weight_bytes == 4 && fast ? 4 : 3;
   }
 

@@ -13,7 +13,7 @@ struct Outer {
   static constexpr uint32_t kUnread = kUnscale | kMaximize | kWeightDecay;
   static constexpr bool kCounts = false;
   static constexpr bool writes_unread(uint32_t) { return false; }
-  static constexpr int blocks(int weight_bytes, bool fast, bool) {
+  static constexpr int blocks(int weight_bytes, bool fast, uint32_t) {
     return weight_bytes == 8 ? 2 : weight_bytes == 4 && fast ? 4 : 3;
   }
 

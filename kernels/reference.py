@@ -275,6 +275,53 @@ def outer(c: Scalars, w: Tensor, stepped: bool, x: Tensor, z: Tensor | None, b: 
         z.copy_(z_)
 
 
+def elastic_sgd(
+    c: Scalars,
+    w: Tensor,
+    g: Tensor | None,
+    x: Tensor,
+    y: Tensor | None,
+    v: Tensor | None,
+    index: int,
+    start: int,
+) -> None:
+    """Eq. 3 on one worker: Langevin steps toward the centre x, which the workers move together between the calls. ``y``
+    is the float32 point of a bf16 or fp16 weight, None where the weight is y itself; ``v`` is the inner momentum."""
+    take, implicit, fresh = c.flags & TAKE_PARAM, c.flags & IMPLICIT, c.flags & FRESH_VELOCITY
+    wide = x.dtype
+    y_ = w.to(wide) if y is None else y
+    if take:
+        x.copy_(take_x(x, w))
+        y_ = x
+    if g is None:
+        if c.inner_momentum != 0 and fresh:
+            assert v is not None
+            v.zero_()
+        if take and y is not None:
+            y.copy_(y_)
+        return
+    # The weight is y rounded to its dtype; a kernel rounds y again rather than read it.
+    at = y_.to(w.dtype).to(wide) if y is not None and not take else w.to(wide)
+    d = force(g.to(wide), at, c)
+    if not implicit:
+        d = d + (y_ - x) * c.inv_gamma
+    if c.inner_momentum != 0:
+        assert v is not None
+        new_v = d if fresh else v * c.inner_momentum + d
+        d = d + new_v * c.inner_momentum if c.flags & NESTEROV else new_v
+        v.copy_(new_v)
+    y_ = y_ - d * c.inner_lr
+    if implicit:
+        y_ = y_ + x * c.pull
+    if c.noise_scale != 0:
+        y_ = y_ + noise.normal(stream_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale
+    if implicit:
+        y_ = y_ / torch.full_like(y_, c.denominator)
+    if y is not None:
+        y.copy_(y_)
+    round_weight(c, w, y_, index, start)
+
+
 class EagerUpdate:
     """The reference on the tensors of one table."""
 
@@ -300,6 +347,9 @@ class EagerUpdate:
                     continue
                 if self.rule.name == "outer":
                     outer(scalars, w, g is not None, x, acc, m)
+                    continue
+                if self.rule.name == "elastic_sgd":
+                    elastic_sgd(scalars, w, g, x, y, v, index, first)
                     continue
                 assert acc is not None
                 if self.rule.name == "entropy_sgd":

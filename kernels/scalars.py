@@ -166,6 +166,20 @@ def outer(h: Hyper, at: CycleState) -> Scalars:
     )
 
 
+def elastic_sgd(h: Hyper, at: CycleState) -> Scalars:
+    """Eq. 3, on one worker. The outer update is not the kernel's."""
+    return Scalars(
+        inner_lr=at.inner_lr,
+        inv_gamma=1 / at.gamma,
+        pull=at.inner_lr / at.gamma,
+        denominator=1 + at.inner_lr / at.gamma,
+        inner_momentum=h.inner_momentum,
+        noise_scale=noise_scale(at.inner_lr, h.temperature),
+        flags=(FRESH_VELOCITY if at.first and not h.flags & CARRY_INNER_MOMENTUM else 0)
+        | (TAKE_PARAM if at.fresh else 0),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """What the backends and the optimizers know of an update rule.
@@ -173,7 +187,7 @@ class Rule:
     Attributes:
         name: the name of its function in ``reference.py``, ``triton/rules.py`` and of its header in ``csrc``.
         number: its place in the list of ``csrc/abi.h``.
-        acc: the buffer that gathers over a cycle: z, p or s.
+        acc: the buffer that gathers over a cycle: z, p or s; "" for none.
         kept: the buffers that it has from construction on, beyond y.
         derive: its scalars; ``scalars`` adds those that all rules have.
         ahead: how many steps ahead of its gradient the noise of a call is.
@@ -244,4 +258,15 @@ ENTROPY_ADAMW = Rule(
     counts=True,
 )
 OUTER = Rule("outer", 4, "z", ("x",), outer, optional=(("momentum", "momentum_buffer"), ("alpha", "z")))
-RULES = {rule.name: rule for rule in (ENTROPY_SGD, HJ, HEAT, ENTROPY_ADAMW, OUTER)}
+ELASTIC_SGD = Rule(
+    "elastic_sgd",
+    5,
+    "",
+    ("x",),
+    elastic_sgd,
+    keeps_y=True,
+    optional=(("momentum", "momentum_buffer"), ("inner_momentum", "inner_momentum_buffer")),
+    rates=("lr", "inner_lr"),
+    draws=(False, True),
+)
+RULES = {rule.name: rule for rule in (ENTROPY_SGD, HJ, HEAT, ENTROPY_ADAMW, OUTER, ELASTIC_SGD)}

@@ -254,12 +254,42 @@ def outer_calls(dtype: torch.dtype) -> Iterator[Call]:
         yield call("outer", flags, alpha=alpha, one_minus_alpha=1 - alpha, momentum=0.9 * momentum, inv_scale=1.0)
 
 
+def elastic_sgd_calls(dtype: torch.dtype) -> Iterator[Call]:
+    rng = random.Random(3)
+    for take, noisy, decay, inner, implicit, fresh in itertools.product(BOOLS, repeat=6):
+        first, last, maximize, nesterov, rounding = (rng.random() < 0.5 for _ in range(5))
+        flags = {
+            Flag.FIRST: first,
+            Flag.LAST: last,
+            Flag.TAKE_PARAM: take,
+            Flag.MAXIMIZE: maximize,
+            Flag.IMPLICIT: implicit,
+            Flag.NESTEROV: nesterov,
+            Flag.FRESH_VELOCITY: fresh,
+            Flag.STOCHASTIC_ROUNDING: rounding and dtype == torch.bfloat16,
+        }
+        yield call(
+            "elastic_sgd",
+            flags,
+            inner_lr=0.11,
+            inv_gamma=1.3,
+            pull=0.17,
+            denominator=1.17,
+            noise_scale=0.05 * noisy,
+            weight_decay=0.03 * decay,
+            inner_momentum=0.8 * inner,
+            momentum=0.9 * (rng.random() < 0.5),
+            inv_scale=SCALES[rng.random() < 0.5],
+        )
+
+
 CALLS: list[Callable[[torch.dtype], Iterator[Call]]] = [
     entropy_sgd_calls,
     hj_calls,
     heat_calls,
     entropy_adamw_calls,
     outer_calls,
+    elastic_sgd_calls,
 ]
 
 

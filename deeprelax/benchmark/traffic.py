@@ -43,6 +43,8 @@ STREAMS: dict[str, dict[str, tuple[str, str]]] = {
         "last": ("g w x e q", "w e q"),
         "only": ("g w e q", "w e q"),
     },
+    # Its kernel alone; the exchange of the last call has passes of its own.
+    "ElasticSGD": dict.fromkeys(KINDS, ("g w x", "w")),
     # Its own pass alone, after the inner optimizer's.
     "OuterLoop": {"first": ("", ""), "inner": ("", ""), "last": ("w x", "w"), "only": ("w x", "w")},
 }
@@ -71,7 +73,8 @@ def streams(
     """What one call on a weight with a gradient reads and writes.
 
     Args:
-        optimizer: "EntropySGD", "HJ", "Heat", "EntropyAdamW" or "OuterLoop".
+        optimizer: "EntropySGD", "HJ", "Heat", "EntropyAdamW", "ElasticSGD", "Parle" (without its exchange) or
+            "OuterLoop".
         dtype: the parameters'.
         kind: one of ``KINDS``.
         momentum, inner_momentum, carry_inner_momentum, weight_decay, stochastic_rounding: as the optimizer has them.
@@ -84,12 +87,16 @@ def streams(
     Raises:
         ValueError: there is no such optimizer, kind or dtype.
     """
-    for value, known in ((optimizer, list(STREAMS)), (kind, list(KINDS)), (dtype, list(COMPUTE_DTYPE))):
+    for value, known in ((optimizer, [*STREAMS, "Parle"]), (kind, list(KINDS)), (dtype, list(COMPUTE_DTYPE))):
         if value not in known:
             raise ValueError(f"unknown {value!r}; expected one of {', '.join(map(str, known))}")
+    optimizer = "EntropySGD" if optimizer == "Parle" else optimizer
     reads, writes = (set(names.split()) for names in STREAMS[optimizer][kind])
     begins, ends = kind in ("first", "only"), kind in ("last", "only")
-    if COMPUTE_DTYPE[dtype] != dtype and optimizer != "OuterLoop":
+    if optimizer == "ElasticSGD" and COMPUTE_DTYPE[dtype] != dtype:
+        if not (stochastic_rounding and dtype == torch.bfloat16):  # y is read, and rounded again
+            reads, writes = reads - {"w"} | {"y"}, writes | {"y"}
+    elif COMPUTE_DTYPE[dtype] != dtype and optimizer != "OuterLoop":
         # x is more than the parameter shows. (Heat moves it in any dtype.)
         if begins:
             reads |= {"x"}
@@ -100,9 +107,9 @@ def streams(
                 reads = reads - {"w"} | {"y"}
             if not ends:
                 writes |= {"y"}
-    if momentum != 0 and ends:
+    if momentum != 0 and ends and optimizer != "ElasticSGD":
         reads, writes = reads | {"m"}, writes | {"m"}
-    if optimizer == "EntropySGD" and inner_momentum != 0:
+    if optimizer in ("EntropySGD", "ElasticSGD") and inner_momentum != 0:
         if carry_inner_momentum or not begins:
             reads |= {"v"}
         writes |= {"v"}

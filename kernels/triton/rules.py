@@ -286,12 +286,67 @@ def entropy_adamw(at, p, c, o, stream, wide, BLOCK: tl.constexpr, FIRST: tl.cons
 
 
 @triton.jit
+def elastic_sgd(at, p, c, o, stream, BLOCK: tl.constexpr):
+    """Eq. 3 on one worker: Langevin steps toward the centre x."""
+    P: tl.constexpr = p.w.dtype.element_ty
+    T: tl.constexpr = p.x.dtype.element_ty
+    source = Operands(
+        p.w if p.y is None else None,
+        p.g,
+        p.x,
+        p.y,
+        None,
+        None,
+        p.v if not o.fresh_velocity else None,
+        None,
+    )
+    old = read(source, at, BLOCK)
+    x_ = old.x
+    if p.y is None:
+        y_ = widen(old.w)
+        w = y_
+    else:
+        y_ = old.y
+        # The weight is y rounded to its dtype: round again rather than read it.
+        w = widen(narrow(y_, P))
+    if o.take_param:
+        w = weight(p, at, BLOCK)
+        x_ = take_x(x_, w, P)
+        y_ = x_
+    v_ = tl.zeros_like(x_) if o.fresh_velocity or p.v is None else old.v
+    if at.has_grad:
+        d = force(widen(old.g), w, c, o)
+        if not o.implicit:
+            d = d + (y_ - x_) * c.inv_gamma
+        if p.v is not None:
+            v_ = d if o.fresh_velocity else v_ * c.inner_momentum + d
+            d = d + v_ * c.inner_momentum if o.nesterov else v_
+        y_ = y_ - d * c.inner_lr
+        if o.implicit:
+            y_ = y_ + x_ * c.pull
+        if o.noise:
+            y_ = y_ + normal(stream, at.index, at.start, BLOCK).to(T) * c.noise_scale
+        if o.implicit:
+            y_ = divide(y_, c.denominator)
+    if o.stochastic_rounding:  # noqa: SIM108
+        w_ = round_stochastically(y_, words(stream, at.index, at.start, BLOCK))
+    else:
+        w_ = narrow(y_, P)
+    new = Operands(w_, None, None, y_ if p.y is not None else None, None, None, v_ if p.v is not None else None, None)
+    write(p, new, at, BLOCK, False, True)
+    if o.take_param:
+        write(p, Operands(None, None, x_, None, None, None, None, None), at, BLOCK, False, True)
+
+
+@triton.jit
 def run_rule(
     RULE: tl.constexpr, at, p, c, o, stream, wide, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr
 ):
     """The rule of that name, on a chunk on which it does anything."""
     if RULE == "heat":
         heat(at, p, c, o, stream, BLOCK, FIRST, LAST)
+    elif RULE == "elastic_sgd":
+        elastic_sgd(at, p, c, o, stream, BLOCK)
     elif RULE == "outer":
         if LAST or (o.average and at.has_grad):
             outer(at, p, c, o, BLOCK, FIRST, LAST)

@@ -25,6 +25,12 @@ from deeprelax.cli.main import main
 SMALL = typed("64x3,128,64")
 
 
+@pytest.fixture(params=OPTIMIZERS)
+def name(request: pytest.FixtureRequest) -> str:
+    """Each optimizer that is profiled."""
+    return str(request.param)
+
+
 @pytest.fixture(autouse=True)
 def _small_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiler, "COPY_BYTES", {"cpu": 2**16, "cuda": 2**16})

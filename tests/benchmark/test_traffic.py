@@ -20,7 +20,13 @@ BUFFERS |= {"exp_avg": "e", "exp_avg_sq": "q"}
 
 @pytest.mark.parametrize(
     ("optimizer", "words"),
-    [("EntropySGD", (5, 6, 5)), ("HJ", (5, 5, 4)), ("Heat", (4, 5, 5)), ("EntropyAdamW", (8, 7, 8))],
+    [
+        ("EntropySGD", (5, 6, 5)),
+        ("HJ", (5, 5, 4)),
+        ("Heat", (4, 5, 5)),
+        ("EntropyAdamW", (8, 7, 8)),
+        ("ElasticSGD", (4, 4, 4)),
+    ],
 )
 @pytest.mark.parametrize("dtype", [F32, torch.float64])
 def test_words_of_the_first_an_inner_and_the_last_call(
@@ -30,7 +36,7 @@ def test_words_of_the_first_an_inner_and_the_last_call(
     assert found == [dtype.itemsize * n for n in words]
 
 
-@pytest.mark.parametrize(("optimizer", "count"), [("EntropySGD", 24), ("HJ", 16), ("Heat", 16)])
+@pytest.mark.parametrize(("optimizer", "count"), [("EntropySGD", 24), ("HJ", 16), ("Heat", 16), ("ElasticSGD", 16)])
 @pytest.mark.parametrize("dtype", [BF16, torch.float16])
 def test_bytes_of_an_inner_call_on_narrow_weights(optimizer: str, count: int, dtype: torch.dtype) -> None:
     assert bytes_moved(optimizer, dtype, "inner") == count

@@ -50,7 +50,7 @@ def test_where_nvcc_is_the_cuda_kernels_are_built() -> None:
 
 # For all options: 4 dtypes a rule, and EntropySGD and EntropyAdamW in bfloat16 also rounded. Without: float32 and
 # bfloat16, these two with and without noise, in bfloat16 also rounded.
-INSTANCES, CLOCKS = (5 + 4 + 4 + 5 + 4) + (6 + 2 + 2 + 6 + 2), 5
+INSTANCES, CLOCKS = (5 + 4 + 4 + 5 + 4 + 5) + (6 + 2 + 2 + 6 + 2 + 6), 6
 
 
 @needs_module

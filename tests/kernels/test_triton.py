@@ -62,19 +62,22 @@ def flag() -> bool:
     return random.random() < 0.5
 
 
+LANGEVIN = ("entropy_sgd", "elastic_sgd")
+
+
 def random_call(rule: str, first: bool, last: bool, stochastic_rounding: bool) -> Call:
     flags = {
         Flag.FIRST: first,
         Flag.LAST: last,
         Flag.MAXIMIZE: flag(),
         Flag.NESTEROV: flag(),
-        Flag.IMPLICIT: rule == "entropy_sgd" and flag(),
-        Flag.FRESH_VELOCITY: rule == "entropy_sgd" and flag(),
+        Flag.IMPLICIT: rule in LANGEVIN and flag(),
+        Flag.FRESH_VELOCITY: rule in LANGEVIN and flag(),
         Flag.STOCHASTIC_ROUNDING: RULES[rule].keeps_y and stochastic_rounding,
         Flag.PULL: rule == "entropy_adamw" and flag(),
         Flag.AVERAGE: rule in ("entropy_adamw", "outer") and flag(),
         Flag.WARM_START: rule == "hj" and flag(),
-        Flag.TAKE_PARAM: rule == "heat" and flag(),
+        Flag.TAKE_PARAM: rule in ("heat", "elastic_sgd") and flag(),
     }
     reals = {
         "momentum": random.choice([0.0, 0.9]),
@@ -87,7 +90,7 @@ def random_call(rule: str, first: bool, last: bool, stochastic_rounding: bool) -
         reals["gamma"] = 0.37
     if rule == "heat":
         reals["noise_scale"] = 0.21
-    if rule == "entropy_sgd":
+    if rule in LANGEVIN:
         reals |= {"inner_lr": 0.11, "inv_gamma": 1.3, "pull": 0.17, "denominator": 1.17}
         reals |= {"noise_scale": random.choice([0.0, 0.05]), "inner_momentum": random.choice([0.0, 0.8])}
     stream = Stream(random.getrandbits(64), random.getrandbits(32), random.choice([5, 7]))

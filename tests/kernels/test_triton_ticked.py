@@ -41,7 +41,7 @@ def flag() -> bool:
 def random_hyper(rule: str, inner_steps: int) -> Hyper:
     flags = {Flag.NESTEROV: flag(), Flag.MAXIMIZE: flag()}
     reals = {"keep": 0.97, "momentum": random.choice([0.0, 0.9]), "weight_decay": random.choice([0.0, 0.03])}
-    if rule != "heat":
+    if rule not in ("heat", "elastic_sgd"):
         reals["alpha"] = 0.7
     if rule == "hj":
         flags[Flag.WARM_START] = flag()
@@ -51,7 +51,7 @@ def random_hyper(rule: str, inner_steps: int) -> Hyper:
         reals |= {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-8, "alpha": random.choice([0.0, 0.7])}
         reals["temperature"] = random.choice([0.0, 1e-3])
         flags[Flag.STOCHASTIC_ROUNDING] = flag()
-    if rule == "entropy_sgd":
+    if rule in ("entropy_sgd", "elastic_sgd"):
         reals |= {"temperature": random.choice([0.0, 1e-3, 1e-3]), "inner_momentum": random.choice([0.0, 0.8])}
         own = (Flag.IMPLICIT, Flag.ABSORB_GAMMA, Flag.CARRY_INNER_MOMENTUM, Flag.STOCHASTIC_ROUNDING)
         flags |= {option: flag() for option in own}
