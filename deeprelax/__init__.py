@@ -11,11 +11,23 @@ if importlib.util.find_spec("deeprelax.kernels") is None:  # the folder kernels/
 
 from deeprelax import kernels
 from deeprelax.batchnorm import recalibrate_batchnorm
+from deeprelax.optim.elastic_sgd import ElasticSGD
 from deeprelax.optim.entropy_adamw import EntropyAdamW
 from deeprelax.optim.entropy_sgd import EntropySGD
 from deeprelax.optim.heat import Heat
 from deeprelax.optim.hj import HJ
 from deeprelax.optim.outer_loop import OuterLoop
+from deeprelax.optim.parle import Parle
 
 __version__ = "0.1.0"
-__all__ = ["HJ", "EntropyAdamW", "EntropySGD", "Heat", "OuterLoop", "kernels", "recalibrate_batchnorm"]
+__all__ = [
+    "HJ",
+    "ElasticSGD",
+    "EntropyAdamW",
+    "EntropySGD",
+    "Heat",
+    "OuterLoop",
+    "Parle",
+    "kernels",
+    "recalibrate_batchnorm",
+]

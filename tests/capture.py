@@ -75,10 +75,12 @@ class Graph:
 
     def __init__(self) -> None:
         self._launches: list[Callable[[], None]] = []
+        self._opt: Any = None
 
     def capture(self, opt: Any, monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any] | None = None) -> Graph:
+        self._opt = opt
         with monkeypatch.context() as patch:
-            for module in ("groups", "relaxation", "clock", "device_clock"):
+            for module in ("groups", "relaxation", "clock", "device_clock", "elastic_sgd"):
                 patch.setattr(f"deeprelax.optim.{module}.capturing", lambda device: True)
             for plan in opt._shared.plans:
                 for bucket in plan.buckets:
@@ -98,3 +100,5 @@ class Graph:
     def replay(self) -> None:
         for launch in self._launches:
             launch()
+        if hasattr(self._opt, "exchange") and self._opt.outer_step_happened:  # left to the user
+            self._opt.exchange()

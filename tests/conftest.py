@@ -61,6 +61,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **{"temperature": 1e-3, "scoping": 0.03, "outer_lr": 0.6, "momentum": 0.7, "weight_decay": 1e-2, "seed": 7},
     },
 }
+SETTINGS["ElasticSGD"] = {name: value for name, value in SETTINGS["EntropySGD"].items() if name != "alpha"}
+SETTINGS["Parle"] = {**SETTINGS["EntropySGD"], "gamma_min": 1e-3, "rho": 0.5, "rho_min": 0.1, "absorb_gamma": False}
 OPTIMIZERS = list(SETTINGS)
 # Settings without noise, and those without momenta.
 QUIET: dict[str, dict[str, Any]] = {
@@ -68,9 +70,12 @@ QUIET: dict[str, dict[str, Any]] = {
     "HJ": {},
     "Heat": {"gamma": 1e-30},
     "EntropyAdamW": {"temperature": 0.0},
+    "ElasticSGD": {"temperature": 0.0},
+    "Parle": {"temperature": 0.0},
 }
 PLAIN = {name: {"momentum": 0.0, "nesterov": False} for name in OPTIMIZERS}
-PLAIN["EntropySGD"]["inner_momentum"] = 0.0
+for _name in ("EntropySGD", "ElasticSGD", "Parle"):
+    PLAIN[_name]["inner_momentum"] = 0.0
 # What ``make`` gives an optimizer in the place of a backend's name: tests put objects here.
 BACKENDS: dict[str, Any] = {}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

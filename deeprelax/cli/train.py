@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from deeprelax.cli.common import (
 )
 from deeprelax.experiments.models import MODELS
 from deeprelax.experiments.recipes import PLANS, settings, takes
-from deeprelax.experiments.training import OPTIMIZERS, DivergedError, Result, check
+from deeprelax.experiments.training import EVERY, OPTIMIZERS, WORKERS, DivergedError, Result, check
 from deeprelax.terminal import InterruptedRun
 
 
@@ -40,8 +41,8 @@ def _recipes() -> str:
 
 @click.command(epilog=_recipes())
 @click.option(
-    "--optimizer", "optimizers", multiple=True, type=click.Choice(list(OPTIMIZERS)),
-    help="May be given several times.  [default: all of them]",
+    "--optimizer", "optimizers", multiple=True, type=click.Choice(list(EVERY)),
+    help="May be given several times; elastic-sgd and parle are for torchrun.  [default: the other four]",
 )  # fmt: skip
 @click.option(
     "--dataset", type=click.Choice(list(PLANS)), default="digits", show_default=True,
@@ -97,6 +98,7 @@ def train(
       deeprelax train --optimizer hj --gamma 0.3 --seeds 1  one optimizer, another γ
       deeprelax train --dataset mnist --optimizer entropy-sgd --optimizer sgd --epochs 5
       deeprelax train --dataset mnist --device cuda --epochs 80 --seeds 6    as the paper
+      torchrun --nproc-per-node 3 -m deeprelax train --optimizer elastic-sgd --optimizer parle    three workers
     """
     chosen = tuple(dict.fromkeys(optimizers)) or tuple(OPTIMIZERS)
     options = {name: value for name, value in tuned.items() if value is not None}
@@ -104,6 +106,7 @@ def train(
         if not any(takes(optimizer, name) for optimizer in chosen):
             raise click.UsageError(f"--{name.replace('_', '-')} has no meaning for {', '.join(chosen)}")
     refuse_without_gpu(device)
+    rank = join_workers(chosen, device)
     with extras_needed():
         from rich.console import Console
 
@@ -122,7 +125,7 @@ def train(
             name: settings(dataset, name, model=model, epochs=epochs, batch_size=batch_size, options=options)
             for name in chosen
         }
-        console = Console()
+        console = Console(quiet=rank > 0)
         with environment.threads(threads or plan.threads):
             for name, one in each.items():
                 try:
@@ -141,13 +144,29 @@ def train(
                 unfinished, why = InterruptedRun, "interrupted"
         # Under a name of its own: an earlier, complete result stays.
         name = f"{dataset}-unfinished" if unfinished else dataset
-        if results:
+        if results and rank == 0:
             try:
                 report.write(report.Experiment(dataset, each, results, about), out, name, console)
             except OSError as error:
                 raise click.ClickException(str(error)) from error
         if unfinished:
             raise unfinished(f"{why}; {_kept(results, len(each) * (seeds or plan.seeds), out / name)}")
+
+
+def join_workers(chosen: tuple[str, ...], device: str) -> int:
+    """Under torchrun with several processes: join its group; this process's rank.
+
+    Raises:
+        UsageError: there are several processes, and an optimizer that trains in one.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0
+    if alone := [name for name in chosen if name not in WORKERS]:
+        raise click.UsageError(f"{', '.join(alone)} trains in one process; of several make {' or '.join(WORKERS)} use")
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    return torch.distributed.get_rank()
 
 
 def _kept(results: dict[str, list[Result]], runs: int, stem: Path) -> str:

@@ -10,7 +10,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from deeprelax.experiments.training import OPTIMIZERS, Settings
+from deeprelax.experiments.training import EVERY, Settings
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,13 @@ class Plan:
     options: dict[str, dict[str, Any]]
 
 
+# Entropy-SGD's as measured on digits, with the centre at the workers' mean, or tied to it half and half.
+_LANGEVIN: dict[str, Any] = {"inner_lr": 0.3, "inner_momentum": 0.9, "nesterov": True, "inner_steps": 20}
+WORKERS: dict[str, dict[str, Any]] = {
+    "elastic-sgd": {"lr": 10.0, "gamma": 10.0, **_LANGEVIN},
+    "parle": {"lr": 1.0, "rho": 2.0, "rho_min": 2.0, "gamma": 10.0, "alpha": 0.75, **_LANGEVIN},
+}
+
 DIGITS = Plan(
     model="digits-cnn",
     epochs=30,  # measured: the errors stand still from here on
@@ -49,6 +56,7 @@ DIGITS = Plan(
             "inner_steps": 20,  # L: Remark 15
         },
         "hj": {"lr": 2.0, "gamma": 1.0, "inner_steps": 5},  # L: Remark 15
+        **WORKERS,
     },
 )
 
@@ -66,6 +74,7 @@ MNIST = Plan(
         "heat": {"lr": 1.0, "gamma": 1e-4, "inner_steps": 5},
         "entropy-sgd": {"lr": 10.0, "gamma": 10.0, "inner_lr": 0.1, "inner_steps": 20},
         "hj": {"lr": 1.0, "gamma": 1.0, "inner_steps": 5},
+        **WORKERS,
     },
 )
 
@@ -74,7 +83,7 @@ PLANS = {"digits": DIGITS, "mnist": MNIST}
 
 def takes(optimizer: str, option: str) -> bool:
     """Whether the optimizer has an argument of that name."""
-    return option in inspect.signature(OPTIMIZERS[optimizer]).parameters
+    return option in inspect.signature(EVERY[optimizer]).parameters
 
 
 def settings(
@@ -90,7 +99,7 @@ def settings(
 
     Args:
         dataset: a key of ``PLANS``.
-        optimizer: a key of ``training.OPTIMIZERS``.
+        optimizer: a key of ``training.EVERY``.
         options: arguments of the optimizer; those that it does not take are left out.
     """
     plan = PLANS[dataset]

@@ -18,13 +18,22 @@ from rich.table import Table
 from deeprelax import files
 from deeprelax.experiments.training import Result, Settings
 
-TITLES = {"sgd": "SGD", "heat": "Heat", "entropy-sgd": "Entropy-SGD", "hj": "HJ"}
+TITLES = {
+    "sgd": "SGD",
+    "heat": "Heat",
+    "entropy-sgd": "Entropy-SGD",
+    "hj": "HJ",
+    "elastic-sgd": "Elastic-SGD",
+    "parle": "Parle",
+}
 # Colours of equal difference for the colour-blind (Okabe and Ito); dashes and markers tell them apart without colour.
 LINES = {
     "sgd": {"color": "#000000", "linestyle": "-", "marker": "o"},
     "heat": {"color": "#D55E00", "linestyle": "--", "marker": "s"},
     "entropy-sgd": {"color": "#0072B2", "linestyle": "-.", "marker": "^"},
     "hj": {"color": "#009E73", "linestyle": ":", "marker": "D"},
+    "elastic-sgd": {"color": "#CC79A7", "linestyle": "--", "marker": "v"},
+    "parle": {"color": "#56B4E9", "linestyle": "-.", "marker": "P"},
 }
 
 
@@ -65,8 +74,12 @@ def table(experiment: Experiment) -> Table:
         "ms per\nstep()",
     ):
         result.add_column(heading, justify="right", no_wrap=True)
+    workers = any(r.worker_error for results in experiment.results.values() for r in results)
+    if workers:
+        result.add_column("each worker's\nown error (%)", justify="right", no_wrap=True)
     for name, results in experiment.results.items():
         settings = experiment.settings[name]
+        own = ", ".join(f"{100 * error:.2f}" for error in results[-1].worker_error)
         result.add_row(
             TITLES[name],
             with_spread([100 * r.validation_error[-1] for r in results], 2),
@@ -74,6 +87,7 @@ def table(experiment: Experiment) -> Table:
             str(settings.epochs),
             f"{spread([r.seconds for r in results])[0]:.1f}",
             f"{spread([r.step_ms for r in results])[0]:.2f}",
+            *([own] if workers else []),
         )
     return result
 

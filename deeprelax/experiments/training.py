@@ -26,6 +26,9 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "entropy-sgd": deeprelax.EntropySGD,
     "hj": deeprelax.HJ,
 }
+# With several workers under torchrun.
+WORKERS: dict[str, type[torch.optim.Optimizer]] = {"elastic-sgd": deeprelax.ElasticSGD, "parle": deeprelax.Parle}
+EVERY = OPTIMIZERS | WORKERS
 EVALUATION_BATCH = 1024
 
 
@@ -38,7 +41,7 @@ class Settings:
     """What a run does; with the data and a seed it determines every bit of the result on one machine.
 
     Attributes:
-        optimizer: a key of ``OPTIMIZERS``.
+        optimizer: a key of ``EVERY``.
         options: arguments of the optimizer.
         model: a key of ``models.MODELS``.
         epochs: effective epochs: gradient evaluations over batches per epoch, the same for every optimizer.
@@ -66,6 +69,7 @@ class Result:
         training_loss: mean cross-entropy over the training set, in nats, without dropout.
         seconds: the whole run, evaluations included.
         step_ms: milliseconds per ``step()``, without forward and backward pass; the median.
+        worker_error: of several workers, each one's own validation error at the end, not at their centre.
     """
 
     optimizer: str
@@ -74,6 +78,13 @@ class Result:
     training_loss: list[float] = field(default_factory=list)
     seconds: float = 0.0
     step_ms: float = 0.0
+    worker_error: list[float] = field(default_factory=list)
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Of this process among the workers; (0, 1) without a process group."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if there else (0, 1)
 
 
 def make_optimizer(settings: Settings, model: nn.Module, seed: int, backend: str = "auto") -> torch.optim.Optimizer:
@@ -83,9 +94,9 @@ def make_optimizer(settings: Settings, model: nn.Module, seed: int, backend: str
         options["fused"] = True
     else:
         options["backend"] = backend
-    if settings.optimizer in ("heat", "entropy-sgd"):
+    if settings.optimizer in ("heat", "entropy-sgd", *WORKERS):
         options["seed"] = seed
-    return OPTIMIZERS[settings.optimizer](model.parameters(), **options)
+    return EVERY[settings.optimizer](model.parameters(), **options)
 
 
 def check(settings: Settings, data: Data, backend: str = "auto") -> None:
@@ -151,7 +162,10 @@ def train(
         model = build(settings.model, data.train_inputs.shape[1:]).to(device)
         optimizer = make_optimizer(settings, model, seed, backend)
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(settings.drops), settings.factor)
-        batches = torch.Generator().manual_seed(seed)
+        rank, size = rank_and_size()
+        if rank:  # workers drop out, and draw batches, each their own
+            torch.manual_seed(seed + rank)
+        batches = torch.Generator().manual_seed(seed + 1_000_003 * rank)
         timer = StepTimer(device)
         result = Result(settings.optimizer, seed)
         done, total = 0, gradients(settings, data)
@@ -165,6 +179,8 @@ def train(
                 done += 1
                 on_gradient(done, total)
             scheduler.step()
+            if size > 1 and epoch + 1 == settings.epochs:
+                result.worker_error = everyones_error(model, data, settings.batch_size)
             with at_x(optimizer, stay=epoch + 1 == settings.epochs):
                 recalibrate(model, data.train_inputs, settings.batch_size)
                 _, loss = evaluate(model, data.train_inputs, data.train_targets)
@@ -180,6 +196,15 @@ def train(
             result.step_ms = timer.median_ms()
             on_epoch(result)
     return result, model
+
+
+def everyones_error(model: nn.Module, data: Data, batch_size: int) -> list[float]:
+    """Each worker's validation error at its own weights."""
+    recalibrate(model, data.train_inputs, batch_size)
+    own, _ = evaluate(model, data.validation_inputs, data.validation_targets)
+    found: list[float] = [0.0] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, own)
+    return found
 
 
 def _batches(data: Data, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:

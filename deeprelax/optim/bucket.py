@@ -281,6 +281,27 @@ class Bucket:
 
     # Which point the parameters hold.
 
+    def points(self) -> Tensor:
+        """What the parameters stand for in the state's dtype, as one flat tensor."""
+        if "y" in self.buffers:
+            return self.buffers["y"]
+        flat = torch.zeros_like(self.buffers["x"])
+        for t, p in enumerate(self.params):
+            self.part(flat, t).copy_(p.detach())
+        return flat
+
+    def part(self, flat: Tensor, t: int) -> Tensor:
+        """One parameter's part of a flat tensor, in the parameter's shape."""
+        return self._view("x", flat, t)
+
+    def put_x(self) -> None:
+        """Put x into the parameters, and into y where there is one."""
+        for p, x in zip(self.params, self.views["x"]):
+            p.detach().copy_(x)
+        if "y" in self.buffers:
+            self.buffers["y"].copy_(self.buffers["x"])
+        self.note_versions()
+
     def refresh_x(self) -> None:
         """Where the parameters hold x, write it into the state."""
         for p, x in zip(self.params, self.views["x"]):

@@ -56,7 +56,7 @@ class Clock(Protocol):
         """Write to the group, wherever the value lies."""
 
 
-def cycle_state(group: Mapping[str, Any], rule: Rule) -> CycleState:
+def cycle_state(group: Mapping[str, Any], rule: Rule, replica: int = 0) -> CycleState:
     """Where a group of plain numbers stands."""
     outer, inner = rule.rates
     first = group["phase"] == 0
@@ -74,6 +74,7 @@ def cycle_state(group: Mapping[str, Any], rule: Rule) -> CycleState:
         cycle_steps=cycle_steps,
         fresh=group["fresh"],
         seed=group["seed"],
+        replica=replica,
     )
 
 
@@ -96,6 +97,7 @@ class HostClock:
         params_hold_x: whether the parameters, and not the state, say what x is at phase 0.
         warn: called with a kind and a text.
         warn_of_gamma: called with the group, the γ of a cycle and the γ after it.
+        replica: of the noise.
     """
 
     def __init__(
@@ -107,12 +109,14 @@ class HostClock:
         params_hold_x: bool,
         warn: Warn,
         warn_of_gamma: Callable[[Mapping[str, Any], float, float], None],
+        replica: int,
     ) -> None:
         self.group = group
         self.outer_step_happened = bool(group["phase"] == 0 and not group["fresh"])
         self._rule, self._ranges, self._warn, self._warn_of_gamma = rule, ranges, warn, warn_of_gamma
         self._stochastic_rounding, self._params_hold_x = stochastic_rounding, params_hold_x
         self._values = itemgetter(*ranges, "seed", "cycle_steps", "cycle_gamma", "fresh")
+        self._replica = replica
         self._seen: tuple[Any, ...] | None = None
         self._hyper: Hyper
         self._scalars: dict[tuple[bool, bool], Scalars] = {}
@@ -149,7 +153,7 @@ class HostClock:
         scalars = self._scalars.get(kind)
         at = None
         if scalars is None or kind[1] or self._rule.counts:
-            at = cycle_state(group, self._rule)
+            at = cycle_state(group, self._rule, self._replica)
             scalars = self._scalars[kind] = self._rule.scalars(self._hyper, at)
         else:
             scalars.step = group["step"] + self._rule.ahead & 0xFFFFFFFF

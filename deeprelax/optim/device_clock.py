@@ -47,6 +47,7 @@ class DeviceClock:
         ranges: what the hyper-parameters may be.
         stochastic_rounding: of the optimizer.
         taken: tensors that belong to other groups; a rate among them is cloned, or a scheduler would write to both.
+        replica: of the noise.
 
     Attributes:
         memory: counters and γ for the kernels.
@@ -63,6 +64,7 @@ class DeviceClock:
         ranges: Mapping[str, Range],
         stochastic_rounding: bool,
         taken: Sequence[Tensor],
+        replica: int,
     ) -> None:
         check({name: plain(group[name]) for name in ranges}, ranges, plain(group["inner_steps"]))
         self.group, self.memory = group, ClockMemory(device)
@@ -79,6 +81,7 @@ class DeviceClock:
                 self.tensors[name] = given.clone() if any(given is other for other in taken) else given
             else:
                 self.tensors[name] = torch.empty((), dtype=torch.float64, device=device)
+        self.memory.set("replica", replica)
         self.memory.set("outer_step_happened", plain(group["phase"]) == 0 and not plain(group["fresh"]))
         self._write()
 

@@ -23,6 +23,7 @@ from deeprelax.optim.bucket import Bucket, buffers_of, state_shape
 from deeprelax.optim.clock import CLOCK, Clock, HostClock
 from deeprelax.optim.device_clock import DeviceClock, check_rate, rates, refuse_new_in_capture
 from deeprelax.optim.hyperparameters import SHARED, plain
+from deeprelax.optim.replicas import Exchange
 from deeprelax.optim.state import State
 
 if TYPE_CHECKING:
@@ -88,10 +89,16 @@ class Shared:
     options: Options
     clock: dict[str, Any]  # of the first group, at the beginning
     seed_pending: bool  # the ranks of a process group have not agreed on the noise's seed yet
+    exchange: Exchange | None = None  # with other workers
     warned: set[str] = dataclasses.field(default_factory=set)
     state: State = dataclasses.field(default_factory=State)
     plans: list[Plan] = dataclasses.field(default_factory=list)
     why_slow: str = ""  # to be said at the first step: why the reference makes the updates
+
+    @property
+    def replica(self) -> int:
+        """Of the noise: workers draw their own."""
+        return self.exchange.replicas.rank if self.exchange else 0
 
     def warn_once(self, kind: str, message: str) -> None:
         """Warn of that kind of thing once in a run, at the line that called the optimizer."""
@@ -99,12 +106,8 @@ class Shared:
             return
         self.warned.add(kind)
         # Neither torch's hooks around step() nor this package are of interest.
-        level, frame = 1, sys._getframe()
-        while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (
-            "deeprelax",
-            "torch",
-            "contextlib",
-        ):
+        level, frame, ours = 1, sys._getframe(), ("deeprelax", "torch", "contextlib")
+        while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
             level, frame = level + 1, frame.f_back
         warnings.warn(message, stacklevel=level)
 
@@ -181,13 +184,14 @@ def new_clock(opt: Relaxation, i: int, group: dict[str, Any], others: list[Clock
     """A clock for a group, on the host or, with ``capturable``, on the device."""
     options, ranges = opt._shared.options, {**SHARED, **opt.ranges}
     if not options.capturable:
-        rounding, warn = options.stochastic_rounding, opt._shared.warn_once
-        return HostClock(opt.rule, group, ranges, rounding, opt.params_hold_x, warn, opt._notice_gamma)
+        rounding, warn, holds_x = options.stochastic_rounding, opt._shared.warn_once, opt.params_hold_x
+        return HostClock(opt.rule, group, ranges, rounding, holds_x, warn, opt._notice_gamma, opt._shared.replica)
     device = one_device(opt)
     for name in rates(opt.rule):
         check_rate(name, group[name], device)
     taken = [other.group[name] for other in others for name in rates(opt.rule)]
-    return DeviceClock(opt.rule, group, device, options.backend, ranges, options.stochastic_rounding, taken)
+    rounding = options.stochastic_rounding
+    return DeviceClock(opt.rule, group, device, options.backend, ranges, rounding, taken, opt._shared.replica)
 
 
 def one_device(opt: Relaxation) -> torch.device:

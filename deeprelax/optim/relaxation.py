@@ -27,6 +27,7 @@ from deeprelax.optim.groups import (
     refuse_overlaps,
 )
 from deeprelax.optim.hyperparameters import SHARED, Range, plain
+from deeprelax.optim.replicas import Exchange
 from deeprelax.optim.state import State
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -80,6 +81,7 @@ class Relaxation(Optimizer):
         backend: str | Backend,
         capturable: bool,
         stochastic_rounding: bool = False,
+        exchange: Exchange | None = None,
     ) -> None:
         if not isinstance(capturable, bool):
             raise TypeError(f"capturable must be True or False, not {type(capturable).__name__}")
@@ -88,7 +90,7 @@ class Relaxation(Optimizer):
         start = {"step": 0, "phase": 0, "training": True, "fresh": True}
         start["seed"] = (torch.initial_seed() if seed is None else seed) & 0xFFFFFFFFFFFFFFFF
         options = Options(backend, flatten, capturable, stochastic_rounding)
-        self._shared = Shared(options, start, seed_pending=seed is None)
+        self._shared = Shared(options, start, seed_pending=seed is None, exchange=exchange)
         self._constructing = True
         super().__init__(params, defaults)  # calls add_param_group
         del self._constructing

@@ -80,7 +80,7 @@ def test_under_gradient_noise_gamma_goes_no_lower_than_entropy_sgd_bears(
     """On ½x² with noise of variance 1, and all else at its default. Norms over 2,000 elements hardly differ."""
     torch.manual_seed(0)
     param = Parameter(torch.ones(size))
-    opt = EntropySGD([param], scoping=0, **changes)
+    opt = EntropySGD([param], **{"lr": 1.0, "gamma": 1.0, "scoping": 0, **changes})
     schedule = AdaptiveGamma(opt)
     gammas = []
     with warnings.catch_warnings():
@@ -99,7 +99,7 @@ def test_under_gradient_noise_gamma_goes_no_lower_than_entropy_sgd_bears(
 
 def test_a_gamma_below_what_it_bears_is_not_raised() -> None:
     param = Parameter(torch.ones(200))
-    opt = EntropySGD([param], gamma=0.2, scoping=0, inner_lr=0.01, inner_steps=2)
+    opt = EntropySGD([param], lr=1.0, gamma=0.2, scoping=0, inner_lr=0.01, inner_steps=2)
     schedule = AdaptiveGamma(opt)
     for _ in range(40):
         param.grad = torch.ones(200)

@@ -206,7 +206,8 @@ def test_nothing_is_allocated_per_step(name: str):
         set_gradients(params, step)
         with torch.profiler.profile(profile_memory=True) as profile:
             opt.step()
-        assert sum(max(e.self_cpu_memory_usage, 0) for e in profile.key_averages()) < 1000
+        allocated = sum(max(e.self_cpu_memory_usage, 0) for e in profile.key_averages())
+        assert allocated < 1000 or (name == "ElasticSGD" and opt.outer_step_happened)  # the exchange's buffer
     assert [t.data_ptr() for entry in opt.state.values() for t in entry.values()] == pointers
     assert bits(copy.deepcopy(params[0])).numel() == 1000
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import OPTIMIZERS, make, parameters, run, same_bits, set_gradients, values
+from conftest import OPTIMIZERS, SETTINGS, make, parameters, run, same_bits, set_gradients, values
 from torch import nn
 from torch.nn import Parameter
 
@@ -44,6 +44,8 @@ OWN = {
         "betas": [(0.9, 1.0), (-0.1, 0.9), (0.9,), (NAN, 0.9)],
     },
 }
+OWN["ElasticSGD"] = {key: values for key, values in OWN["EntropySGD"].items() if key != "alpha"}
+OWN["Parle"] = {**OWN["EntropySGD"], "rho": [0.0, NAN], "rho_min": [-1.0], "gamma_min": [0.0]}
 INVALID = [(o, key, v) for o in OPTIMIZERS for key, vs in {**SHARED, **OWN[o]}.items() for v in vs]
 
 
@@ -76,9 +78,9 @@ def test_an_lr_that_is_no_step_size_is_refused_by_name(name: str, lr: Any):
 def test_values_on_the_edge_are_allowed(name: str):
     edge: dict[str, Any] = {"lr": 0, "momentum": 0, "weight_decay": 0, "scoping": 0.0, "inner_steps": 1}
     edge["nesterov"] = False
-    if name != "Heat":
+    if name not in ("Heat", "ElasticSGD"):
         edge["alpha"] = 1
-    if name == "EntropySGD":
+    if "inner_momentum" in SETTINGS[name]:
         edge |= {"inner_lr": 0, "temperature": 0, "inner_momentum": 0}
     if name == "EntropyAdamW":
         edge |= {"outer_lr": 0, "temperature": 0, "betas": (0, 0), "eps": 0}
@@ -94,7 +96,7 @@ def test_nesterov_without_momentum_is_refused(name: str):
     if name == "EntropyAdamW":  # its default is Nesterov's form: momentum=0 alone switches it off
         make(name, [Parameter(torch.ones(2))], nesterov=True, momentum=0.0)
         return
-    off = {"momentum": 0.0} | ({"inner_momentum": 0.0} if name == "EntropySGD" else {})
+    off = {"momentum": 0.0} | ({"inner_momentum": 0.0} if "inner_momentum" in SETTINGS[name] else {})
     with pytest.raises(ValueError, match=r"nesterov.*momentum"):
         make(name, [Parameter(torch.ones(2))], nesterov=True, **off)
     if name == "EntropySGD":

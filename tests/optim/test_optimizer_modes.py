@@ -190,8 +190,9 @@ def test_restart_in_eval_mode_begins_at_x_and_training_goes_on(name: str):
 def test_small_updates_of_a_narrow_model_are_not_lost(name: str, dtype: torch.dtype):
     """1,024 outer steps of 2^-15 on a weight of 1: each alone rounds away, together they are 2^-5."""
     quiet = {"gamma": 1e-300, "scoping": 0.0} if name == "Heat" else {}
-    if name == "EntropySGD":
-        quiet = {"temperature": 0.0, "gamma": 1.0, "inner_lr": 1.0, "alpha": 0.0, "scoping": 0.0, "inner_momentum": 0.0}
+    if name in ("EntropySGD", "ElasticSGD", "Parle"):
+        quiet = {"temperature": 0.0, "gamma": 1.0, "inner_lr": 1.0, "scoping": 0.0, "inner_momentum": 0.0}
+        quiet |= {} if name == "ElasticSGD" else {"alpha": 0.0}
     if name == "HJ":
         quiet = {"alpha": 0.0}
     if name == "EntropyAdamW":  # the first step is lr in size, and the outer step 2^-15 of it

@@ -77,6 +77,8 @@ def test_a_new_number_of_inner_steps_counts_from_the_next_cycle(name: str):
 
 def test_a_first_and_a_last_call_without_a_gradient_still_begin_and_end_the_cycle(name: str):
     """A parameter without gradients in a whole cycle keeps its x, whatever cycles before and after it did."""
+    if name == "ElasticSGD":
+        pytest.skip("a parameter without a gradient stays where it is, and the centre comes nearer")
     off = PLAIN[name]
     params = [Parameter(torch.ones(5)), Parameter(torch.linspace(1, 2, 5))]
     opt = make(name, params, **off)
@@ -96,8 +98,12 @@ def test_a_first_and_a_last_call_without_a_gradient_still_begin_and_end_the_cycl
 @pytest.mark.parametrize("missing", range(4))
 def test_a_parameter_without_a_gradient_in_one_call_follows_the_rules_of_the_paper(name: str, missing: int):
     """Section 2 written out for one weight in float64, with one gradient of the cycle missing."""
+    if name == "ElasticSGD":
+        pytest.skip("tests/distributed has its equations")
     lr, gamma, alpha, inner_lr, L = 0.3, 0.2, 0.6, 0.05, 4
-    quiet = {"temperature": 0.0, "inner_lr": inner_lr, "alpha": alpha} if name == "EntropySGD" else {"alpha": alpha}
+    of_entropy_sgd = {"temperature": 0.0, "inner_lr": inner_lr, "alpha": alpha}
+    quiet = of_entropy_sgd if name in ("EntropySGD", "Parle") else {"alpha": alpha}
+    quiet |= {"absorb_gamma": False, "gamma_min": gamma} if name == "Parle" else {}
     quiet = {} if name == "Heat" else quiet
     if name == "EntropyAdamW":
         quiet |= {"betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.1, "momentum": 0.0, "outer_lr": 0.6}
@@ -128,10 +134,15 @@ def test_a_parameter_without_a_gradient_in_one_call_follows_the_rules_of_the_pap
                 z = alpha * z + (1 - alpha) * y
                 force = alpha * force + (1 - alpha) * g
                 s += g
-            inner = {"EntropySGD": y, "EntropyAdamW": y, "HJ": x - gamma * force, "Heat": x}[name]
+            inner = {"EntropySGD": y, "Parle": y, "EntropyAdamW": y, "HJ": x - gamma * force, "Heat": x}[name]
             if call < L - 1:
                 assert p.item() == pytest.approx(inner, rel=1e-12)
-        outer = {"EntropySGD": lr / gamma * (x - z), "HJ": lr * force, "Heat": lr / L * s}
+        outer = {
+            "EntropySGD": lr / gamma * (x - z),
+            "Parle": lr / gamma * (x - z),
+            "HJ": lr * force,
+            "Heat": lr / L * s,
+        }
         x = x - {**outer, "EntropyAdamW": 0.6 * (x - z)}[name]
         assert p.item() == pytest.approx(x, rel=1e-12)
 

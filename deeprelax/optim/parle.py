@@ -1,0 +1,223 @@
+"""Parle: Entropy-SGD on each worker, tied to the workers' mean (Chaudhari et al. 2017, arXiv 1707.00424)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deeprelax.kernels import Backend
+from deeprelax.kernels.scalars import ENTROPY_SGD
+from deeprelax.optim.bucket import Bucket
+from deeprelax.optim.elastic_sgd import exchange_of, is_captured, join, shared_by_all
+from deeprelax.optim.entropy_sgd import LANGEVIN, warn_of_coupling, warn_of_outer_step
+from deeprelax.optim.groups import Plan, ready
+from deeprelax.optim.hyperparameters import UNIT, Range
+from deeprelax.optim.relaxation import ParamsT, Relaxation
+from deeprelax.optim.replicas import Exchange, replicas_of
+
+ABOVE_0 = Range(lambda v: type(v) in (int, float) and v > 0, "a number > 0, or inf")
+
+
+class Parle(Relaxation):
+    r"""Workers that run Entropy-SGD each, and are tied to their mean x̄ at every outer update::
+
+        y <- y - inner_lr (g + (y - xᵃ) / gamma) + sqrt(inner_lr temperature) n;   z <- alpha z + (1 - alpha) y
+        xᵃ <- xᵃ - (lr / gamma) (xᵃ - z) - (lr / rho) (xᵃ - x̄);   y = z = xᵃ
+        gamma <- max(gamma_min, gamma (1 - scoping));   rho <- max(rho_min, rho (1 - scoping))
+
+    where xᵃ and x̄ are those of the cycle's beginning: with ``overlap`` the exchange runs while the cycle is computed,
+    and changes no bit. With one worker, or rho = inf, it is ``EntropySGD`` to the bit but for ``gamma_min``.
+
+    Every worker draws its own batches, and gradients must not be averaged over the workers. All workers must make their
+    steps, ``eval()``, ``train()`` and ``finish()`` together. ``eval()`` puts x̄ into the parameters.
+
+    Args:
+        params: parameters, named parameters or groups, as for ``torch.optim.SGD``; on one device.
+        lr: η. Default 0.1: with ``rho_min`` = 0.1 the tie of the end is 1, which puts xᵃ at x̄.
+        inner_lr: η′. Default 0.1, Parle's.
+        inner_steps: L. Default 25, Parle's.
+        gamma, gamma_min: γ₀ and where scoping ends. Defaults 100 and 1, Parle's.
+        rho, rho_min: the tie to the mean, and where scoping ends. Defaults 1 and 0.1, Parle's. inf: no tie.
+        alpha: weight of the old average in z. Default 0, Parle's: z is the last iterate.
+        temperature: β⁻¹. Default 0, Parle's.
+        scoping: γ and ρ shrink by this fraction at every outer update. Default 1e-3 (section 6.4); Parle's is one over
+            twice the number of batches in an epoch.
+        absorb_gamma: x <- x - lr (x - z) - (lr / rho) (x - x̄). Default True: with Parle's γ, lr/γ would hardly move x.
+        coupling, momentum, inner_momentum, carry_inner_momentum, nesterov, weight_decay, maximize, flatten,
+            stochastic_rounding, seed, backend: as for ``EntropySGD``; ``momentum`` acts on x - z.
+        capturable, replicas, deterministic: as for ``ElasticSGD``.
+        overlap: exchange while the next cycle is computed; the same bits.
+
+    Raises:
+        ValueError: a hyper-parameter out of range; at the first step, workers that differ, with what differs.
+        TypeError: a parameter that no kernel can serve, or ``replicas``.
+        RuntimeError: at an outer step, on every worker: one is gone, has finished, or stands at another step.
+    """
+
+    rule = ENTROPY_SGD
+    ranges = {**LANGEVIN, "alpha": UNIT, "gamma_min": ABOVE_0, "rho": ABOVE_0, "rho_min": ABOVE_0}  # noqa: RUF012
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.1,
+        *,
+        inner_lr: float = 0.1,
+        inner_steps: int = 25,
+        gamma: float = 100.0,
+        gamma_min: float = 1.0,
+        rho: float = 1.0,
+        rho_min: float = 0.1,
+        alpha: float = 0.0,
+        temperature: float = 0.0,
+        scoping: float = 1e-3,
+        coupling: str = "explicit",
+        absorb_gamma: bool = True,
+        momentum: float = 0.0,
+        inner_momentum: float = 0.0,
+        carry_inner_momentum: bool = False,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        capturable: bool = False,
+        flatten: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int | None = None,
+        backend: str | Backend = "auto",
+        replicas: Any = None,
+        deterministic: bool = False,
+        overlap: bool = False,
+    ) -> None:
+        if nesterov and momentum == 0 and inner_momentum == 0:
+            raise ValueError("nesterov=True needs momentum or inner_momentum; both are 0")
+        defaults = {
+            **{"lr": lr, "inner_lr": inner_lr, "inner_steps": inner_steps, "gamma": gamma, "gamma_min": gamma_min},
+            **{"rho": rho, "rho_min": rho_min, "alpha": alpha, "temperature": temperature, "scoping": scoping},
+            **{"coupling": coupling, "absorb_gamma": absorb_gamma, "momentum": momentum, "nesterov": nesterov},
+            **{"inner_momentum": inner_momentum, "carry_inner_momentum": carry_inner_momentum},
+            **{"weight_decay": weight_decay, "maximize": maximize},
+        }
+        super().__init__(
+            params,
+            defaults,
+            seed=seed,
+            flatten=flatten,
+            backend=backend,
+            capturable=capturable,
+            stochastic_rounding=stochastic_rounding,
+            exchange=Exchange(replicas_of(replicas, deterministic), overlap),
+        )
+
+    def _notice(self, group: Mapping[str, Any]) -> None:
+        warn_of_coupling(self, group)
+
+    def _notice_gamma(self, group: Mapping[str, Any], gamma: float, next_gamma: float) -> None:
+        warn_of_outer_step(self, group, gamma, max(next_gamma, group["gamma_min"]))
+
+    @property
+    def _tied(self) -> bool:
+        return exchange_of(self).replicas.size > 1 and any(group["rho"] < math.inf for group in self.param_groups)
+
+    def _buckets(self) -> list[tuple[Plan, Bucket]]:
+        return [(plan, bucket) for plan in ready(self) for bucket in plan.buckets]
+
+    def _step(self) -> None:
+        exchange = exchange_of(self)
+        if not exchange.joined:
+            join(self, exchange)
+        captured = is_captured(self)
+        if not captured and self._tied and not exchange.pending and self.phase == 0:
+            self._send()
+        super()._step()
+        if not captured and self.outer_step_happened:
+            self._end_cycle()
+
+    def exchange(self) -> None:
+        """After each L-th replay of a captured step: tie this worker to the mean, and send where it stands."""
+        self._end_cycle()
+        if self._tied:
+            self._send()
+
+    def _send(self, finishing: bool = False, active: bool = True) -> None:
+        """Send where a cycle begins."""
+        buckets = [bucket for _, bucket in self._buckets()]
+        for bucket in buckets:
+            bucket.refresh_x()
+        starts = [bucket.buffers["x"].clone() for bucket in buckets]
+        exchange_of(self).begin(starts, finishing=finishing, active=active)
+
+    @torch.no_grad()
+    def _end_cycle(self) -> None:
+        """The tie to the mean, and where γ and ρ go."""
+        exchange = exchange_of(self)
+        if exchange.pending:
+            for (plan, bucket), start, mean in zip(self._buckets(), exchange.sent, exchange.end() or ()):
+                group = plan.group
+                if group["rho"] == math.inf:
+                    continue
+                if not bucket.is_wide:
+                    bucket.refresh_x()  # of such weights the last call leaves x in the parameters alone
+                bucket.buffers["x"] -= (start - mean) * (float(group["lr"]) / group["rho"])
+                bucket.put_x()
+                bucket.forget_versions()
+        for plan in self._shared.plans:
+            now = plan.clock.numbers()
+            rho = max(now["rho"] * (1 - now["scoping"]), now["rho_min"])
+            plan.clock.set(gamma=max(now["gamma"], now["gamma_min"]), rho=rho)
+
+    @torch.no_grad()
+    def finish(self) -> bool:
+        """End the running cycle early, as ``EntropySGD.finish``. Every worker has to call it.
+
+        Returns:
+            Whether there was anything to finish.
+
+        Raises:
+            RuntimeError: in eval mode; the other workers have more gradients.
+        """
+        finished = super().finish()
+        if finished:
+            self._end_cycle()
+        if self._tied:
+            self._send(finishing=True)
+            exchange_of(self).end()
+        return finished
+
+    def restart(self) -> None:
+        """Begin a new cycle at what the parameters hold now. Every worker has to call it."""
+        if exchange_of(self).pending:
+            exchange_of(self).end()
+        super().restart()
+
+    # Evaluation is at the mean.
+
+    def _show_x(self) -> None:
+        if exchange_of(self).replicas.size == 1:
+            super()._show_x()
+            return
+        buckets = self._buckets()
+        for plan, bucket in buckets:
+            if plan.group["fresh"] or plan.group["phase"] == 0:
+                bucket.refresh_x()
+            bucket.show_x(self.state, bucket.foreign_writes())
+        exchange = Exchange(exchange_of(self).replicas)  # the cycle's own may be on its way
+        exchange.begin([bucket.buffers["x"].clone() for _, bucket in buckets])
+        for (_, bucket), mean in zip(buckets, exchange.end() or ()):
+            for t, p in enumerate(bucket.params):
+                p.copy_(bucket.part(mean, t))
+            bucket.note_versions()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``EntropySGD.state_dict``: this worker's. In eval mode the mean's, from which any number of workers
+        resumes, each at the mean."""
+        saved, exchange = super().state_dict(), exchange_of(self)
+        if exchange.replicas.size > 1 and not self.param_groups[0]["training"]:
+            params = [p.detach() for group in self.param_groups for p in group["params"]]
+            for k, entry in saved["state"].items():
+                held = {name: params[k].to(t.dtype) for name, t in entry.items() if name in ("x", "y", "z")}
+                entry.update({name: p.clone() for name, p in held.items()})
+        return shared_by_all(saved, exchange)

@@ -1,0 +1,215 @@
+"""What the workers of Elastic-SGD and Parle exchange: a mean of one flat buffer, in one collective an outer step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+CHECKED = 4  # numbers at the buffer's end by which the workers notice that they do not stand at one place
+
+
+@runtime_checkable
+class Replicas(Protocol):
+    """The workers, as an optimizer sees them.
+
+    Attributes:
+        rank: this worker's number.
+        size: how many there are.
+    """
+
+    rank: int
+    size: int
+
+    def mean_(self, flat: Tensor) -> None:
+        """Put the mean over all workers into the tensor, the same bits on every worker."""
+
+
+class Alone:
+    """One worker."""
+
+    rank, size = 0, 1
+
+    def mean_(self, flat: Tensor) -> None:
+        """The tensor is the mean."""
+
+
+class Processes:
+    """The processes of a group of ``torch.distributed``.
+
+    Args:
+        group: the group.
+        deterministic: sum in the order of ranks, so that the bits depend neither on the buffer's layout nor on the
+            backend's algorithm: two collectives that move the bytes of one. With two workers any sum is.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, deterministic: bool) -> None:
+        self.group, self.deterministic = group, deterministic
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    def mean_(self, flat: Tensor) -> None:
+        """Sum and divide.
+
+        Raises:
+            RuntimeError: a worker is gone, or did not answer within the group's timeout.
+        """
+        self.begin(flat)()
+
+    def begin(self, flat: Tensor) -> Callable[[], None]:
+        """Start it, and return what waits for the mean."""
+        in_order = self.deterministic and self.size > 2
+        share = -(-flat.numel() // self.size)
+        with self._named():
+            if not in_order:
+                work = dist.all_reduce(flat, group=self.group, async_op=True)
+            else:
+                padded = torch.cat([flat, flat.new_zeros(share * self.size - flat.numel())])
+                shares = torch.empty_like(padded)
+                work = dist.all_to_all_single(shares, padded, group=self.group, async_op=True)
+
+        def end() -> None:
+            with self._named():
+                work.wait()
+                if in_order:
+                    mine = shares[:share].clone()
+                    for other in range(1, self.size):
+                        mine += shares[share * other : share * (other + 1)]
+                    dist.all_gather_into_tensor(padded, mine, group=self.group)
+                    flat.copy_(padded[: flat.numel()])
+            flat.div_(torch.tensor(float(self.size), dtype=flat.dtype, device=flat.device))
+
+        return end
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"worker {self.rank} of {self.size}: the exchange with the other workers failed; one has stopped, or "
+                f"did not answer within the process group's timeout ({error})"
+            ) from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return replicas_of, (None, self.deterministic)
+
+
+def replicas_of(given: Any, deterministic: bool) -> Replicas:
+    """The workers that a user named.
+
+    Args:
+        given: None (the default process group, or one worker without it), a ``ProcessGroup``, a ``DeviceMesh`` of one
+            dimension, or an object with ``rank``, ``size`` and ``mean_(flat)``.
+        deterministic: as for ``Processes``.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: a mesh has more than one dimension.
+    """
+    if given is None:
+        there = dist.is_available() and dist.is_initialized()
+        return Processes(dist.group.WORLD, deterministic) if there else Alone()  # type: ignore[arg-type]
+    if isinstance(given, dist.ProcessGroup):
+        return Processes(given, deterministic)
+    if isinstance(given, dist.device_mesh.DeviceMesh):
+        if given.ndim != 1:
+            raise ValueError(f"replicas is a mesh of {given.ndim} dimensions; name the one over which workers average")
+        return Processes(given.get_group(), deterministic)
+    if isinstance(given, Replicas):
+        return given
+    raise TypeError(
+        f"replicas must be None, a ProcessGroup, a DeviceMesh of one dimension, or an object with rank, size and "
+        f"mean_(flat), not {type(given).__name__}"
+    )
+
+
+def agree(replicas: Replicas, values: Sequence[int], device: torch.device) -> list[bool]:
+    """For each of some integers below 2^20 whether it is the same on every worker; all workers get the same answer."""
+    flat = torch.tensor(values, dtype=torch.float64)
+    pair = torch.cat([flat, flat * flat]).to(device)
+    replicas.mean_(pair)
+    mean, square = pair.cpu().chunk(2)
+    # Of integers: the mean of squares is the square of the mean where all are equal, and more by 1/size² otherwise.
+    return (abs(square - mean * mean) < 0.5 / replicas.size**2).tolist()
+
+
+def checksum(t: Tensor) -> int:
+    """20 bits of a tensor."""
+    if t.numel() == 0:
+        return 0
+    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}[t.element_size()]
+    words = t.detach().contiguous().view(integers).flatten().long()
+    places = torch.arange(1, words.numel() + 1, device=t.device) % 8191 + 1
+    total = int((words * places).sum()) & (1 << 63) - 1
+    return (total ^ total >> 20 ^ total >> 40) & 0xFFFFF
+
+
+class Exchange:
+    """The flat buffer in which a step's tensors travel, with numbers that say where a worker stands.
+
+    Args:
+        replicas: the workers.
+        overlap: whether to exchange while the next cycle is computed.
+        dtype: of what is sent; None: the widest of the parts.
+
+    Attributes:
+        joined: whether it is known that the workers began alike.
+        pending: an exchange has begun and not ended.
+        sent: the parts of the last one.
+    """
+
+    def __init__(self, replicas: Replicas, overlap: bool = False, dtype: torch.dtype | None = None) -> None:
+        self.replicas, self.overlap, self._dtype = replicas, overlap, dtype
+        self.joined = replicas.size == 1
+        self.pending = False
+        self.sent: Sequence[Tensor] = ()
+        self._turn = 0
+
+    def begin(self, parts: Sequence[Tensor], *, finishing: bool = False, active: bool = True) -> None:
+        """Send the parts, one-dimensional and on one device.
+
+        Args:
+            parts: what is averaged.
+            finishing: whether this worker has no more gradients.
+            active: whether it has had any since the last exchange.
+        """
+        dtype = self._dtype or max((part.dtype for part in parts), key=lambda d: d.itemsize)
+        turn = self._turn % (2 if dtype.itemsize == 2 else 64)  # sums of small integers are exact
+        numbers = [float(finishing), float(active), turn, turn * turn]
+        self._flat = torch.cat(
+            [*(part.to(dtype) for part in parts), torch.tensor(numbers, dtype=dtype, device=parts[0].device)]
+        )
+        self.sent = parts
+        self._end: Callable[[], None] = lambda: self.replicas.mean_(self._flat)
+        if self.overlap and isinstance(self.replicas, Processes):
+            self._end = self.replicas.begin(self._flat)
+        self.pending = True
+        self._turn += 1
+
+    def end(self) -> list[Tensor] | None:
+        """The means over the workers, in the parts' dtypes; None if no worker was active.
+
+        Raises:
+            RuntimeError: the workers are at different steps, some have finished, or one is gone. On every worker.
+        """
+        self.pending = False
+        self._end()
+        finished, active, mean, square = self._flat[-CHECKED:].double().tolist()
+        size = self.replicas.size
+        if 0 < finished < 1:
+            raise RuntimeError(
+                f"{round(finished * size)} of {size} workers have called finish(), while the others have more "
+                "gradients: give every worker as many batches, or let all of them finish() at the same step"
+            )
+        if abs(square - mean * mean) > 0.4 / size**2:
+            raise RuntimeError(f"the {size} workers are at different outer steps; this one has made {self._turn}")
+        pieces = torch.split(self._flat[:-CHECKED], [part.numel() for part in self.sent])
+        return [piece.to(part.dtype).clone() for piece, part in zip(pieces, self.sent)] if active else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_flat", "_end", "sent")}
+        return {**kept, "pending": False}

@@ -1,0 +1,106 @@
+"""What the processes of the tests over gloo do: python scenarios.py NAME, with RANK, WORLD_SIZE, STORE and RESULT."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parent))
+from simulation import OPTIONS, gradient, parameters
+from workers import start_group
+
+import deeprelax
+
+
+def trained(kind: str, rank: int, steps: int = 9, **options: Any) -> dict[str, Any]:
+    """Weights, centres and how many collectives each step had."""
+    params = parameters()
+    opt = getattr(deeprelax, kind)(params, **{**OPTIONS[kind], **options})
+    counted = {"n": 0}
+    for name in ("all_reduce", "all_to_all_single", "all_gather_into_tensor", "broadcast", "broadcast_object_list"):
+        real = getattr(dist, name)
+
+        def counting(*args: Any, real: Any = real, **kwargs: Any) -> Any:
+            counted["n"] += 1
+            return real(*args, **kwargs)
+
+        setattr(dist, name, counting)
+    calls, centres = [], []
+    for step in range(steps):
+        before = counted["n"]
+        for k, p in enumerate(params):
+            p.grad = gradient(p.detach(), rank, step, k)
+        opt.step()
+        calls.append(counted["n"] - before)
+        centres.append([opt.state[p]["x"].clone() for p in params])
+    inner = [p.detach().clone() for p in params]
+    opt.eval()
+    shown = [p.detach().clone() for p in params]
+    saved = opt.state_dict()
+    opt.train()
+    return {"params": inner, "centres": centres, "calls": calls, "shown": shown, "saved": saved}
+
+
+def bits(rank: int) -> dict[str, Any]:
+    """Both optimizers, plain, in the order of ranks and overlapped."""
+    return {
+        **{f"elastic {d}": trained("ElasticSGD", rank, deterministic=d) for d in (False, True)},
+        "elastic bf16": trained("ElasticSGD", rank, comm_dtype=torch.bfloat16),
+        "parle": trained("Parle", rank, deterministic=True),
+        "parle overlap": trained("Parle", rank, deterministic=True, overlap=True),
+    }
+
+
+def killed(rank: int) -> dict[str, Any]:
+    """The last worker dies between two outer steps: what the others see, and after how long."""
+    params = parameters()
+    opt = deeprelax.ElasticSGD(params, **OPTIONS["ElasticSGD"])
+    for step in range(9):
+        if step == 6 and rank == dist.get_world_size() - 1:
+            os._exit(1)
+        if step == 8:
+            time.sleep(0.5)  # it is dead by now
+        for k, p in enumerate(params):
+            p.grad = gradient(p.detach(), rank, step, k)
+        begin = time.perf_counter()
+        try:
+            opt.step()
+        except RuntimeError as error:
+            return {"said": str(error), "seconds": time.perf_counter() - begin}
+    return {"said": "", "seconds": 0.0}
+
+
+def uneven(rank: int) -> str:
+    """Worker 0 has fewer batches than the others."""
+    params = parameters()
+    opt = deeprelax.ElasticSGD(params, **OPTIONS["ElasticSGD"])
+    try:
+        for step in range(5 if rank == 0 else 20):
+            for k, p in enumerate(params):
+                p.grad = gradient(p.detach(), rank, step, k)
+            opt.step()
+        opt.finish()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    """Run it, leave the result, and go without torch's own clean-up, which sometimes crashes."""
+    rank, _ = start_group(timeout=20)
+    result = {"bits": bits, "killed": killed, "uneven": uneven}[sys.argv[1]](rank)
+    Path(os.environ["RESULT"]).write_bytes(pickle.dumps(result))
+    if sys.argv[1] == "bits":
+        dist.barrier()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

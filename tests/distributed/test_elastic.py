@@ -1,0 +1,254 @@
+"""Elastic-SGD and Parle: the equations, what workers share, and what happens when one is gone."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import simulation
+import torch
+from scenarios import trained
+from simulation import OPTIONS, gradient, parameters
+from torch import Tensor
+from torch.nn import Parameter
+from workers import Thread, processes, threads
+
+import deeprelax
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def step(opt: Any, params: list[Parameter], rank: int, number: int) -> None:
+    for k, p in enumerate(params):
+        p.grad = gradient(p.detach(), rank, number, k)
+    opt.step()
+
+
+def run(kind: str, worker: Thread, steps: int = 9, **options: Any) -> list[Tensor]:
+    params = parameters()
+    opt = getattr(deeprelax, kind)(params, **{**OPTIONS[kind], **options}, replicas=worker)
+    for number in range(steps):
+        step(opt, params, worker.rank, number)
+    return [p.detach().clone() for p in params]
+
+
+def same(a: list[Tensor], b: Any) -> bool:
+    return all(np.array_equal(np.asarray(s), np.asarray(t)) for s, t in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["ElasticSGD", "Parle"])
+def test_workers_follow_the_equations_bit_for_bit(kind: str, size: int, backend: str) -> None:
+    theirs = simulation.elastic(size)[0] if kind == "ElasticSGD" else simulation.parle(size)
+    ours = threads(size, lambda worker: run(kind, worker, backend=backend))
+    assert all(same(a, b) for a, b in zip(ours, theirs, strict=True)), ours
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What the processes of a group over gloo made of both optimizers."""
+    return processes(request.param, "bits", tmp_path_factory.mktemp("bits"))
+
+
+def test_processes_over_gloo_give_the_bits_of_the_equations(group: list[Any]) -> None:
+    weights, centres = simulation.elastic(len(group))
+    together = simulation.parle(len(group))
+    for rank, found in enumerate(group):
+        in_order = found["elastic True"]
+        assert same(in_order["params"], weights[rank])
+        assert all(same(a, b) for a, b in zip(in_order["centres"], centres))
+        assert same(found["parle"]["params"], together[rank])
+        plain = found["elastic False"]["params"]
+        if len(group) == 2:
+            assert same(plain, weights[rank])
+        assert all(np.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(plain, weights[rank]))
+        lossy = zip(found["elastic bf16"]["params"], weights[rank])
+        assert all(np.allclose(a, b, rtol=0, atol=2e-2) for a, b in lossy)
+
+
+def test_all_processes_hold_one_centre_and_eval_shows_it(group: list[Any]) -> None:
+    for name in ("elastic True", "elastic False", "elastic bf16"):
+        first = group[0][name]
+        for found in group[1:]:
+            assert all(same(a, b) for a, b in zip(found[name]["centres"], first["centres"]))
+        for found in group:
+            assert same(found[name]["shown"], first["centres"][-1])
+            assert not same(found[name]["params"], first["centres"][-1])
+    mean = [torch.stack(each).mean(0) for each in zip(*(found["parle"]["params"] for found in group))]
+    for found in group:
+        assert same(found["parle"]["shown"], group[0]["parle"]["shown"])
+        assert all(torch.allclose(a, b, rtol=1e-6) for a, b in zip(found["parle"]["shown"], mean))
+
+
+def test_an_outer_step_has_one_collective_and_no_other_step_any(group: list[Any]) -> None:
+    ordered = 2 if len(group) == 3 else 1
+    for found in group:
+        for name, each in (("elastic False", 1), ("elastic True", ordered), ("elastic bf16", 1)):
+            assert found[name]["calls"][1:] == [0, each, 0, 0, each, 0, 0, each]
+        assert sum(found["parle"]["calls"][1:]) == 3 * ordered
+
+
+def test_overlapping_the_exchange_changes_no_bit_of_parle(group: list[Any]) -> None:
+    assert all(same(found["parle"]["params"], found["parle overlap"]["params"]) for found in group)
+
+
+@pytest.mark.parametrize("kind", ["ElasticSGD", "Parle"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_any_number_of_workers_resumes_from_a_centre(kind: str, size: int, group: list[Any]) -> None:
+    found = group[0]["elastic True" if kind == "ElasticSGD" else "parle"]
+    saved, shown = found["saved"], found["shown"]
+
+    def resume(worker: Thread) -> Any:
+        params = [Parameter(t.clone()) for t in shown]
+        opt = getattr(deeprelax, kind)(params, **OPTIONS[kind], replicas=worker)
+        opt.load_state_dict(copy.deepcopy(saved))
+        step(opt, params, worker.rank, 9)
+        return [opt.state[p]["x"].clone() for p in params], opt.phase, float(opt.gamma)
+
+    for x, phase, gamma in threads(size, resume):
+        assert same(x, shown)
+        assert (phase, gamma) == (1, found["saved"]["param_groups"][0]["gamma"])
+
+
+def test_parle_with_one_worker_is_entropy_sgd_bit_for_bit() -> None:
+    options = {**OPTIONS["Parle"], "temperature": 1e-3, "momentum": 0.5, "gamma_min": 1e-9}
+    alone = threads(1, lambda worker: run("Parle", worker, **options))[0]
+    theirs = {name: value for name, value in options.items() if name not in ("gamma_min", "rho", "rho_min")}
+    params = parameters()
+    opt = deeprelax.EntropySGD(params, **theirs)
+    for number in range(9):
+        step(opt, params, 0, number)
+    assert same(alone, [p.detach() for p in params])
+
+
+def test_without_a_tie_the_workers_of_parle_are_independent() -> None:
+    free = threads(2, lambda worker: run("Parle", worker, steps=6, rho=np.inf, rho_min=np.inf))
+    tied = threads(2, lambda worker: run("Parle", worker, steps=6))
+    options = {n: v for n, v in OPTIONS["Parle"].items() if n not in ("gamma_min", "rho", "rho_min")}
+    options["temperature"] = 0.0
+    for rank in range(2):
+        params = parameters()
+        opt = deeprelax.EntropySGD(params, **options)
+        for number in range(6):  # before gamma_min counts
+            step(opt, params, rank, number)
+        assert same(free[rank], [p.detach() for p in params])
+        assert not same(tied[rank], free[rank])
+
+
+def test_workers_draw_their_own_noise_also_in_a_captured_step() -> None:
+    def noise(worker: Thread, capturable: bool) -> Tensor:
+        p = Parameter(torch.zeros(1000))
+        options = {"inner_lr": 0.1, "inner_steps": 9, "temperature": 1.0, "seed": 3, "capturable": capturable}
+        opt = deeprelax.ElasticSGD([p], replicas=worker, **options)
+        p.grad = torch.zeros(1000)
+        opt.step()
+        return p.detach().clone()
+
+    host = threads(3, lambda worker: noise(worker, False))
+    device = threads(3, lambda worker: noise(worker, True))
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert abs(torch.corrcoef(torch.stack([host[a], host[b]]))[0, 1]) < 0.15
+    assert same(host, device)
+
+
+@pytest.mark.parametrize(("x", "expected", "bound"), [(1.2, 1.3170, 0.007), (0.3, -0.7941, 0.015)])
+def test_the_springs_force_is_the_gradient_of_local_entropy(x: float, expected: float, bound: float) -> None:
+    """f = (x² - 1)², γ = 0.1, temperature 2, η′ = 0.01: three workers of 4,096 elements around a centre that stands.
+    ``expected`` is that of the discrete chain, by its transition matrix."""
+    forces = []
+    for rank in range(3):
+        worker = Thread.__new__(Thread)
+        worker.rank, worker.size, worker.mean_ = rank, 3, lambda flat: None  # type: ignore[method-assign]
+        p = Parameter(torch.full((4096,), x, dtype=torch.float64))
+        options = {"lr": 0.0, "inner_lr": 0.01, "inner_steps": 10**6, "gamma": 0.1, "temperature": 2.0, "scoping": 0.0}
+        opt = deeprelax.ElasticSGD([p], replicas=worker, seed=5, **options)
+        opt._shared.exchange.joined = True  # type: ignore[union-attr]
+        total, count = 0.0, 0
+        for number in range(4400):
+            p.grad = 4 * p.detach() * (p.detach() ** 2 - 1)
+            opt.step()
+            if number >= 400:
+                total, count = total + float(((x - p.detach()) / 0.1).mean()), count + 1
+        forces.append(total / count)
+    assert np.mean(forces) == pytest.approx(expected, abs=bound)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gamma": 0.25}, "differ in gamma"),
+        ({"inner_steps": 4}, "differ in inner_steps"),
+        ({"weights": 1.0}, r"params'\]\[1\] holds other values"),
+        ({"parameters": 1}, "differ in the number of parameters"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["ElasticSGD", "Parle"])
+def test_workers_that_differ_are_refused_on_all_of_them(kind: str, changes: dict[str, Any], said: str) -> None:
+    def work(worker: Thread) -> None:
+        params, options = parameters(), dict(OPTIONS[kind])
+        if worker.rank == 1:
+            params = params[: changes.get("parameters", 2)]
+            with torch.no_grad():
+                params[-1] += changes.get("weights", 0.0)
+            options |= {name: value for name, value in changes.items() if name in options}
+        opt = getattr(deeprelax, kind)(params, **options, replicas=worker)
+        step(opt, params, worker.rank, 0)
+
+    for error in threads(2, work):
+        assert isinstance(error, ValueError), error
+        assert re.search(said, str(error)), error
+
+
+def test_gradients_that_are_the_same_on_all_workers_are_noticed() -> None:
+    def work(worker: Thread) -> Any:
+        params = parameters()
+        opt = deeprelax.ElasticSGD(params, **OPTIONS["ElasticSGD"], replicas=worker)
+        step(opt, params, 0, 0)
+        return opt._shared.warned
+
+    with pytest.warns(UserWarning, match="workers' gradients are the same"):
+        assert all("equal gradients" in warned for warned in threads(2, work))
+
+
+@pytest.mark.parametrize("kind", ["ElasticSGD", "Parle"])
+def test_all_workers_finish_together(kind: str) -> None:
+    def work(worker: Thread) -> Any:
+        params = parameters()
+        opt = getattr(deeprelax, kind)(params, **OPTIONS[kind], replicas=worker)
+        for number in range(5):
+            step(opt, params, worker.rank, number)
+        return opt.finish(), [p.detach().clone() for p in params], opt.phase
+
+    found = threads(2, work)
+    assert [(finished, phase) for finished, _, phase in found] == [(True, 0)] * 2, found
+    assert same(found[0][1], found[1][1]) == (kind == "ElasticSGD")
+
+
+def test_a_worker_with_fewer_batches_is_named_on_all_of_them(tmp_path: Path) -> None:
+    for said in processes(3, "uneven", tmp_path):
+        assert "1 of 3 workers have called finish()" in said
+
+
+def test_a_killed_worker_is_an_error_on_the_others_within_two_seconds(tmp_path: Path) -> None:
+    found = processes(3, "killed", tmp_path)
+    assert found[2] is None
+    for each in found[:2]:
+        assert "the exchange with the other workers failed" in each["said"]
+        assert each["seconds"] < 2
+
+
+@pytest.mark.parametrize("given", ["three", object()])
+def test_other_replicas_are_refused_by_name(given: Any) -> None:
+    with pytest.raises(TypeError, match="replicas must be None, a ProcessGroup"):
+        deeprelax.ElasticSGD(parameters(), replicas=given)
+
+
+def test_without_a_process_group_there_is_one_worker() -> None:
+    found = trained("ElasticSGD", 0)
+    assert sum(found["calls"]) == 0
+    assert same(found["params"], simulation.elastic(1)[0][0])

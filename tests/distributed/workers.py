@@ -1,0 +1,98 @@
+"""Workers for the tests: threads of one process that meet at barriers, and processes over gloo."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+
+
+class Meeting:
+    """Where threads put their tensors together, in the order of ranks."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.barrier, self.slots = size, threading.Barrier(size, timeout=60), [torch.empty(0)] * size
+        self.calls = 0
+
+
+class Thread:
+    """One worker's view of a meeting: what an optimizer takes as ``replicas``."""
+
+    def __init__(self, meeting: Meeting, rank: int) -> None:
+        self.meeting, self.rank, self.size = meeting, rank, meeting.size
+
+    def mean_(self, flat: Tensor) -> None:
+        meeting = self.meeting
+        meeting.slots[self.rank] = flat.clone()
+        meeting.barrier.wait()
+        total = meeting.slots[0].clone()
+        for other in meeting.slots[1:]:
+            total += other
+        meeting.calls += self.rank == 0
+        meeting.barrier.wait()
+        flat.copy_(total / self.size)
+
+
+def threads(size: int, work: Callable[[Thread], Any]) -> list[Any]:
+    """What ``work`` returns on each worker, or the exception that it raised."""
+    meeting, results = Meeting(size), [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = work(Thread(meeting, rank))
+        except Exception as error:
+            results[rank] = error  # type: ignore[call-overload]
+            time.sleep(0.5)  # the others may be about to raise the same
+            meeting.barrier.abort()
+
+    running = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for each in running:
+        each.start()
+    for each in running:
+        each.join()
+    return results
+
+
+def processes(size: int, scenario: str, folder: Path, timeout: float = 100.0) -> list[Any]:
+    """What the scenario of ``scenarios.py`` returns on each of so many processes; None of one that left nothing."""
+    store, programs = folder / f"store-{scenario}-{size}", []
+    for rank in range(size):
+        command = [sys.executable, str(ROOT / "tests" / "distributed" / "scenarios.py"), scenario]
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "STORE": str(store),
+            "RESULT": str(folder / f"{scenario}-{size}-{rank}.pickle"),
+            "OMP_NUM_THREADS": "1",
+        }
+        programs.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=folder))
+    said = [program.communicate(timeout=timeout)[1] for program in programs]
+    results = []
+    for rank in range(size):
+        path = folder / f"{scenario}-{size}-{rank}.pickle"
+        results.append(pickle.loads(path.read_bytes()) if path.exists() else None)
+    assert any(result is not None for result in results), said
+    return results
+
+
+def start_group(timeout: float) -> tuple[int, int]:
+    """Join the process group that the environment describes; rank and size."""
+    from datetime import timedelta
+
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = f"file://{os.environ['STORE']}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
+    return rank, size
