@@ -13,7 +13,7 @@ TASKS = ("digits-mlp", "digits-cnn", "mnist-cnn", "cifar-resnet", "text-transfor
 
 
 @click.command()
-@click.option("--preset", type=click.Choice(["small", "gpu", "test"]), default="small", show_default=True)
+@click.option("--preset", type=click.Choice(["small", "long", "gpu", "test"]), default="small", show_default=True)
 @click.option("--task", "names", multiple=True, type=click.Choice(TASKS), help="Default: all.")
 @click.option("--optimizer", "optimizers", multiple=True, help="A row of the table. Default: all.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
@@ -32,15 +32,16 @@ def compare(
     """Train small networks with torch's optimizers and these, at equal numbers of gradients.
 
     Every optimizer gets the same search: three rates and two values of one more hyper-parameter, with one seed; the
-    best is repeated with the other seeds. OUT/runs.jsonl has a line for each run, and an interrupted comparison resumes
-    with the next; OUT/table.md and OUT/curves.png show what there is.
+    best is repeated with the other seeds. "HJ()" and the like are the classes' defaults, at constant rates.
+    OUT/runs.jsonl has a line for each run, and an interrupted comparison resumes with the next; OUT/table.md and
+    OUT/curves.png show what there is.
     """
     from deeprelax.experiments.compare import report, runner
-    from deeprelax.experiments.compare.contestants import CONTESTANTS
+    from deeprelax.experiments.compare.contestants import EVERY
 
-    chosen = optimizers or tuple(CONTESTANTS)
-    if unknown := [name for name in chosen if name not in CONTESTANTS]:
-        raise click.BadParameter(f"{unknown[0]!r}; there are {', '.join(CONTESTANTS)}", param_hint="--optimizer")
+    chosen = optimizers or tuple(EVERY)
+    if unknown := [name for name in chosen if name not in EVERY]:
+        raise click.BadParameter(f"{unknown[0]!r}; there are {', '.join(EVERY)}", param_hint="--optimizer")
     results = runner.Results(out / "runs.jsonl")
     runs = runner.search(preset, names or TASKS, chosen)
     try:

@@ -44,13 +44,16 @@ def matrices(params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return [p for p in params if p.ndim == 2], [p for p in params if p.ndim != 2]
 
 
-def muon(params: Sequence[Tensor], rate: float, momentum: float) -> list[Optimizer]:
-    """An outer loop around Muon for matrices, and one around AdamW at a tenth of the rate for the rest."""
+def muon(params: Sequence[Tensor], rate: float, beta2: float = 0.95) -> list[Optimizer]:
+    """Muon for matrices, and AdamW at a tenth of the rate for the rest."""
     own, rest = matrices(params)
-    outer: dict[str, Any] = {"momentum": momentum}
-    inner: list[Optimizer] = [torch.optim.Muon(own, lr=rate)] if own else []
-    inner += [torch.optim.AdamW(rest, lr=rate / 10, betas=(0.9, 0.95))] if rest else []
-    return [deeprelax.OuterLoop(each, **outer) for each in inner]
+    made: list[Optimizer] = [torch.optim.Muon(own, lr=rate)] if own else []
+    return made + ([torch.optim.AdamW(rest, lr=rate / 10, betas=(0.9, beta2))] if rest else [])
+
+
+def outer_muon(params: Sequence[Tensor], rate: float, momentum: float) -> list[Optimizer]:
+    """An outer loop around each of these."""
+    return [deeprelax.OuterLoop(inner, momentum=momentum) for inner in muon(params, rate)]
 
 
 def schedule_free(params: Sequence[Tensor], rate: float, beta2: float) -> list[Optimizer]:
@@ -90,6 +93,7 @@ CONTESTANTS: dict[str, Contestant] = {
         one(torch.optim.AdamW, lr=rate, betas=lambda _, beta2: (0.9, beta2)), (1e-3, 3e-3, 1e-2), "beta2", (0.95, 0.999)
     ),
     "schedule-free AdamW": Contestant(schedule_free, (1e-3, 3e-3, 1e-2), "beta2", (0.95, 0.999), decays=False),
+    "Muon": Contestant(muon, (0.01, 0.03, 0.1), "beta2", (0.95, 0.999)),
     "HJ": Contestant(one(deeprelax.HJ, lr=rate, gamma=other), (0.3, 1.0, 3.0), "gamma", (0.1, 1.0)),
     "EntropySGD": Contestant(
         one(
@@ -108,8 +112,22 @@ CONTESTANTS: dict[str, Contestant] = {
     "EntropyAdamW": Contestant(
         one(deeprelax.EntropyAdamW, lr=rate, momentum=other), (1e-3, 3e-3, 1e-2), "momentum", (0.67, 0.9)
     ),
-    "OuterLoop(Muon)": Contestant(muon, (0.01, 0.03, 0.1), "momentum", (0.67, 0.9)),
+    "OuterLoop(Muon)": Contestant(outer_muon, (0.01, 0.03, 0.1), "momentum", (0.67, 0.9)),
 }
+
+
+# As they are constructed without arguments, at constant rates: what somebody tries first.
+DEFAULTS: dict[str, Contestant] = {
+    f"{kind.__name__}()": Contestant(one(kind, **options), (0.0,), "", (0.0,), decays=False)
+    for kind, options in (
+        (deeprelax.HJ, {}),
+        (deeprelax.EntropySGD, {"seed": fixed(0)}),
+        (deeprelax.Heat, {"seed": fixed(0)}),
+        (deeprelax.EntropyAdamW, {}),
+        (torch.optim.AdamW, {}),
+    )
+}
+EVERY = CONTESTANTS | DEFAULTS
 
 
 def parameters(model: nn.Module) -> list[Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deeprelax.experiments.compare import runner
-from deeprelax.experiments.compare.contestants import CONTESTANTS
+from deeprelax.experiments.compare.contestants import CONTESTANTS, DEFAULTS, Contestant
 from deeprelax.experiments.compare.tasks import NAMES
 from deeprelax.files import write_picture
 
@@ -36,27 +36,40 @@ def number(value: float, task: str) -> str:
     return f"{value:.3f}" if task == "text-transformer" else f"{100 * value:.2f}"
 
 
+def rows(results: Sequence[dict[str, Any]], present: Sequence[str], of: dict[str, Contestant]) -> list[str]:
+    """A row for each contestant with results: mean, standard error, and what was chosen where there was a choice."""
+    lines = []
+    for optimizer, contestant in of.items():
+        cells = []
+        for task in present:
+            values = [curve[-1] for curve in ends(results, task, optimizer)]
+            figure = f"{number(statistics.mean(values), task)} ± {number(deviation(values), task)}" if values else ""
+            if values and contestant.other:
+                run = runner.best(results)[task, optimizer]
+                figure += f" ({run.rate:g}, {contestant.other} {run.other:g})"
+            cells.append(figure)
+        if any(cells):
+            lines.append(f"| {optimizer} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def table(results: Sequence[dict[str, Any]]) -> str:
     """One row an optimizer, one column a task: the mean over seeds, its standard error, and the chosen setting. Below,
     each of ours less the best peer."""
     present = [task for task in NAMES if any(r["run"]["task"] == task for r in results)]
     units = {task: "nats" if task == "text-transformer" else "error, %" for task in present}
-    lines = [
+    heading = [
         "| | " + " | ".join(f"{task} ({units[task]})" for task in present) + " |",
         "|---" * (len(present) + 1) + "|",
     ]
-    last: dict[tuple[str, str], list[float]] = {}
-    for optimizer, contestant in CONTESTANTS.items():
-        cells = []
-        for task in present:
-            values = last[task, optimizer] = [curve[-1] for curve in ends(results, task, optimizer)]
-            if not values:
-                cells.append("")
-                continue
-            run = runner.best(results)[task, optimizer]
-            figure = f"{number(statistics.mean(values), task)} ± {number(deviation(values), task)}"
-            cells.append(f"{figure} ({run.rate:g}, {contestant.other} {run.other:g})")
-        lines.append(f"| {optimizer} | " + " | ".join(cells) + " |")
+    last = {
+        (task, optimizer): [curve[-1] for curve in ends(results, task, optimizer)]
+        for task in present
+        for optimizer in CONTESTANTS
+    }
+    lines = heading + rows(results, present, CONTESTANTS)
+    if defaults := rows(results, present, DEFAULTS):
+        lines += ["", "As they are constructed without arguments, at constant rates:", "", *heading, *defaults]
     lines += ["", "Less the best peer, with the standard error of the difference:", ""]
     lines += ["| | " + " | ".join(present) + " |", "|---" * (len(present) + 1) + "|"]
     peers = [name for name in CONTESTANTS if name not in OURS]

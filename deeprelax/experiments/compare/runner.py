@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from deeprelax.experiments.compare import tasks
-from deeprelax.experiments.compare.contestants import CONTESTANTS, parameters
+from deeprelax.experiments.compare.contestants import EVERY, parameters
 from deeprelax.files import append_text
 from deeprelax.optim.outer_loop import OuterLoop
 from deeprelax.optim.relaxation import Relaxation
@@ -44,7 +44,7 @@ def search(preset: str, names: Sequence[str], optimizers: Sequence[str]) -> list
         Run(preset, task, optimizer, rate, other, 0)
         for task in names
         for optimizer in optimizers
-        for rate, other in CONTESTANTS[optimizer].grid()
+        for rate, other in EVERY[optimizer].grid()
     ]
 
 
@@ -91,7 +91,7 @@ def execute(run: Run, folder: Path | None) -> dict[str, Any]:
     """One run: its curve of ``POINTS`` values, at equal distances, and its seconds. A run that diverges ends with the
     worst figure there is."""
     torch.set_num_threads(1)
-    task, contestant, start = tasks.make(run.task, run.preset, folder), CONTESTANTS[run.optimizer], time.perf_counter()
+    task, contestant, start = tasks.make(run.task, run.preset, folder), EVERY[run.optimizer], time.perf_counter()
     torch.manual_seed(run.seed)
     model: nn.Module = task.model()
     optimizers = contestant.make(parameters(model), run.rate, run.other)

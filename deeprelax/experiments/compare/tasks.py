@@ -197,6 +197,7 @@ def cifar10(folder: Path | None) -> Data:
 # Gradients of a run of each task, and the transformer's width and depth, by preset.
 PRESETS: dict[str, dict[str, tuple[int, ...]]] = {
     "small": {"digits": (600,), "mnist": (400,), "cifar": (400,), "text": (600, 96, 3)},
+    "long": {"digits": (100_000,), "mnist": (100_000,), "cifar": (100_000,), "text": (100_000, 96, 3)},
     "gpu": {"digits": (2000,), "mnist": (4000,), "cifar": (8000,), "text": (10000, 384, 6)},
     "test": {"digits": (40,), "mnist": (8,), "cifar": (8,), "text": (24, 16, 1)},
 }
