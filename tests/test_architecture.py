@@ -1,6 +1,7 @@
 """Imports point one way, from the command line down to the kernels, and no file outgrows its subject."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -73,6 +74,12 @@ def test_every_room_has_its_floor() -> None:
 
 def test_no_modules_import_each_other() -> None:
     TopologicalSorter({m: imports(m, everywhere=False) - {"deeprelax"} for m in MODULES}).prepare()
+
+
+def test_a_tests_name_is_a_promise_of_at_most_70_characters() -> None:
+    names = [n for path in (ROOT / "tests").rglob("*.py") for n in re.findall(r"def (test_\w+)", path.read_text())]
+    assert len(names) > 800
+    assert [name for name in names if len(name) > 70] == []
 
 
 @pytest.mark.parametrize("suffixes", [{".py"}, {".cu", ".cpp", ".h"}], ids=["Python", "C++"])

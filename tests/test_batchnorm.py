@@ -100,7 +100,7 @@ class Keywords(nn.Module):
         self.norm(second)
 
 
-def test_a_mapping_is_keyword_arguments_and_a_shared_norm_averages_over_its_uses():
+def test_a_mapping_is_keywords_and_a_shared_norm_averages_its_uses():
     model, (a, b, c) = Keywords(), batches()
     recalibrate_batchnorm(model, [{"first": a, "second": c, "name": "x"}, {"first": b, "second": c, "name": "x"}])
     torch.testing.assert_close(model.norm.running_mean, torch.cat([a, c, b, c]).mean(0))
@@ -125,7 +125,7 @@ def test_a_compiled_model_gets_the_same_statistics():
     assert same_bits(statistics(model)[:2], statistics(other)[:2])
 
 
-def test_a_run_that_looks_at_x_with_new_statistics_continues_as_one_that_did_not(name: str):
+def test_looking_at_x_with_new_statistics_leaves_no_trace(name: str):
     finals = []
     for look in (True, False):
         model = network()

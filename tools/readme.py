@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deeprelax.experiments.compare import report as compare_report
+from deeprelax.experiments.compare import runner
 from deeprelax.experiments.report import TITLES, with_spread
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +21,7 @@ import report  # noqa: E402
 BEGIN, END = "<!-- bench: written by tools/readme.py -->\n", "<!-- /bench -->"
 GPU_BEGIN, GPU_END = "<!-- gpu: written by tools/readme.py -->\n", "<!-- /gpu -->"
 SPEED_BEGIN, SPEED_END = "<!-- speed: written by tools/readme.py -->\n", "<!-- /speed -->"
+COMPARE_BEGIN, COMPARE_END = "<!-- compare: written by tools/readme.py -->\n", "<!-- /compare -->"
 TRAIN_BEGIN, TRAIN_END = "<!-- train: written by tools/readme.py -->\n", "<!-- /train -->"
 
 
@@ -169,6 +172,18 @@ def training(result: dict[str, Any], source: str) -> str:
     return "\n".join([*lines, "", f"{seeds} seeds; {about}; `{source}`", "", picture]) + "\n"
 
 
+def comparison(source: Path) -> str:
+    """Markdown for one ``deeprelax compare``: the tables, and the picture next to its runs."""
+    runs = runner.Results(source).all
+    machine = source.parent.parent.name
+    lines = [compare_report.table([r for r in runs if r["run"]["preset"] == "small"])]
+    lines += [f"`{source.relative_to(ROOT)}` ({machine}), three seeds; curves, with bands from seed to seed:", ""]
+    lines += [f"![curves of all optimizers]({(source.parent / 'curves.png').relative_to(ROOT)})", ""]
+    if long := [r for r in runs if r["run"]["preset"] == "long"]:
+        lines += ["The defaults after 100,000 gradients at constant rates, one seed:", "", compare_report.table(long)]
+    return "\n".join(lines)
+
+
 def of_file(show: Callable[[dict[str, Any], str], str]) -> Callable[[Path], str]:
     """The same for the file of a result."""
     return lambda path: show(json.loads(path.read_text()), str(path.relative_to(ROOT)))
@@ -177,9 +192,10 @@ def of_file(show: Callable[[dict[str, Any], str], str]) -> Callable[[Path], str]
 # For each page its marks, the stored results, and what is written between them.
 PAGES: dict[str, list[tuple[str, str, str, Callable[[Path], str]]]] = {
     "README.md": [
-        (SPEED_BEGIN, SPEED_END, "*/cpu.json", of_file(speed)),
+        (SPEED_BEGIN, SPEED_END, "amd-epyc-2-threads/cpu.json", of_file(speed)),
         (TRAIN_BEGIN, TRAIN_END, "*/digits.json", of_file(training)),
     ],
+    "docs/comparison.md": [(COMPARE_BEGIN, COMPARE_END, "*/compare/runs.jsonl", comparison)],
     "docs/benchmarks.md": [(BEGIN, END, "*/cpu.json", of_file(table)), (GPU_BEGIN, GPU_END, "*/rows.jsonl", on_gpu)],
 }
 

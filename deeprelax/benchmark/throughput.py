@@ -28,11 +28,14 @@ from deeprelax.files import write_json
 
 # fp32 words that one inner call reads and writes, per element.
 ENTROPY_SGD, HJ, HEAT = (bytes_moved(rule, torch.float32, "inner") // 4 for rule in ("EntropySGD", "HJ", "Heat"))
+OUTER_PASS = "OuterLoop, its pass with momentum"
 WORDS = {
     "EntropySGD": ENTROPY_SGD,
     "EntropySGD, noise": ENTROPY_SGD,
     "HJ": HJ,
     "Heat": HEAT,
+    "EntropyAdamW": bytes_moved("EntropyAdamW", torch.float32, "inner") // 4,
+    OUTER_PASS: bytes_moved("OuterLoop", torch.float32, "last", momentum=0.67) // 4,
     "C++ loop, streams of EntropySGD": ENTROPY_SGD,
     "C++ loop, streams of HJ and Heat": HJ,
     **{peer: peer_bytes_moved(peer, torch.float32) // 4 for peer in PEER_STREAMS},
@@ -78,6 +81,8 @@ def contestants(shapes: Sequence[tuple[int, ...]], preset: str) -> dict[str, Ste
         "EntropySGD, noise": deeprelax.EntropySGD(parameters(), inner_lr=1e-3, temperature=1e-8, seed=0, **inner).step,
         "HJ": hj.step,
         "Heat": deeprelax.Heat(parameters(), seed=0, **inner).step,
+        "EntropyAdamW": deeprelax.EntropyAdamW(parameters(), inner_steps=10**9).step,
+        OUTER_PASS: outer_pass(parameters()),
         "torch.optim.SGD(fused=True)": torch.optim.SGD(parameters(), lr=1e-6, fused=True).step,
         "torch.optim.SGD(momentum, fused=True)": torch.optim.SGD(parameters(), lr=1e-6, momentum=0.9, fused=True).step,
         "torch.optim.AdamW(fused=True)": torch.optim.AdamW(parameters(), lr=1e-6, fused=True).step,
@@ -90,6 +95,11 @@ def contestants(shapes: Sequence[tuple[int, ...]], preset: str) -> dict[str, Ste
         steps["C++ loop, streams of EntropySGD"] = plain_loop(entropy_sgd, "z", update_w=True)
         steps["C++ loop, streams of HJ and Heat"] = plain_loop(hj, "p", update_w=False)
     return steps
+
+
+def outer_pass(params: list[Tensor]) -> Step:
+    """What ``OuterLoop`` adds to the inner optimizer, once in L steps."""
+    return deeprelax.OuterLoop(torch.optim.SGD(params, lr=0.0), inner_steps=1, outer_lr=1e-3).outer.advance
 
 
 def plain_loop(opt: torch.optim.Optimizer, average: str, update_w: bool) -> Step:
@@ -159,6 +169,9 @@ def targets(workload: Workload, times: dict[str, list[float]]) -> list[dict[str,
             add(f"{name}: bandwidth by that of a plain C++ loop", ratio(times, loop, name), 0.9, True)
             per_byte = ratio(times, name, sgd) * WORDS[sgd] / WORDS[name]
             add(f"{name}: time per byte by that of fused SGD", per_byte, 1.0, False)
+        add("EntropyAdamW: time by that of fused AdamW", ratio(times, "EntropyAdamW", adamw), 1.0, False)
+        loop = "C++ loop, streams of HJ and Heat"
+        add("OuterLoop's pass: bandwidth by that of a plain C++ loop", ratio(times, loop, OUTER_PASS), 0.9, True)
         add(
             "EntropySGD with noise: times faster than eager torch with randn_like",
             ratio(times, "EntropySGD, noise, eager torch", "EntropySGD, noise"),

@@ -118,7 +118,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Time:
     return host
 
 
-def test_on_the_cpu_kernel_time_is_that_of_the_backends_run_and_the_rest_is_the_hosts(host: Time) -> None:
+def test_on_the_cpu_all_but_the_backends_run_is_host_time(host: Time) -> None:
     params = [Parameter(torch.ones(3)), Parameter(torch.ones(3, dtype=torch.float64))]
     opt = make("HJ", params)
     for p in params:
@@ -208,12 +208,12 @@ def device_samples(host: Time, in_host: float, on_device: float, copy: float) ->
     return samples
 
 
-def test_on_a_device_kernel_time_is_the_devices_alone_and_host_time_is_without_waiting_for_it(host: Time) -> None:
+def test_on_a_device_kernel_time_is_the_devices_alone(host: Time) -> None:
     for s in device_samples(host, in_host=2.0, on_device=30.0, copy=1.0):
         assert s == pytest.approx((30.0, 2.0, 30.0, 0, False))
 
 
-def test_a_device_that_had_to_wait_for_the_host_is_told_of_and_given_more_to_do_before(host: Time) -> None:
+def test_a_device_that_waited_is_reported_and_given_more_to_do(host: Time) -> None:
     first, *later = device_samples(host, in_host=10.0, on_device=1.0, copy=1.0)
     assert first == pytest.approx((10.0 - 4 + 1, 10.0, 10.0 - 4 + 1, 0, True))  # 4 copies, and 6 seconds of nothing
     for s in later:
@@ -254,7 +254,7 @@ def test_an_average_weighs_the_calls_by_how_often_they_come() -> None:
     assert average["bytes_per_element"] == (20 + 3 * 20 + 16) / 5
 
 
-def test_bandwidth_is_the_bytes_that_move_by_kernel_time_and_the_fraction_is_taken_within_a_round() -> None:
+def test_bandwidth_is_bytes_by_kernel_time_within_a_round() -> None:
     plan, samples = made_up("cpu")
     inner = figures(plan, samples, dict.fromkeys(plan.kinds, 1))["calls"][1]
     assert inner["bytes"] == 20 * 1000
@@ -264,7 +264,7 @@ def test_bandwidth_is_the_bytes_that_move_by_kernel_time_and_the_fraction_is_tak
 
 
 @pytest.mark.parametrize(("device", "ours"), [("cpu", 18 + 10), ("cuda", 18)])
-def test_a_peer_is_compared_with_the_average_step_device_time_with_device_time(device: str, ours: float) -> None:
+def test_a_peer_is_compared_with_the_average_step(device: str, ours: float) -> None:
     plan, samples = made_up(device)
     (peer,) = figures(plan, samples, dict.fromkeys(plan.kinds, 1))["peers"]
     assert peer["ours_by_this"] == pytest.approx(ours / 50)
@@ -272,7 +272,7 @@ def test_a_peer_is_compared_with_the_average_step_device_time_with_device_time(d
     assert (peer["host_us"] is None) == (device == "cpu")
 
 
-def test_a_devices_profile_shows_host_time_beside_and_says_when_the_device_waited(tmp_path: Path) -> None:
+def test_a_devices_profile_shows_host_time_and_marks_waiting(tmp_path: Path) -> None:
     plan, samples = made_up("cuda")
     about = profile(Plan(SMALL, "HJ", rounds=1), peers=False)
     result = {**about, "device": "cuda", **figures(plan, samples, dict.fromkeys(plan.kinds, 2))}
@@ -333,7 +333,7 @@ def test_a_fraction_above_1_is_explained(of_copy: float) -> None:
 # The profiler.
 
 
-def test_the_trace_is_json_with_a_range_for_every_call_and_the_backends_run_within(tmp_path: Path, name: str) -> None:
+def test_the_trace_has_a_range_for_every_call_and_backend_run(tmp_path: Path, name: str) -> None:
     plan = Plan(SMALL, name)
     opt = plan.make()
     write_trace(opt, list(plan.kinds), plan.device, tmp_path / "new" / "trace.json")
@@ -347,7 +347,7 @@ def test_the_trace_is_json_with_a_range_for_every_call_and_the_backends_run_with
         assert inside["ts"] + inside["dur"] <= outside["ts"] + outside["dur"]
 
 
-def test_launches_are_the_kernels_of_a_trace_and_neither_copies_nor_calls_of_the_host() -> None:
+def test_launches_are_the_kernels_of_a_trace_alone() -> None:
     kinds = ("kernel", "gpu_memcpy", "gpu_memset", "cuda_runtime", "cpu_op", "gpu_user_annotation", "kernel")
     assert kernels_in({"traceEvents": [*({"cat": kind} for kind in kinds), {"ph": "M"}]}) == 2
 
@@ -442,7 +442,7 @@ def test_bad_input_is_refused_by_name(arguments: list[str], named: str) -> None:
         ("--trace", "no/such/folder/a.json", "cannot be written (there is no folder no/such/folder)"),
     ],
 )
-def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+def test_an_unwritable_file_is_refused_before_measuring(
     option: str, path: str, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[Plan] = []
@@ -454,9 +454,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
     assert not measured
 
 
-def test_a_trace_that_the_profiler_did_not_write_is_an_error_and_not_said_to_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trace_that_was_not_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "t.json"
     path.write_text("an earlier one")
     monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", lambda self, path: None)

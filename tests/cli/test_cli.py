@@ -213,7 +213,7 @@ def test_one_bit_of_the_published_mnist_is_missed(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("arrays", [mnist_arrays, cifar10_arrays])
-def test_a_torchvision_that_cannot_be_imported_is_told_of_where_it_was_to_download(
+def test_a_broken_torchvision_is_reported_where_it_should_download(
     tmp_path: Path, arrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken:

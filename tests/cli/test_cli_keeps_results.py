@@ -167,7 +167,7 @@ def test_doctor_says_that_there_is_no_gpu_and_blames_no_driver() -> None:
     assert not any("driver" in line for line in told)
 
 
-def test_the_command_line_imports_nothing_beyond_click_and_what_the_package_does() -> None:
+def test_the_command_line_imports_click_and_the_package_alone() -> None:
     code = (
         "import sys, deeprelax; before = set(sys.modules)\nimport deeprelax.cli.main\n"
         "print({n.partition('.')[0] for n in set(sys.modules) - before} - set(sys.stdlib_module_names))"

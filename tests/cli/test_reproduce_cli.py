@@ -320,7 +320,7 @@ def test_a_terminal_shows_how_far_a_run_is(data: Path, tmp_path: Path) -> None:
     assert "authors-lenet-sgd-2ep-seed0: finished" in screen.getvalue()
 
 
-def test_each_model_has_a_bar_of_its_own_epochs_and_its_ended_runs_are_in_it(tmp_path: Path) -> None:
+def test_each_model_has_its_own_bar_with_its_ended_runs(tmp_path: Path) -> None:
     runs = experiment.plan("authors", protocol.MODELS, ["sgd"], 2)
     assert {run.epochs for run in runs} == {67, 195}
     path = store.path_of(runs[0], tmp_path)

@@ -19,7 +19,7 @@ __all__ = ["data"]  # a fixture
 SEARCH = ("--models", "lenet", "--epochs", 1)
 
 
-def test_search_gives_every_optimizer_the_same_budget_and_never_sees_the_test_set(data: Path, tmp_path: Path) -> None:
+def test_search_gives_equal_budgets_and_never_sees_the_test_set(data: Path, tmp_path: Path) -> None:
     arguments = ["--data", data, "--out", tmp_path, "--models", "lenet", "--epochs", 1, "--images", 256]
     run("search", *arguments)
     path = tmp_path / "search-authors.json"
@@ -50,9 +50,7 @@ def sgd_searched(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_further_search_takes_no_row_away_and_what_is_not_whole_is_not_taken(
-    data: Path, sgd_searched: Path, tmp_path: Path
-) -> None:
+def test_a_further_search_keeps_rows_and_takes_whole_ones_only(data: Path, sgd_searched: Path, tmp_path: Path) -> None:
     shutil.copytree(sgd_searched, tmp_path, dirs_exist_ok=True)
     base = ["--data", data, "--out", tmp_path]
     each = len(search_trials.TRIALS) + search_trials.FURTHER

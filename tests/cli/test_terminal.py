@@ -68,7 +68,7 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_the_time_left_is_of_the_speed_since_the_start_and_said_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_left_comes_from_the_speed_since_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     pace = Pace(60.0)

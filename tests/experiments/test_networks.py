@@ -168,7 +168,7 @@ def test_dropout_is_all_that_is_random_and_drops_what_it_says(preset: str, model
 
 
 @pytest.mark.parametrize("preset", ["authors", "paper"])
-def test_the_images_themselves_are_dropped_from_in_all_cnn_and_not_in_lenet(preset: str) -> None:
+def test_all_cnn_drops_out_of_images_and_lenet_does_not(preset: str) -> None:
     for model, expected in (("lenet", 0.0), ("allcnn", 0.2)):
         zeros: list[float] = []
 

@@ -68,9 +68,7 @@ def test_the_papers_figures_are_those_of_its_table_1() -> None:
 
 
 @every_row
-def test_a_run_takes_the_papers_effective_epochs_of_gradients_whatever_l_is(
-    preset: str, model: str, optimizer: str
-) -> None:
+def test_a_run_takes_as_many_gradients_whatever_l_is(preset: str, model: str, optimizer: str) -> None:
     """Remark 15: an effective epoch of L > 1 has no more gradients than one of SGD."""
     data = as_large_as(model, *((1, 28) if model == "lenet" else (3, 32)))
     epochs = TABLE_1[model, optimizer][2]
@@ -80,9 +78,7 @@ def test_a_run_takes_the_papers_effective_epochs_of_gradients_whatever_l_is(
 
 
 @every_row
-def test_batches_are_of_128_and_drawn_with_replacement_in_the_authors_preset_only(
-    preset: str, model: str, optimizer: str
-) -> None:
+def test_batches_of_128_repeat_images_in_the_authors_preset_only(preset: str, model: str, optimizer: str) -> None:
     """Section 7.1; RECIPES, the authors' program, and issue 4 for the paper's preset."""
     run = protocol.run(preset, model, optimizer, 0)
     assert run.batch_size == 128
@@ -93,9 +89,7 @@ def test_batches_are_of_128_and_drawn_with_replacement_in_the_authors_preset_onl
 
 
 @every_row
-def test_l_the_average_the_inner_rate_and_scoping_are_sections_6_4_and_remark_15s(
-    preset: str, model: str, optimizer: str
-) -> None:
+def test_l_alpha_the_inner_rate_and_scoping_are_the_papers(preset: str, model: str, optimizer: str) -> None:
     expected: dict[str, dict[str, Any]] = {
         "entropy-sgd": {"inner_steps": 20, "alpha": 0.75, "inner_lr": 0.1},
         "heat": {"inner_steps": 5},
@@ -141,9 +135,7 @@ def test_the_authors_outer_steps_have_nesterov_momentum(model: str, optimizer: s
 
 
 @pytest.mark.parametrize(("model", "stiffness"), [("lenet", 1e-4), ("allcnn", 0.03)])
-def test_the_authors_entropy_sgd_has_their_rate_and_stiffness_and_no_gamma_in_the_outer_step(
-    model: str, stiffness: float
-) -> None:
+def test_the_authors_entropy_sgd_has_their_rate_and_stiffness(model: str, stiffness: float) -> None:
     """Entropy-SGD's own program: η = 1, no momentum in the outer step, and an inner velocity that restarts."""
     found = settings("authors", model, "entropy-sgd")
     wanted = {"lr": 1.0, "absorb_gamma": True, "momentum": 0.0}
@@ -237,7 +229,7 @@ def test_a_full_run_is_evaluated_at_about_40_points_and_at_its_end(
 # Precision, and the same bits every time.
 
 
-def test_without_a_word_table1_is_six_seeds_of_the_authors_eight_rows_in_float32(
+def test_table1_by_default_is_six_seeds_of_the_authors_eight_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, _ = planned(monkeypatch, tmp_path, "table1")
@@ -303,7 +295,7 @@ def put_back() -> Iterator[None]:
 @pytest.mark.parametrize(("asked", "tf32"), [({}, False), ({"tf32": True}, True), ({"autocast": "bf16"}, True)])
 @pytest.mark.parametrize("callers", [(True, False, False, True), (False, True, True, False)])
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_run_sets_tf32_as_asked_takes_the_same_algorithms_and_puts_the_callers_flags_back(
+def test_a_run_sets_tf32_as_asked_and_restores_the_callers_flags(
     asked: dict[str, Any],
     tf32: bool,
     callers: tuple[bool, ...],

@@ -311,7 +311,7 @@ def test_a_stored_run_of_other_settings_or_data_is_refused(tmp_path: Path, chang
 
 @pytest.mark.filterwarnings("ignore:.*resumed elsewhere")
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_diverged_run_that_was_killed_before_its_end_was_noted_does_not_train_on(
+def test_a_killed_diverged_run_does_not_train_on(
     tmp_path: Path, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small("sgd")

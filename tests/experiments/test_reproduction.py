@@ -63,7 +63,7 @@ def test_runs_of_a_search_have_a_table_for_each_preset(tmp_path: Path) -> None:
         assert table.partition("\n## ")[0].count(f"| LeNet | HJ | 0.50 ± 0.01 @ 70 | {value} |") == 1
 
 
-def test_a_search_is_there_with_every_trial_the_one_taken_and_what_it_was_produced_with(tmp_path: Path) -> None:
+def test_a_search_is_stored_with_every_trial_and_its_machine(tmp_path: Path) -> None:
     trials = []
     for number, (lr, error, ended) in enumerate([(0.1, 0.012, "finished"), (0.3, 0.25, "diverged")]):
         trial = stored("lenet", "hj", 0, [error], epochs=3, variant=f"trial{number}", ended=ended)

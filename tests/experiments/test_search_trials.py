@@ -34,7 +34,7 @@ def test_the_search_goes_outward_at_an_edge_and_else_finer(tried: tuple[Trial, .
     assert after(tried, best_at(tried, best)) == pytest.approx(then)
 
 
-def test_a_step_outward_that_is_better_is_followed_and_one_that_is_not_is_left() -> None:
+def test_only_a_step_outward_that_is_better_is_followed() -> None:
     tried = (*TRIALS, (9.0, 1.0, False))
     assert after(tried, best_at(tried, (9.0, 1.0, False))) == (27.0, 1.0, False)
     assert after(tried, best_at(tried, (3.0, 1.0, False))) == (3 * FINER, 1.0, False)
@@ -53,7 +53,7 @@ def write(run: Run, folder: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_every_optimizer_gets_as_many_further_trials_each_from_those_before(tmp_path: Path) -> None:
+def test_every_optimizer_gets_as_many_further_trials(tmp_path: Path) -> None:
     runs = search_trials.plan("paper", ["lenet"], OPTIMIZERS, 1)
     for number in range(len(TRIALS), len(TRIALS) + FURTHER):
         for run in runs:

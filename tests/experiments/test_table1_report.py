@@ -82,7 +82,7 @@ def test_a_complete_row_stands_whatever_else_is_there(others: list[store.Stored]
         assert (row.value, row.caveats) == (expected, [])
 
 
-def test_a_finished_row_is_not_erased_by_one_of_the_papers_length_that_was_begun() -> None:
+def test_a_finished_row_is_not_erased_by_one_that_was_begun() -> None:
     (row,) = table1_report.rows(hj(3) + hj(70, seeds=6, ended=None), "authors")
     assert row.value == "1.00 @ 3"
 
@@ -102,7 +102,7 @@ def test_fewer_images_than_the_papers_are_named() -> None:
     assert row.caveats == ["234 gradients an epoch instead of 468: not all images"]
 
 
-def test_settings_that_are_not_the_presets_are_named_and_come_after_those_that_are() -> None:
+def test_settings_that_are_not_the_presets_are_named_and_come_last() -> None:
     found = hj(70, seeds=6)
     for run in found:
         run.settings["options"]["lr"] = 0.51

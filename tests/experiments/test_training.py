@@ -98,7 +98,7 @@ def test_recalibration_does_not_depend_on_how_the_images_are_stored(digits: Data
         assert (a - b).norm() < 0.06 * b.norm()
 
 
-def test_recalibration_averages_as_torch_does_and_asks_the_device_for_nothing(digits: Data) -> None:
+def test_recalibration_averages_as_torch_without_synchronising(digits: Data) -> None:
     torch.manual_seed(0)
     model = build("digits-cnn", digits.train_inputs.shape[1:])
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

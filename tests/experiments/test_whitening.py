@@ -159,7 +159,7 @@ def other_shape(path: Path) -> None:
         path.write_bytes(pickle.dumps({b"data": np.zeros((10, 3071), np.uint8), b"labels": [1] * 10}, protocol=2))
 
 
-def test_batches_that_are_not_the_published_ones_are_refused_with_their_name(tmp_path: Path, monkeypatch) -> None:
+def test_batches_that_were_not_published_are_refused_by_name(tmp_path: Path, monkeypatch) -> None:
     """Of the published size or not: a flipped pixel is in no way a damaged pickle."""
     paths = write_cifar(tmp_path, "batches", test=10)
     with pytest.raises(DataError, match=r"data_batch_1 is damaged: it has 10 images; 10,000 were expected"):

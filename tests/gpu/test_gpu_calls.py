@@ -66,7 +66,7 @@ def test_nans_infinities_and_denormals_give_the_bits_of_the_reference(
 
 @pytest.mark.parametrize("backend", list(EVERY))
 @pytest.mark.parametrize("offset", [0, 1, 2, 5])
-def test_tensors_of_many_chunks_at_any_element_offset_give_the_bits_of_the_reference(
+def test_many_chunks_at_any_offset_give_the_bits_of_the_reference(
     backend: str, offset: int, calls: Callable[[torch.dtype], Iterator[Call]], dtype: torch.dtype
 ) -> None:
     for call in list(calls(dtype))[34::51]:

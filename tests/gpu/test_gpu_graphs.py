@@ -36,7 +36,7 @@ def same(mine: list[Parameter], theirs: list[Parameter]) -> bool:
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_a_replayed_step_gives_the_bits_of_the_uncaptured_run_under_a_scheduler(
+def test_a_replayed_step_gives_the_uncaptured_bits_when_scheduled(
     name: str, backend: str, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten replays of one capture go through two and a half cycles of 4; a rate or a phase baked in would show."""
@@ -128,7 +128,7 @@ def test_it_may_be_in_a_process_that_has_loaded_no_kernel_yet(rule: str) -> None
 
 
 @only_real
-def test_forward_backward_and_step_in_one_graph_give_the_bits_of_the_steps_apart(name: str, backend: str) -> None:
+def test_a_whole_training_step_in_one_graph_gives_the_same_bits(name: str, backend: str) -> None:
     """The same work on the same GPU, captured and not: gradients get new addresses in the graph's own memory."""
     torch.manual_seed(0)
     weights = [torch.randn(16, 8), torch.randn(16), torch.randn(4, 16)]
@@ -200,7 +200,7 @@ def warm_step(name: str, reference: Any, opt: Any, mine: list[Parameter], theirs
     assert same(mine, theirs)
 
 
-def test_capturing_while_a_parameter_has_no_gradient_is_refused_with_its_name(
+def test_capturing_without_a_gradient_is_refused_by_name(
     name: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = parameters_there(dense())

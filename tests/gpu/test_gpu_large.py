@@ -60,9 +60,7 @@ def release(tensors: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("rule", [HJ, ENTROPY_SGD], ids=lambda rule: rule.name)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_tensor_of_more_than_2_to_31_elements_has_its_own_bits_everywhere(
-    backend: str, rule: Rule, held: list[Tensor]
-) -> None:
+def test_a_tensor_beyond_2_to_31_elements_is_right_everywhere(backend: str, rule: Rule, held: list[Tensor]) -> None:
     """Element by element like the reference on slices of it, each told where it starts: noise too."""
     found = backend_named(backend)
     device = torch.device("cpu" if EMULATED else "cuda")

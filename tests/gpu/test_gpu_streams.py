@@ -175,7 +175,7 @@ def assert_that_it_goes_on() -> None:
     assert bool((w.cpu() == 0.75).all())
 
 
-def test_gradients_of_another_layout_are_brought_into_that_of_their_parameter(name: str, backend: str) -> None:
+def test_gradients_of_another_layout_are_copied_into_the_weights(name: str, backend: str) -> None:
     mine = [Parameter(torch.randn(6, 5)), Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))]
     theirs = parameters_there(mine)
     reference, opt = make(name, mine, backend="eager"), make(name, theirs, backend=backend)

@@ -128,7 +128,7 @@ def test_every_checkpoint_and_the_end_are_x_and_a_resumed_run_is_exact(tmp_path:
     assert plain(other.opt.state_dict()) == plain(module.opt.state_dict())
 
 
-def test_validation_test_and_prediction_see_x_and_report_the_checkpoints_loss(tmp_path: Path, name: str):
+def test_validation_test_and_prediction_see_x(tmp_path: Path, name: str):
     run, recorder = trainer(tmp_path, val_check_interval=3)
     module = Network(name)
     start = values(module.parameters())

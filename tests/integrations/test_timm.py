@@ -72,7 +72,7 @@ def test_an_average_updated_at_outer_steps_is_of_x() -> None:
         torch.testing.assert_close(a.detach(), e)
 
 
-def test_a_checkpoint_of_timms_saver_resumes_in_mid_cycle_with_the_same_bits(tmp_path: Path) -> None:
+def test_timms_saver_resumes_in_mid_cycle_with_the_same_bits(tmp_path: Path) -> None:
     def new() -> tuple[Any, Any]:
         model = network()
         return model, create_optimizer_v2(model, "entropysgd", lr=0.1, inner_steps=4)

@@ -92,7 +92,7 @@ def test_gradients_at_any_element_offset_give_the_bits_of_the_reference(offset: 
 
 
 @pytest.mark.skipif(EMULATED is None, reason="needs the CUDA kernels (nvcc)")
-def test_more_tensors_than_one_cuda_launch_takes_give_the_bits_of_the_reference() -> None:
+def test_more_tensors_than_one_launch_takes_give_the_same_bits() -> None:
     assert EMULATED is not None
     count = 2 * EMULATED.module.tensors + 3
     for calls in CALLS:

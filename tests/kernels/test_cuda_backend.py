@@ -143,9 +143,7 @@ def test_a_tick_goes_to_the_current_stream_of_its_clocks_device(two_gpus: Record
     assert (name, current, arguments[0], arguments[-3:]) == ("tick", 1, HJ.number, (1, False, 7001))
 
 
-def test_what_a_capture_may_launch_is_loaded_before_it_once_a_device_and_type(
-    two_gpus: Recorder, on: Callable[..., Any]
-) -> None:
+def test_what_a_capture_may_launch_is_loaded_once_before_it(two_gpus: Recorder, on: Callable[..., Any]) -> None:
     backend, table = on(torch.device("cuda:1"))
     backend.bind(HJ, table, {}, False)
     assert [name for name, *_ in two_gpus.calls] == ["upload"]
@@ -330,7 +328,7 @@ def test_only_what_changed_is_compiled_again(tmp_path: Path) -> None:
     assert len((tmp_path / "asked").read_text().splitlines()) == 2 * first + 1
 
 
-def test_what_can_no_longer_be_built_is_not_installed_from_an_earlier_build(tmp_path: Path) -> None:
+def test_an_earlier_build_is_not_installed_when_building_fails(tmp_path: Path) -> None:
     home = str(false_nvcc(tmp_path))
     build(tmp_path, CUDA_HOME=home)
     assert list(tmp_path.glob("lib/deeprelax/_cuda*.so"))

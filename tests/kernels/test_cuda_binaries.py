@@ -116,7 +116,7 @@ def test_the_ptx_in_the_module_fuses_and_approximates_nothing() -> None:
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
 @pytest.mark.parametrize("architecture", default_architectures()[:-1])
 @pytest.mark.parametrize(("rule", "header"), [("HJ", "hj"), ("Heat", "heat")])
-def test_the_ptx_that_other_architectures_code_is_made_from_fuses_and_approximates_nothing(
+def test_other_architectures_ptx_fuses_and_approximates_nothing(
     rule: str, header: str, architecture: str, tmp_path: Path
 ) -> None:
     """Every architecture's code comes from PTX of its own, which is not in the module. HJ and Heat have the averages,

@@ -12,7 +12,7 @@ pytest.importorskip("deeprelax._cpu")
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_long_run_gives_the_bits_of_the_reference_in_parameters_and_state(name: str, dtype: torch.dtype) -> None:
+def test_a_long_run_gives_the_bits_of_the_reference(name: str, dtype: torch.dtype) -> None:
     make, options = OPTIMIZERS[name]
     mine, theirs = parameters(dtype), parameters(dtype)
     eager, cpu = (

@@ -81,9 +81,7 @@ def test_a_captured_launch_is_of_the_kernel_that_was_launched_before(
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 17])
-def test_every_place_that_numbers_are_uploaded_to_begins_at_a_multiple_of_16_bytes(
-    size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_uploads_begin_at_multiples_of_16_bytes(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = device_table.Upload(size, torch.int64, torch.device("cpu"))
     monkeypatch.setattr(device_table, "capturing", lambda device: True)
     places = [upload(array("q", range(size))) for _ in range(4)]

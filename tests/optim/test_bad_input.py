@@ -95,7 +95,7 @@ def test_an_error_while_a_moved_parameter_is_adopted_keeps_its_state(monkeypatch
 
 
 @pytest.mark.parametrize("broken", [{"gamma": float("nan")}, {"inner_steps": -3}, {"phase": 7}, {"step": -1}])
-def test_a_saved_state_with_impossible_values_is_refused_and_changes_nothing(broken):
+def test_a_saved_state_with_impossible_values_is_refused(broken):
     (p,) = parameters(4)
     opt = HJ([p])
     opt.step()

@@ -46,7 +46,7 @@ def grads_in_place(params: list[Parameter], step: int) -> None:
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_a_replayed_step_gives_the_bits_of_the_uncaptured_run_under_a_scheduler(
+def test_a_replayed_step_gives_the_uncaptured_bits_when_scheduled(
     name: str, backend: str, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten replays of one capture go through two and a half cycles of 4; a rate or a phase baked in would show."""
@@ -195,7 +195,7 @@ def test_capturing_needs_capturable(name: str, monkeypatch: pytest.MonkeyPatch) 
         Graph().capture(opt, monkeypatch)
 
 
-def test_capturing_while_a_parameter_has_no_gradient_is_refused_with_its_name(
+def test_capturing_without_a_gradient_is_refused_by_name(
     name: str, monkeypatch: pytest.MonkeyPatch, unchanged: Callable[..., Callable[[], bool]]
 ) -> None:
     params = dense()

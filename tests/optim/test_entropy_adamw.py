@@ -105,7 +105,7 @@ def test_without_an_outer_loop_it_is_torchs_adamw(dtype: torch.dtype) -> None:
         assert ((mine - theirs).abs() <= 2 * torch.finfo(dtype).eps * theirs.abs()).all()
 
 
-def test_a_cycle_of_any_length_is_adamw_bit_for_bit_when_the_outer_step_is_the_identity() -> None:
+def test_with_an_outer_step_of_one_any_cycle_is_adamw_bit_for_bit() -> None:
     found = []
     for length in (1, 4, 1000):
         p = Parameter(torch.linspace(-1, 1, 50))
@@ -139,7 +139,7 @@ def test_state_bytes_per_parameter_are_those_of_the_docs() -> None:
         assert sum(t.nbytes for name, t in state.items() if name != "missed") == bytes_each * 1000
 
 
-def test_alpha_that_is_switched_on_in_mid_cycle_averages_from_the_inner_point() -> None:
+def test_alpha_switched_on_in_mid_cycle_averages_from_y() -> None:
     p = Parameter(torch.zeros(2))
     opt = EntropyAdamW([p], lr=0.1, inner_steps=4, weight_decay=0.0)
     for k in range(3):

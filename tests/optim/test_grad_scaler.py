@@ -137,7 +137,7 @@ def test_two_optimizers_under_one_scaler_are_skipped_each_by_itself(name: str, b
     assert same_bits(before[1], values(params[1]))
 
 
-def test_clipping_after_unscaling_gives_the_bits_of_clipping_without_a_scaler(name: str, backend: str) -> None:
+def test_clipping_after_unscaling_is_as_clipping_without_scaler(name: str, backend: str) -> None:
     a, b = parameters(), parameters()
     first, second, amp = make(name, a), make(name, b, capturable=True), scaler(64.0)
     for step in range(5):

@@ -62,7 +62,7 @@ def test_the_update_does_not_depend_on_the_layout_of_weight_or_gradient(name: st
     )
 
 
-def test_what_lies_between_the_elements_of_a_parameter_with_gaps_is_left_alone(name: str):
+def test_gaps_between_a_parameters_elements_are_left_alone(name: str):
     base = torch.arange(40.0).view(5, 8)
     between = base[:, 1::2].clone()
     p = Parameter(base[:, ::2])
@@ -212,7 +212,7 @@ def test_nothing_is_allocated_per_step(name: str):
     assert bits(copy.deepcopy(params[0])).numel() == 1000
 
 
-def test_a_default_device_is_for_new_models_and_not_for_the_optimizers_tables(name: str):
+def test_a_default_device_does_not_move_the_optimizers_tables(name: str):
     params, reference = parameters(), parameters()
     gradients = [torch.randn_like(p) for p in params]
     with torch.device("meta"):  # as torch.set_default_device("cuda") does for a model on the CPU

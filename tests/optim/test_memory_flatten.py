@@ -148,7 +148,7 @@ def test_each_dtype_has_its_own_buffer(name: str):
     assert all(torch.isfinite(p).all() for p in params)
 
 
-def test_a_copied_optimizer_flattens_its_own_parameters_and_leaves_the_originals(name: str):
+def test_a_copied_optimizer_flattens_its_own_parameters_only(name: str):
     params = parameters()
     opt = make(name, params, flatten=True)
     run(opt, params, range(2))

@@ -126,7 +126,7 @@ def test_an_adaptive_state_of_version_0_1_is_refused_with_the_cure(name: str, un
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_flushing_denormals_gives_the_same_bits_for_every_number_of_threads(name: str, dtype: torch.dtype):
+def test_flushed_denormals_are_the_same_for_any_number_of_threads(name: str, dtype: torch.dtype):
     if "cpu" not in deeprelax.kernels.available() or not torch.set_flush_denormal(True):
         pytest.skip("no compiled kernels, or a processor without this mode")
     threads, results = torch.get_num_threads(), []

@@ -47,7 +47,7 @@ def test_the_loop_of_the_readme_trains(name: str):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_the_closure_is_called_once_with_gradients_enabled_and_its_loss_returned(name: str):
+def test_the_closure_is_called_once_and_its_loss_returned(name: str):
     p = Parameter(torch.ones(3))
     opt = make(name, [p])
     losses = []
@@ -149,7 +149,7 @@ def test_momentum_that_is_cycled_up_from_zero_works_as_torchs(name: str):
     assert "momentum_buffer" in opt.state[params[0]]
 
 
-def test_a_tensor_lr_gives_the_bits_of_the_number_and_follows_the_scheduler(name: str):
+def test_a_tensor_lr_gives_the_numbers_bits_under_a_scheduler(name: str):
     first, second = parameters(), parameters()
     lr = torch.tensor(0.5, dtype=torch.float64)
     one, two = make(name, first, lr=lr), make(name, second, lr=0.5)

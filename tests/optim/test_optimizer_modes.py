@@ -93,7 +93,7 @@ def test_weights_loaded_at_phase_0_are_taken_up(name: str, steps: int, dtype: to
     assert same_bits(params, direct)
 
 
-def test_heat_takes_up_weights_loaded_before_its_first_gradient_which_is_taken_at_x():
+def test_heat_takes_up_weights_loaded_before_its_first_gradient():
     params = parameters()
     opt = make("Heat", params)
     with torch.no_grad():

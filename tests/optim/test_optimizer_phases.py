@@ -75,7 +75,7 @@ def test_a_new_number_of_inner_steps_counts_from_the_next_cycle(name: str):
     assert phases == [2, 0, 1, 0, 1, 0]
 
 
-def test_a_first_and_a_last_call_without_a_gradient_still_begin_and_end_the_cycle(name: str):
+def test_calls_without_a_gradient_still_begin_and_end_the_cycle(name: str):
     """A parameter without gradients in a whole cycle keeps its x, whatever cycles before and after it did."""
     if name == "ElasticSGD":
         pytest.skip("a parameter without a gradient stays where it is, and the centre comes nearer")
@@ -96,7 +96,7 @@ def test_a_first_and_a_last_call_without_a_gradient_still_begin_and_end_the_cycl
 
 
 @pytest.mark.parametrize("missing", range(4))
-def test_a_parameter_without_a_gradient_in_one_call_follows_the_rules_of_the_paper(name: str, missing: int):
+def test_a_missing_gradient_follows_the_rules_of_the_paper(name: str, missing: int):
     """Section 2 written out for one weight in float64, with one gradient of the cycle missing."""
     if name == "ElasticSGD":
         pytest.skip("tests/distributed has its equations")
@@ -198,7 +198,7 @@ def test_a_late_group_joins_at_the_current_phase_with_x_its_parameters(name: str
     assert same_bits(all_params, restored[0])
 
 
-def test_a_late_groups_first_cycle_is_a_whole_one_of_the_calls_that_are_left(name: str):
+def test_a_late_groups_first_cycle_has_the_remaining_calls(name: str):
     quiet = QUIET[name]
     late, alone = Parameter(torch.linspace(-1, 1, 9)), Parameter(torch.linspace(-1, 1, 9))
     params = parameters()

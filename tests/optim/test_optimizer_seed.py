@@ -87,7 +87,7 @@ def test_an_explicit_seed_stays_and_waits_for_no_other_rank(name: str, ranks: li
     assert (name, "alone") in ranks[0]
 
 
-def test_no_seed_takes_torchs_initial_seed_and_draws_nothing_from_torchs_generator(name: str):
+def test_no_seed_takes_torchs_initial_seed_and_draws_nothing(name: str):
     torch.manual_seed(1234)
     params, same, other = parameters(), parameters(), parameters()
     state = torch.get_rng_state()

@@ -37,7 +37,7 @@ def x_of(opt: torch.optim.Optimizer, p: torch.nn.Parameter) -> Tensor:
 
 
 @pytest.mark.parametrize("coupling", ["explicit", "implicit"])
-def test_the_inner_chain_on_a_quadratic_has_the_stationary_moments_of_its_ar1_process(coupling: str) -> None:
+def test_the_inner_chain_on_a_quadratic_has_the_moments_of_an_ar1(coupling: str) -> None:
     curvature, gamma, h, temperature, alpha, x, n = 1.5, 0.5, 0.2, 2.0, 0.75, 3.0, 2**15
     p = chains(x, n)
     opt = EntropySGD([p], inner_lr=h, gamma=gamma, temperature=temperature, alpha=alpha, coupling=coupling,
@@ -76,7 +76,7 @@ def smoothed_gradient(f: Callable[[float], float], x: float, gamma: float, visco
 
 
 @pytest.mark.parametrize("temperature", [2.0, 0.7])
-def test_the_outer_force_on_a_double_well_is_the_gradient_of_the_viscous_solution(temperature: float) -> None:
+def test_the_outer_force_on_a_double_well_is_the_viscous_gradient(temperature: float) -> None:
     x, gamma, h, n, lr = torch.linspace(-2, 1.5, 8), 0.2, 0.01, 2**12, 0.125
     p = chains(x, n)
     # z averages over 1/(1 - alpha) calls, 4 units of time, and has forgotten where it began by 6 e-foldings and more.
@@ -106,13 +106,13 @@ def test_hj_finds_the_proximal_point_of_a_quadratic(curvature: float, alpha: flo
     torch.testing.assert_close(p.detach(), proximal_point, rtol=0, atol=1e-12)  # x - lr p
 
 
-def test_without_damping_hj_diverges_where_gamma_times_the_curvature_exceeds_one() -> None:
+def test_undamped_hj_diverges_where_gamma_times_curvature_exceeds_1() -> None:
     p = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
     steps(HJ([p], gamma=0.6, alpha=0.0, inner_steps=400), p, lambda y: 2 * y, 200)
     assert float(p.detach().abs()) > 1e6
 
 
-def test_hj_finds_the_gradient_of_the_huber_function_for_the_absolute_value() -> None:
+def test_hj_on_the_absolute_value_finds_the_huber_gradient() -> None:
     gamma, alpha = 0.5, 0.99
     x = torch.tensor([-3.0, -0.8, -0.501, -0.4, -0.1, 0.2, 0.45, 0.501, 1.0, 7.0], dtype=torch.float64)
     p = torch.nn.Parameter(x.clone())
@@ -125,7 +125,7 @@ def test_hj_finds_the_gradient_of_the_huber_function_for_the_absolute_value() ->
 
 
 @pytest.mark.parametrize("shape", ["cosine", "quartic"])
-def test_heats_mean_gradient_is_the_gradient_of_the_gaussian_smoothed_function(shape: str) -> None:
+def test_heats_mean_gradient_is_that_of_the_smoothed_function(shape: str) -> None:
     x, gamma, n, lr, k = torch.linspace(-1, 2, 4, dtype=torch.float64), 0.3, 2**14, 0.5, 2.0
     p = chains(x, n)
     opt = Heat([p], lr=lr, gamma=gamma, inner_steps=16, seed=3)
@@ -140,7 +140,7 @@ def test_heats_mean_gradient_is_the_gradient_of_the_gaussian_smoothed_function(s
     torch.testing.assert_close(found, expected, rtol=0, atol=4 * deviation / math.sqrt(16 * n))
 
 
-def test_heats_perturbation_is_fresh_in_every_call_and_its_variance_is_gamma_as_scoping_left_it() -> None:
+def test_heats_perturbation_is_fresh_and_has_variance_gamma() -> None:
     n, gamma = 2**16, 0.5
     p = chains(1.0, n)
     opt = Heat([p], lr=0.1, gamma=gamma, scoping=0.25, inner_steps=3, seed=4)
@@ -156,7 +156,7 @@ def test_heats_perturbation_is_fresh_in_every_call_and_its_variance_is_gamma_as_
 
 
 @pytest.mark.parametrize("make", [EntropySGD, HJ, Heat])
-def test_scoping_multiplies_gamma_by_one_minus_a_thousandth_at_every_outer_update(make: type) -> None:
+def test_scoping_takes_a_thousandth_of_gamma_at_every_outer_update(make: type) -> None:
     p = chains(1.0, 3)
     opt, gamma = make([p], gamma=0.7, inner_steps=4), 0.7
     for step in range(1, 801):
@@ -211,7 +211,7 @@ def test_hj_with_one_undamped_inner_step_is_torchs_sgd(options: dict, maximize: 
 
 
 @pytest.mark.parametrize("carry", [False, True])
-def test_the_inner_velocity_starts_anew_in_every_cycle_unless_it_is_carried(carry: bool) -> None:
+def test_the_inner_velocity_restarts_each_cycle_unless_carried(carry: bool) -> None:
     p = chains(1.0, 1)
     opt = EntropySGD([p], lr=0.5, inner_lr=0.1, gamma=1.0, temperature=0, inner_momentum=0.9, inner_steps=3,
                      carry_inner_momentum=carry)  # fmt: skip

@@ -134,7 +134,7 @@ def test_a_copy_shares_no_memory_with_the_original(name: str):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_the_state_of_a_narrow_model_is_float32_and_stays_so_through_saving(name: str, dtype: torch.dtype):
+def test_a_narrow_models_state_stays_float32_when_saved(name: str, dtype: torch.dtype):
     params = parameters(dtype)
     opt = make(name, params)
     run(opt, params, range(6))
@@ -169,7 +169,7 @@ def test_the_clock_is_saved_as_plain_numbers(name: str):
     assert "backend" not in group
 
 
-def test_state_stands_per_parameter_in_its_shape_from_construction_on_and_is_keyed_like_torchs(name: str):
+def test_state_has_each_parameters_shape_from_construction_on(name: str):
     params = parameters()
     opt = make(name, params)
     reference = torch.optim.SGD(params, lr=0.1).state_dict()

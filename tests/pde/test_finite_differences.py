@@ -19,7 +19,7 @@ def order(errors: list[float]) -> float:
     return math.log2(errors[0] / errors[-1]) / (len(errors) - 1)
 
 
-def test_viscous_hj_converges_to_hopf_cole_with_first_order_up_to_the_reflecting_boundary() -> None:
+def test_viscous_hj_converges_to_hopf_cole_at_first_order() -> None:
     errors = []
     for nodes in (101, 201, 401):
         grid = Grid.uniform((-2, 2, nodes))
@@ -31,7 +31,7 @@ def test_viscous_hj_converges_to_hopf_cole_with_first_order_up_to_the_reflecting
     assert errors[-1] < 0.02
 
 
-def test_non_viscous_hj_converges_to_hopf_lax_with_first_order_kinks_included() -> None:
+def test_non_viscous_hj_converges_to_hopf_lax_at_first_order() -> None:
     errors = []
     for nodes in (101, 201, 401):
         grid = Grid.uniform((-2.5, 2.5, nodes))
@@ -49,7 +49,7 @@ def test_a_tent_sinks_as_one_piece() -> None:
     np.testing.assert_allclose(found[inner], -np.abs(grid.axes[0][inner]) - 0.25, atol=1e-12)
 
 
-def test_in_two_dimensions_a_sum_of_functions_stays_the_sum_of_the_solutions() -> None:
+def test_in_2d_a_sum_of_functions_gives_the_sum_of_solutions() -> None:
     errors = []
     for nodes in (21, 41, 81):
         plane, line = Grid.uniform((-2, 2, nodes), (-1, 1, nodes)), Grid.uniform((-2, 2, nodes))
@@ -135,7 +135,7 @@ def test_a_step_that_is_not_monotone_is_refused_with_the_largest_that_is() -> No
         hamilton_jacobi(WELL.f, grid, 0.05, step=1.05 * grid.spacing[0] / steepest)
 
 
-def test_a_step_that_becomes_non_monotone_on_the_way_is_halved_unless_it_was_asked_for() -> None:
+def test_a_step_that_becomes_non_monotone_is_halved_unless_asked_for() -> None:
     grid = Grid.uniform((-1, 1, 101))
 
     def run(step: float | None) -> np.ndarray:

@@ -57,7 +57,7 @@ def test_every_start_ends_in_the_gibbs_density() -> None:
     np.testing.assert_allclose(end, equation.stationary(), atol=1e-8)
 
 
-def test_in_two_dimensions_a_sum_of_potentials_gives_a_product_of_densities() -> None:
+def test_in_2d_a_sum_of_potentials_gives_a_product_of_densities() -> None:
     line, plane = Grid.uniform((-3, 3, 61)), Grid.uniform((-3, 3, 61), (-2.5, 2.5, 51))
     other = Grid.uniform((-2.5, 2.5, 51))
     start = lambda x: normal_density(x, 0.5, 0.1)  # noqa: E731

@@ -37,7 +37,7 @@ def test_langevin_in_a_parabola_has_ornstein_uhlenbecks_moments(temperature: flo
     assert len(seen) == 200
 
 
-def test_the_averaged_noise_leaves_no_first_order_error_in_the_stationary_variance() -> None:
+def test_averaged_noise_leaves_no_first_order_error_in_the_variance() -> None:
     rate, temperature, step = 1.0, 2.0, 0.4
     found = langevin(lambda x: rate * x, np.zeros(PATHS), 12.0, step, temperature, np.random.default_rng(2))
     exact = temperature / (2 * rate)
@@ -45,7 +45,7 @@ def test_the_averaged_noise_leaves_no_first_order_error_in_the_stationary_varian
     assert found.var(ddof=1) == pytest.approx(exact, rel=SIGMAS * math.sqrt(2 / PATHS))
 
 
-def test_the_two_scale_system_of_a_parabola_has_the_moments_of_its_linear_equations() -> None:
+def test_the_two_scale_system_of_a_parabola_has_its_linear_moments() -> None:
     a, gamma, epsilon, time, temperature = 1.2, 0.5, 0.8, 0.3, 1.6
     step, paths = 0.003, 4 * PATHS
     matrix = np.array([[-1 / gamma, 1 / gamma], [1 / gamma / epsilon, -(a + 1 / gamma) / epsilon]])

@@ -110,7 +110,7 @@ def test_an_array_is_the_reflecting_solution_up_to_the_boundary() -> None:
     assert found.u[0] == pytest.approx(-4.4671, abs=1e-4)
 
 
-def test_an_array_on_a_plane_that_its_mirror_images_continue_gives_what_the_callable_does() -> None:
+def test_a_mirrored_array_on_a_plane_gives_what_the_callable_does() -> None:
     plane = Grid.uniform((-1, 1, 25), (0, 2, 31))
 
     def f(x, y):

@@ -78,7 +78,7 @@ def test_lemma_3_the_average_is_the_gradient_in_both_forms(of) -> None:
     assert n["eq_13_minus_eq_11"] < 1e-12
 
 
-def test_lemma_3_the_optimizers_average_is_the_gradient_of_viscosity_half_the_temperature(of) -> None:
+def test_lemma_3_the_optimizers_average_is_the_viscous_gradient(of) -> None:
     n = of("lemma_3")
     for o in n["optimizer"]:
         # Extrapolation leaves the second order in the step 0.04: 0.0022 at most, by the chain's transition matrix.
@@ -127,7 +127,7 @@ def test_remark_6_the_examples_shrink_or_grow_as_their_picture_says(of) -> None:
         assert (e["error"][-1] < 1e-9) == (factor < 1)
 
 
-def test_remarks_7_and_8_the_proximal_point_solves_backward_euler_which_may_have_other_solutions(of) -> None:
+def test_remarks_7_and_8_the_proximal_point_solves_backward_euler(of) -> None:
     few, many = of("lemma_5")["lemma"]
     assert max(few["prox_minus_backward_euler"], many["prox_minus_backward_euler"]) < 1e-7
     assert (few["solutions_of_backward_euler"], many["solutions_of_backward_euler"]) == (1, 3)
@@ -135,7 +135,7 @@ def test_remarks_7_and_8_the_proximal_point_solves_backward_euler_which_may_have
     assert many["minimisers_at_0"] == pytest.approx([-math.sqrt(2 / 3), math.sqrt(2 / 3)], abs=1e-6)
 
 
-def test_non_viscous_smoothing_keeps_the_minimum_and_viscous_smoothing_does_not(of) -> None:
+def test_only_non_viscous_smoothing_keeps_the_minimum(of) -> None:
     n = of("lemma_5")
     for m in n["minima"]:
         assert (m["value"], m["place"]) == (n["value"], n["place"])
@@ -143,7 +143,7 @@ def test_non_viscous_smoothing_keeps_the_minimum_and_viscous_smoothing_does_not(
         assert abs(m["viscous_place"] - n["place"]) > 0.01
 
 
-def test_theorem_9_the_two_scale_system_approaches_its_limit_like_the_root_of_epsilon(of) -> None:
+def test_theorem_9_the_limit_is_approached_like_the_root_of_epsilon(of) -> None:
     n = of("theorem_9")
     assert n["rms"] == sorted(n["rms"], reverse=True)
     # Ratios of successive errors are √2 up to the next order, √ε relative.
@@ -152,7 +152,7 @@ def test_theorem_9_the_two_scale_system_approaches_its_limit_like_the_root_of_ep
     assert n["rate"] == pytest.approx(0.5, abs=0.05)
 
 
-def test_theorem_9_the_mean_extrapolated_to_epsilon_0_is_the_limit_of_viscosity_half(of) -> None:
+def test_theorem_9_the_mean_at_epsilon_0_is_the_viscous_limit(of) -> None:
     n = of("theorem_9")
     e = n["extrapolated"]
     # ε = 0.02 leaves a few times ε².
@@ -169,7 +169,7 @@ def test_theorem_9_noise_of_temperature_t_gives_viscosity_t_half(of) -> None:
     assert 2 * SIGMAS * error < 0.15  # a viscosity, or a temperature, that is off by 15 % would be seen
 
 
-def test_section_4_1_workers_average_and_time_average_agree_with_the_density(of) -> None:
+def test_section_4_1_both_averages_agree_with_the_density(of) -> None:
     n = of("averages")
     assert all(within(m, s, e) for m, s, e in zip(n["workers"], n["workers_error"], n["exact"]))
     assert all(within(m, s, e) for m, s, e in zip(n["time"], n["time_error"], n["exact"]))
@@ -178,7 +178,7 @@ def test_section_4_1_workers_average_and_time_average_agree_with_the_density(of)
         assert 1.8 * SIGMAS * n[f"{name}_fitted_error"] < 0.15
 
 
-def test_remark_10_the_time_averages_error_falls_like_one_over_the_root_of_its_length(of) -> None:
+def test_remark_10_the_time_averages_error_falls_like_1_over_root_t(of) -> None:
     n = of("averages")
     assert n["rate"] == pytest.approx(-0.5, abs=0.05)
     assert n["errors"][-2] / n["errors"][-1] == pytest.approx(math.sqrt(2), rel=0.08)
@@ -193,7 +193,7 @@ def test_section_4_1s_printed_sign_lets_the_workers_run_away(of) -> None:
     assert n["printed_variance"] > 100 * n["variance"]
 
 
-def test_remark_11_eq_20_without_its_1_over_gamma_is_eq_19_and_as_printed_is_not(of) -> None:
+def test_remark_11_eq_20_is_eq_19_without_its_1_over_gamma_only(of) -> None:
     n = of("remark_11")
     for i in range(len(n["times"])):
         a, b, printed = n["eq_19"], n["eq_20_without"], n["eq_20_printed"]
@@ -212,7 +212,7 @@ def test_eq_22_as_printed_has_half_the_variance_of_eq_26(of) -> None:
     assert not within(n["force"], n["force_error"], n["heat_full"])
 
 
-def test_section_4_2_heat_leaves_a_quadratics_gradient_and_local_entropy_lowers_it(of) -> None:
+def test_section_4_2_only_local_entropy_lowers_a_quadratics_slope(of) -> None:
     n = of("section_4_2")
     for s in n["slopes"]:
         assert s["heat"] == pytest.approx(4, abs=1e-5)
@@ -245,7 +245,7 @@ def test_theorem_12_by_paths_costs_are_the_values_of_the_pde(of) -> None:
     assert max(n["cost_error"] + n["sgd_cost_error"]) < 0.002
 
 
-def test_theorem_12_by_paths_the_control_improves_by_at_least_what_it_costs(of) -> None:
+def test_theorem_12_the_control_improves_by_at_least_its_cost(of) -> None:
     n = of("theorem_12")
     for i in range(len(n["starts"])):
         assert n["right"][i] - n["csgd"][i] > SIGMAS * (n["right_error"][i] + n["csgd_error"][i])
@@ -254,7 +254,7 @@ def test_theorem_12_by_paths_the_control_improves_by_at_least_what_it_costs(of) 
         assert n["spent"][i] > SIGMAS * n["spent_error"][i]
 
 
-def test_theorem_12_a_scaled_control_costs_more_by_half_its_squared_mistake(of) -> None:
+def test_theorem_12_a_scaled_control_costs_half_its_squared_error(of) -> None:
     n = of("theorem_12")
     assert n["scales"] == [0.65, 0.85, 1.15, 1.35]
     for excess, error, mistake in zip(n["excess"], n["excess_error"], n["mistake"]):
@@ -273,7 +273,7 @@ def test_remark_13_the_controlled_density_is_that_of_f_plus_f_gamma(of) -> None:
     assert min(n["chi_squared"]["f"], n["chi_squared"]["f_gamma"]) > 10 * n["cells"]
 
 
-def test_remark_14_both_forms_have_the_same_inner_iterates_and_differ_outside_until_the_fixed_point(of) -> None:
+def test_remark_14_both_forms_have_the_same_inner_iterates(of) -> None:
     n = of("remark_14")
     assert n["iterates_differ"] < 1e-14
     assert n["gap"][0] > 0.1
@@ -281,7 +281,7 @@ def test_remark_14_both_forms_have_the_same_inner_iterates_and_differ_outside_un
     assert n["measured_ratio"] == pytest.approx(n["ratio"], rel=0.02)
 
 
-def test_samples_of_the_proximal_operator_have_the_error_and_the_effective_number_expected(of) -> None:
+def test_proximal_samples_have_the_expected_error_and_number(of) -> None:
     n = of("sampled")
     assert n["rate"] == pytest.approx(-0.5, abs=0.05)
     assert n["bias"] == sorted(n["bias"], reverse=True)
