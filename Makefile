@@ -14,7 +14,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 # architectures` looks at all that are installed elsewhere.
 export DEEPRELAX_CUDA_ARCHS ?= $(if $(shell command -v nvidia-smi),,90)
 
-.PHONY: train test check bench gpu $(addprefix gpu-,tests bandwidth steps host ncu tune) architectures format clean
+.PHONY: train test check docs bench gpu $(addprefix gpu-,tests bandwidth steps host ncu tune) architectures format clean
 
 train: $(STAMP)
 	$(BIN)/deeprelax train --out $(OUT)/train
@@ -29,6 +29,11 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror csrc/*
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir $(OUT)/site
+
+# The site of the docs, in $(OUT)/site; make check builds it too.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(OUT)/site
 
 architectures: $(STAMP)
 	DEEPRELAX_CUDA_ARCHS= $(BIN)/pip install --quiet --no-build-isolation --no-deps -e .

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any]) -> AbstractContextManager[Any]:
     """Replace batch norm's running statistics by those of the weights that the model holds now, in one pass.
 
-    Call it where the parameters hold x, before validation or saving::
+    Call it where the parameters hold x, before validation or saving:
 
         with opt.at_x(), recalibrate_batchnorm(model, loader):
             validate(model)

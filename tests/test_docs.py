@@ -2,10 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import readme
+import torch
 
+import deeprelax
 from deeprelax.experiments.table1.reproduction import rendered
 
 ROOT = Path(__file__).parent.parent
@@ -57,3 +60,36 @@ def test_every_file_that_a_page_names_exists(page: str) -> None:
         r"\b(?:tests|bench|tools|deeprelax|kernels|csrc)/[\w/]+\.(?:py|h|cu|cpp|md)\b", (ROOT / page).read_text()
     )
     assert not {name for name in named if not (ROOT / name).exists()}
+
+
+def kept(build: Any, dtype: torch.dtype) -> float:
+    """Bytes of state per element after two steps, of the optimizer that ``build`` makes."""
+    p = torch.nn.Parameter(torch.randn(4096).to(dtype))
+    opt = build(p)
+    for _ in range(2):
+        p.grad = torch.randn_like(p)
+        opt.step()
+    owners = [opt.outer] if hasattr(opt, "outer") else [opt]
+    tensors = [t for owner in owners for t in owner.state[p].values() if t.numel() > 1]
+    return sum(t.numel() * t.element_size() for t in tensors) / p.numel()
+
+
+MEMORY = re.findall(
+    r"^\| `([\w.]+)\((\S*?)\)`.*\| (\d+) \| (\d+) \|$", (ROOT / "docs/benchmarks.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("name", "arguments", "wide", "narrow"), MEMORY)
+def test_the_memory_table_is_what_optimizers_keep(name: str, arguments: str, wide: str, narrow: str) -> None:
+    def build(p: torch.nn.Parameter) -> Any:
+        if arguments == "inner":
+            return deeprelax.OuterLoop(torch.optim.SGD([p], lr=0.1))
+        kind = getattr(torch.optim, name.removeprefix("torch.optim.")) if "." in name else getattr(deeprelax, name)
+        return kind([p], **({"momentum": 0.9, "lr": 0.1} if arguments else {}))
+
+    assert [kept(build, torch.float32), kept(build, torch.bfloat16)] == [int(wide), int(narrow)]
+
+
+def test_the_memory_table_has_every_optimizer() -> None:
+    names = {name for name, *_ in MEMORY}
+    assert {name for name in deeprelax.__all__ if name[0].isupper()} <= names

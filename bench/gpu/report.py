@@ -32,6 +32,8 @@ PREDICTED = {
     ("EntropySGD", "fp32", "cuda"): "0.97 to 1.01",
     ("EntropySGD, noise", "fp32", "cuda"): "0.94 to 0.99",
     ("Heat", "fp32", "cuda"): "0.94 to 0.99",
+    ("EntropyAdamW", "fp32", "cuda"): "0.95 to 1.00",
+    ("EntropyAdamW", "bf16", "cuda"): "0.92 to 0.98",
     **{(rule, "bf16", "cuda"): "0.94 to 0.99" for rule in ("HJ", "EntropySGD")},
     **{(rule, "bf16", "cuda"): "0.90 to 0.96" for rule in ("EntropySGD, noise", "Heat")},
 }

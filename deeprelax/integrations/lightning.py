@@ -13,7 +13,7 @@ from deeprelax.optim.relaxation import Relaxation
 
 
 class EvalPoint(Callback):
-    """The model holds x outside training steps, and every checkpoint does::
+    """The model holds x outside training steps, and every checkpoint does:
 
         trainer = Trainer(callbacks=[EvalPoint(), ...])
 

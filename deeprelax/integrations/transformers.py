@@ -11,7 +11,7 @@ from deeprelax.optim.relaxation import Relaxation
 
 
 class EvalPointCallback(TrainerCallback):
-    """Every checkpoint, the best model and the model after training hold x::
+    """Every checkpoint, the best model and the model after training hold x:
 
         trainer = Trainer(model, args, optimizers=(opt, None), callbacks=[EvalPointCallback()], ...)
 

@@ -96,11 +96,11 @@ def warn_of_equal_gradients(opt: Relaxation, exchange: Exchange) -> None:
 class ElasticSGD(Relaxation):
     r"""Workers that are tied by springs to a common centre x, which follows their mean.
 
-    On worker a every call consumes one gradient, taken at xᵃ, which the parameters hold::
+    On worker a every call consumes one gradient, taken at xᵃ, which the parameters hold:
 
         xᵃ <- xᵃ - inner_lr (g + (xᵃ - x) / gamma) + sqrt(inner_lr temperature) n,   n ~ N(0, I), each worker's own
 
-    and every L-th (``inner_steps``) exchanges one flat buffer with the other workers::
+    and every L-th (``inner_steps``) exchanges one flat buffer with the other workers:
 
         x <- x - (lr / gamma) (x - mean_a xᵃ);   gamma <- gamma (1 - scoping)
 

@@ -15,7 +15,7 @@ from deeprelax.optim.relaxation import ParamsT, Relaxation
 class EntropyAdamW(Relaxation):
     r"""AdamW with an outer step every ``inner_steps`` gradients: Entropy-SGD's two loops.
 
-    Every call consumes one gradient g, taken at the inner point y that the parameters hold::
+    Every call consumes one gradient g, taken at the inner point y that the parameters hold:
 
         d = g + (y - x) / gamma
         m <- beta1 m + (1 - beta1) d;   v <- beta2 v + (1 - beta2) d²
@@ -23,7 +23,7 @@ class EntropyAdamW(Relaxation):
         z <- alpha z + (1 - alpha) y
 
     where m^ and v^ are m and v with AdamW's bias correction, and every L-th (``inner_steps``) also makes the outer
-    update, with momentum, and starts the next cycle from it; m and v continue::
+    update, with momentum, and starts the next cycle from it; m and v continue:
 
         b <- momentum b + (x - z);   x <- x - outer_lr (x - z + momentum b);   y = z = x
 

@@ -29,12 +29,12 @@ LANGEVIN = {
 class EntropySGD(Relaxation):
     r"""Descends on local entropy, the loss smoothed by the viscous Hamilton-Jacobi equation.
 
-    Every call consumes one gradient g, taken at the inner point y that the parameters hold::
+    Every call consumes one gradient g, taken at the inner point y that the parameters hold:
 
         y <- y - inner_lr (g + (y - x) / gamma) + sqrt(inner_lr temperature) n,   n ~ N(0, I)
         z <- alpha z + (1 - alpha) y
 
-    and every L-th (``inner_steps``) also makes the outer update and starts the next cycle from it::
+    and every L-th (``inner_steps``) also makes the outer update and starts the next cycle from it:
 
         x <- x - (lr / gamma) (x - z);   y = z = x;   gamma <- gamma (1 - scoping)
 

@@ -15,11 +15,11 @@ from deeprelax.optim.relaxation import ParamsT, Relaxation, outside_graphs
 class Heat(Relaxation):
     r"""Descends on the loss convolved with a Gaussian of variance γ: the average gradient around x.
 
-    Every call consumes one gradient g, taken at x + w, w ~ N(0, γI), which the parameters hold::
+    Every call consumes one gradient g, taken at x + w, w ~ N(0, γI), which the parameters hold:
 
         s <- s + g
 
-    and every L-th (``inner_steps``) also makes the outer update and starts the next cycle from it::
+    and every L-th (``inner_steps``) also makes the outer update and starts the next cycle from it:
 
         x <- x - (lr / L) s;   s = 0;   gamma <- gamma (1 - scoping)
 

@@ -13,11 +13,11 @@ from deeprelax.optim.relaxation import ParamsT, Relaxation
 class HJ(Relaxation):
     r"""Descends on the loss smoothed by the non-viscous Hamilton-Jacobi equation: an approximate proximal point step.
 
-    Every call consumes one gradient g, taken at x - γp, which the parameters hold::
+    Every call consumes one gradient g, taken at x - γp, which the parameters hold:
 
         p <- alpha p + (1 - alpha) g
 
-    and every L-th (``inner_steps``) also makes the outer update and starts the next cycle from it::
+    and every L-th (``inner_steps``) also makes the outer update and starts the next cycle from it:
 
         x <- x - lr p;   p = 0;   gamma <- gamma (1 - scoping)
 

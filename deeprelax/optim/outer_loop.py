@@ -69,7 +69,7 @@ class OuterLoop(Optimizer):
     r"""An outer step every ``inner_steps`` steps of another optimizer: one pass over memory in L steps.
 
     Every call makes a step of ``inner`` from y to the next y, and every L-th also the outer update, from which the next
-    cycle starts::
+    cycle starts:
 
         z <- alpha z + (1 - alpha) y
         b <- momentum b + (x - z);   x <- x - outer_lr (x - z + momentum b);   y = z = x

@@ -23,7 +23,7 @@ ABOVE_0 = Range(lambda v: type(v) in (int, float) and v > 0, "a number > 0, or i
 
 
 class Parle(Relaxation):
-    r"""Workers that run Entropy-SGD each, and are tied to their mean x̄ at every outer update::
+    r"""Workers that run Entropy-SGD each, and are tied to their mean x̄ at every outer update:
 
         y <- y - inner_lr (g + (y - xᵃ) / gamma) + sqrt(inner_lr temperature) n;   z <- alpha z + (1 - alpha) y
         xᵃ <- xᵃ - (lr / gamma) (xᵃ - z) - (lr / rho) (xᵃ - x̄);   y = z = xᵃ

@@ -95,7 +95,7 @@ def smallest_gamma(group: Mapping[str, Any]) -> float:
 
 
 class AdaptiveGamma:
-    """γ by the rule of HJ-MAD (``adaptive_gamma``), from the norms of the outer updates. Stepped like a scheduler::
+    """γ by the rule of HJ-MAD (``adaptive_gamma``), from the norms of the outer updates. Stepped like a scheduler:
 
         opt = deeprelax.HJ(model.parameters(), scoping=0)
         gamma = AdaptiveGamma(opt)
