@@ -22,7 +22,7 @@ train: $(STAMP)
 # The kernels have to compile with the oldest Triton, too, that pyproject.toml allows: torch brings one of its own.
 test: $(STAMP) $(OLDEST_TRITON)/.installed check
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 -q tests/kernels/test_triton_ptx.py -k "fused and (inner or tick)"
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=20
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
 check: $(STAMP)
 	$(BIN)/ruff check .

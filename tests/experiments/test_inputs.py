@@ -44,7 +44,7 @@ def test_cifar_is_whitened_once_and_trains_a_network(tmp_path: Path, monkeypatch
     monkeypatch.setitem(
         models.MODELS, "allcnn-authors", (functools.partial(models.allcnn_authors, width=4), (3, 32, 32))
     )
-    run = protocol.run("authors", "allcnn", "sgd", 0, epochs=6)
+    run = protocol.run("authors", "allcnn", "sgd", 0, epochs=14)
     run = dataclasses.replace(run, batch_size=16, options={**run.options, "lr": 0.03})
     assert store.execute(run, data, digest, tmp_path) == store.FINISHED
     first, *_, last = store.read(store.path_of(run, tmp_path)).records
