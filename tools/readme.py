@@ -21,6 +21,7 @@ import report  # noqa: E402
 BEGIN, END = "<!-- bench: written by tools/readme.py -->\n", "<!-- /bench -->"
 GPU_BEGIN, GPU_END = "<!-- gpu: written by tools/readme.py -->\n", "<!-- /gpu -->"
 SPEED_BEGIN, SPEED_END = "<!-- speed: written by tools/readme.py -->\n", "<!-- /speed -->"
+WORKERS_BEGIN, WORKERS_END = "<!-- workers: written by tools/readme.py -->\n", "<!-- /workers -->"
 COMPARE_BEGIN, COMPARE_END = "<!-- compare: written by tools/readme.py -->\n", "<!-- /compare -->"
 TRAIN_BEGIN, TRAIN_END = "<!-- train: written by tools/readme.py -->\n", "<!-- /train -->"
 
@@ -184,6 +185,27 @@ def comparison(source: Path) -> str:
     return "\n".join(lines)
 
 
+def workers(result: dict[str, Any], source: str) -> str:
+    """Markdown for one ``bench/workers.py``: what was measured, and what the model makes of larger groups."""
+    machine, measured = result["machine"], result["measured"]
+    counts = list(measured)
+    lines = ["| | " + " | ".join(f"{n} processes: ms a step | × DDP | × no exchange" for n in counts) + " |"]
+    lines.append("|---" * (1 + 3 * len(counts)) + "|")
+    for rows in zip(*measured.values()):
+        cells = [f"{r['ms']:.1f} | {r['by_ddp']:.2f} | {r['by_alone']:.2f}" for r in rows]
+        lines.append(f"| {rows[0]['name']} | " + " | ".join(cells) + " |")
+    sizes = list(next(iter(result["model"].values())))
+    lines += ["", f"By a model, not measured: {1e6 * result['latency']:g} µs until a message arrives, "]
+    lines[-1] += f"{result['bandwidth'] / 1e9:g} GB/s a link, a ring's all-reduce, the computing measured above:"
+    lines += ["", "| ms a step | " + " | ".join(f"{int(n):,} workers" for n in sizes) + " |"]
+    lines.append("|---" * (1 + len(sizes)) + "|")
+    for name, times in result["model"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{times[n]:.2f}" for n in sizes) + " |")
+    about = f"{machine['cpu']}, one thread a process, torch {machine['versions']['torch']}, {result['date']}"
+    lines += ["", f"{result['elements']:,} parameters, L = {result['inner_steps']}; {about}; `{source}`.", ""]
+    return "\n".join(lines)
+
+
 def of_file(show: Callable[[dict[str, Any], str], str]) -> Callable[[Path], str]:
     """The same for the file of a result."""
     return lambda path: show(json.loads(path.read_text()), str(path.relative_to(ROOT)))
@@ -195,6 +217,7 @@ PAGES: dict[str, list[tuple[str, str, str, Callable[[Path], str]]]] = {
         (SPEED_BEGIN, SPEED_END, "amd-epyc-2-threads/cpu.json", of_file(speed)),
         (TRAIN_BEGIN, TRAIN_END, "*/digits.json", of_file(training)),
     ],
+    "docs/workers.md": [(WORKERS_BEGIN, WORKERS_END, "*/workers.json", of_file(workers))],
     "docs/comparison.md": [(COMPARE_BEGIN, COMPARE_END, "*/compare/runs.jsonl", comparison)],
     "docs/benchmarks.md": [(BEGIN, END, "*/cpu.json", of_file(table)), (GPU_BEGIN, GPU_END, "*/rows.jsonl", on_gpu)],
 }

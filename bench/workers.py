@@ -1,0 +1,168 @@
+"""Time of a training step on several processes over gloo: Elastic-SGD and Parle next to DDP and PostLocalSGD.
+
+    python bench/workers.py --out out/workers.json          # starts 2, then 3 processes itself
+
+In every round all contestants make L = 20 steps each, in an order drawn anew, the same on all processes; ratios are
+medians of ratios within a round, of the slowest process's time. The last table is a model, not a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+from torch.distributed.optim import PostLocalSGDOptimizer
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+import deeprelax
+from deeprelax.environment import describe
+
+L, ROUNDS, BATCH = 20, 12, 32
+WIDTHS = (784, 1536, 1536, 10)
+DDP = "DDP + SGD"
+ALONE = "EntropySGD with noise, no exchange"
+# The model of larger groups: seconds until a message arrives, bytes a second of a link, seconds of computing a step.
+LATENCY, BANDWIDTH = 20e-6, 12.5e9
+SIZES = (2, 8, 64, 1024)
+
+
+def network() -> nn.Module:
+    """The same on every process."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(WIDTHS):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def contestants() -> dict[str, tuple[nn.Module, Any]]:
+    """(model, optimizer) by name."""
+    found: dict[str, tuple[nn.Module, Any]] = {}
+    model: nn.Module = DistributedDataParallel(network())
+    found[DDP] = model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    model = network()
+    averager = PeriodicModelAverager(period=L)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    found["PostLocalSGDOptimizer"] = model, PostLocalSGDOptimizer(sgd, averager)
+    options = {"inner_lr": 0.01, "inner_steps": L, "temperature": 1e-8, "seed": 0}
+    for name, make, more in (
+        ("ElasticSGD", deeprelax.ElasticSGD, {}),
+        ("Parle", deeprelax.Parle, {}),
+        ("Parle, overlap", deeprelax.Parle, {"overlap": True}),
+        (ALONE, deeprelax.EntropySGD, {}),
+    ):
+        model = network()
+        found[name] = model, make(model.parameters(), **options, **more)
+    return found
+
+
+def cycle(model: nn.Module, opt: Any, inputs: Tensor, targets: Tensor) -> None:
+    """L steps."""
+    for _ in range(L):
+        opt.zero_grad()
+        cross_entropy(model(inputs), targets).backward()
+        opt.step()
+
+
+def measure() -> dict[str, list[float]]:
+    """Seconds of a step, the slowest process's, one a round."""
+    torch.set_num_threads(1)
+    rank = dist.get_rank()
+    torch.manual_seed(rank)
+    inputs, targets = torch.randn(BATCH, WIDTHS[0]), torch.randint(WIDTHS[-1], (BATCH,))
+    everyone = contestants()
+    times: dict[str, list[float]] = {name: [] for name in everyone}
+    order, draws = list(everyone), random.Random(0)
+    for turn in range(ROUNDS + 1):
+        draws.shuffle(order)
+        for name in order:
+            dist.barrier()
+            begin = time.perf_counter()
+            cycle(*everyone[name], inputs, targets)
+            slowest = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
+            dist.all_reduce(slowest, dist.ReduceOp.MAX)
+            if turn:  # the first warms up
+                times[name].append(float(slowest) / L)
+    return times
+
+
+def model_of(compute: float, exchanged: float, every: int, size: int) -> float:
+    """Seconds of a step: computing, and a ring's all-reduce of so many bytes once in ``every`` steps."""
+    ring = 2 * (size - 1) * LATENCY + 2 * (size - 1) / size * exchanged / BANDWIDTH
+    return compute + ring / every
+
+
+def row(times: dict[str, list[float]], name: str) -> dict[str, Any]:
+    """One contestant's figures."""
+
+    def by(other: str) -> float:
+        return statistics.median(a / b for a, b in zip(times[name], times[other]))
+
+    return {"name": name, "ms": 1e3 * statistics.median(times[name]), "by_ddp": by(DDP), "by_alone": by(ALONE)}
+
+
+def run(size: int) -> list[dict[str, Any]]:
+    """The rows of so many processes, started here."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "WORLD_SIZE": str(size), "STORE": f"{folder}/store", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, "--out", f"{folder}/rows.json"]
+        started = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(size)]
+        for each in started:
+            each.wait()
+        found: list[dict[str, Any]] = json.loads(Path(folder, "rows.json").read_text())
+        return found
+
+
+def main() -> None:
+    """One process of a group, or all of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/workers.json"))
+    out: Path = parser.parse_args().out
+    if "STORE" in os.environ:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{os.environ['STORE']}",
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+        )
+        times = measure()
+        if dist.get_rank() == 0:
+            out.write_text(json.dumps([row(times, name) for name in times]))
+        dist.barrier()
+        os._exit(0)  # tearing a gloo group down crashes now and then
+    elements = sum(a * b + b for a, b in itertools.pairwise(WIDTHS))
+    measured = {size: run(size) for size in (2, 3)}
+    compute = 1e-3 * next(r["ms"] for r in measured[2] if r["name"] == ALONE)
+    every: dict[str, Callable[[int], float]] = {
+        DDP: lambda size: model_of(compute, 4 * elements, 1, size),
+        "ElasticSGD, Parle": lambda size: model_of(compute, 4 * elements, L, size),
+    }
+    result = {
+        **{"machine": describe(), "date": datetime.date.today().isoformat(), "elements": elements},
+        **{"inner_steps": L, "measured": measured, "latency": LATENCY, "bandwidth": BANDWIDTH},
+        "model": {name: {size: 1e3 * of(size) for size in SIZES} for name, of in every.items()},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["measured"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
