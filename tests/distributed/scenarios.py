@@ -60,10 +60,21 @@ def bits(rank: int) -> dict[str, Any]:
 
 def killed(rank: int) -> dict[str, Any]:
     """The last worker dies between two outer steps: what the others see, and after how long."""
+    return lost(rank, hangs=False)
+
+
+def hung(rank: int) -> dict[str, Any]:
+    """The same with one that sleeps."""
+    return lost(rank, hangs=True)
+
+
+def lost(rank: int, hangs: bool) -> dict[str, Any]:
+    """What the others see of a worker that is lost."""
     params = parameters()
     opt = deeprelax.ElasticSGD(params, **OPTIONS["ElasticSGD"])
     for step in range(9):
         if step == 6 and rank == dist.get_world_size() - 1:
+            time.sleep(9 if hangs else 0)
             os._exit(1)
         if step == 8:
             time.sleep(0.5)  # it is dead by now
@@ -94,8 +105,8 @@ def uneven(rank: int) -> str:
 
 def main() -> None:
     """Run it, leave the result, and go without torch's own clean-up, which sometimes crashes."""
-    rank, _ = start_group(timeout=20)
-    result = {"bits": bits, "killed": killed, "uneven": uneven}[sys.argv[1]](rank)
+    rank, _ = start_group(timeout=3 if sys.argv[1] == "hung" else 20)
+    result = {"bits": bits, "killed": killed, "hung": hung, "uneven": uneven}[sys.argv[1]](rank)
     Path(os.environ["RESULT"]).write_bytes(pickle.dumps(result))
     if sys.argv[1] == "bits":
         dist.barrier()

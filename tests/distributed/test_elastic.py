@@ -245,12 +245,14 @@ def test_a_worker_with_fewer_batches_is_named_on_all_of_them(tmp_path: Path) -> 
         assert "1 of 3 workers have called finish()" in said
 
 
-def test_a_killed_worker_is_an_error_on_the_others_within_two_seconds(tmp_path: Path) -> None:
-    found = processes(3, "killed", tmp_path)
+@pytest.mark.parametrize(("scenario", "within"), [("killed", 2), ("hung", 3 + 2)])
+def test_a_lost_worker_is_an_error_on_the_others(scenario: str, within: float, tmp_path: Path) -> None:
+    """Within two seconds, or the group's timeout of three and two more."""
+    found = processes(3, scenario, tmp_path)
     assert found[2] is None
     for each in found[:2]:
         assert "the exchange with the other workers failed" in each["said"]
-        assert each["seconds"] < 2
+        assert each["seconds"] < within
 
 
 @pytest.mark.parametrize("given", ["three", object()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,17 @@ def test_an_optimizer_of_one_process_is_refused_under_torchrun(tmp_path: Path) -
     done = torchrun("--optimizer", "hj", "--out", str(tmp_path))
     assert "hj trains in one process" in done.stderr
     assert done.returncode != 0
+
+
+def test_two_nodes_meet_at_a_rendezvous(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    meet = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
+    options = ["--optimizer", "elastic-sgd", "--epochs", "2", "--seeds", "1", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", *meet, "-m", "deeprelax", "train", *options]
+    nodes = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    said = [node.communicate(timeout=200)[1].decode() for node in nodes]
+    assert (tmp_path / "digits.json").exists(), said
+    (run,) = json.loads((tmp_path / "digits.json").read_text())["runs"]
+    assert len(run["worker_error"]) == 2
