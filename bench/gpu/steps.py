@@ -16,8 +16,7 @@ from common import KINDS, RULES, Memory, Rows, Rule, arguments, clock_of, figure
 from torch import Tensor
 
 import deeprelax
-from deeprelax.benchmark.baselines import CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
-from deeprelax.benchmark.profiler import PEERS
+from deeprelax.benchmark.baselines import PEERS, CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
 from deeprelax.benchmark.shapes import Workload, named
 from deeprelax.benchmark.timing import Clock, Step
 from deeprelax.benchmark.traffic import bytes_moved, peer_bytes_moved

@@ -1,4 +1,4 @@
-"""Entropy-SGD's inner step as one would write it in plain torch: what the fused kernels are measured against.
+"""What the fused kernels are measured against: torch's optimizers, and Entropy-SGD's inner step in plain torch.
 
 These draw with ``torch.randn_like`` and round as torch pleases; the bit-exact reference is ``kernels/reference.py``.
 """
@@ -9,6 +9,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+# torch's own, at rates that leave weights as they are.
+PEERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
+    "torch.optim.SGD(fused=True)": lambda params: torch.optim.SGD(params, lr=1e-6, fused=True),
+    "torch.optim.SGD(momentum, fused=True)": lambda params: torch.optim.SGD(params, lr=1e-6, momentum=0.9, fused=True),
+    "torch.optim.AdamW(fused=True)": lambda params: torch.optim.AdamW(params, lr=1e-6, fused=True),
+}
 
 INNER_LR, GAMMA, ALPHA, NOISE = 1e-3, 1.0, 0.75, 1e-6
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from itertools import zip_longest
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import deeprelax
+from deeprelax.benchmark.baselines import PEERS
 from deeprelax.benchmark.shapes import Workload
 from deeprelax.benchmark.throughput import ratio
 from deeprelax.benchmark.timing import Clock, DeviceClock, HostClock, Sample, Step, alternate, watched
@@ -36,12 +37,6 @@ OPTIMIZERS: dict[str, type[Relaxation]] = {
 }
 # Small steps and a constant gamma keep the weights where they are: the gradients never change.
 QUIET = {"lr": 1e-3, "inner_lr": 1e-3, "scoping": 0.0, "seed": 0}
-
-PEERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
-    "torch.optim.SGD(fused=True)": lambda params: torch.optim.SGD(params, lr=1e-6, fused=True),
-    "torch.optim.SGD(momentum, fused=True)": lambda params: torch.optim.SGD(params, lr=1e-6, momentum=0.9, fused=True),
-    "torch.optim.AdamW(fused=True)": lambda params: torch.optim.AdamW(params, lr=1e-6, fused=True),
-}
 
 #: Bytes that the yardstick reads, and as many that it writes: more than caches hold. A step can beat it where a cache
 #: still holds the parameters.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import deeprelax
-from deeprelax.benchmark.baselines import CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
+from deeprelax.benchmark.baselines import PEERS, CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
 from deeprelax.benchmark.shapes import Workload, resnet50_shapes
 from deeprelax.benchmark.timing import Step, alternate
 from deeprelax.benchmark.traffic import PEER_STREAMS, bytes_moved, peer_bytes_moved
@@ -83,9 +83,7 @@ def contestants(shapes: Sequence[tuple[int, ...]], preset: str) -> dict[str, Ste
         "Heat": deeprelax.Heat(parameters(), seed=0, **inner).step,
         "EntropyAdamW": deeprelax.EntropyAdamW(parameters(), inner_steps=10**9).step,
         OUTER_PASS: outer_pass(parameters()),
-        "torch.optim.SGD(fused=True)": torch.optim.SGD(parameters(), lr=1e-6, fused=True).step,
-        "torch.optim.SGD(momentum, fused=True)": torch.optim.SGD(parameters(), lr=1e-6, momentum=0.9, fused=True).step,
-        "torch.optim.AdamW(fused=True)": torch.optim.AdamW(parameters(), lr=1e-6, fused=True).step,
+        **{name: build(parameters()).step for name, build in PEERS.items()},
         "EntropySGD, noise, eager torch": EagerEntropySGD(parameters()).step,
         "EntropySGD, noise, torch._foreach": ForeachEntropySGD(parameters()).step,
     }
