@@ -162,7 +162,7 @@ def match_groups(opt: Relaxation) -> list[Plan]:
         if plan is None:
             added = True
             clock = opt._shared.clock if reference is None else reference.numbers()
-            start = {name: clock[name] for name in CLOCK if name in clock}
+            start = {name: clock[name] for name in CLOCK if name in clock and name != "cycle_gamma"}
             for name, default in {**opt.defaults, **start, "fresh": True}.items():
                 group.setdefault(name, default)
             group.setdefault("cycle_steps", group["inner_steps"])

@@ -317,10 +317,11 @@ class Relaxation(Optimizer):
             param_group: ``{"params": …}`` and hyper-parameters of its own; the others are the defaults.
 
         Raises:
-            ValueError: a hyper-parameter is out of range, ``inner_steps`` differs from the other groups', or a
-                parameter shares memory with another.
+            ValueError: a hyper-parameter is out of range, ``inner_steps`` is not the others', or memory is shared.
             TypeError: a parameter's dtype or layout is not supported.
         """
+        if self.param_groups and isinstance(param_group, dict):
+            param_group.setdefault("inner_steps", plain(self.param_groups[0]["inner_steps"]))
         super().add_param_group(param_group)
         try:
             ready(self, check=True)

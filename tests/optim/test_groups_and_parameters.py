@@ -241,3 +241,23 @@ def test_gamma_written_in_a_cycle_counts_from_the_next_one(optimizer: Any):
     assert same_bits(runs[0][:first], runs[1][:first])
     if optimizer is Heat:
         assert not same_bits(runs[0][3:4], runs[1][3:4])
+
+
+def test_a_group_that_joins_in_mid_cycle_has_its_own_gamma() -> None:
+    first, late = (Parameter(torch.zeros(2)) for _ in range(2))
+    opt = deeprelax.HJ([first], lr=0.25, gamma=0.25, alpha=0.75, inner_steps=3)
+    first.grad = torch.ones(2)
+    opt.step()
+    opt.add_param_group({"params": [late], "gamma": 0.5})
+    late.grad = torch.ones(2)
+    opt.step()
+    assert torch.equal(late.detach(), torch.full((2,), -0.5 * 0.25))  # x - γp, p = (1 - α) g
+
+
+def test_a_group_that_joins_takes_the_others_number_of_inner_steps() -> None:
+    opt = deeprelax.HJ([Parameter(torch.zeros(2))], inner_steps=2)
+    opt.param_groups[0]["inner_steps"] = 4
+    opt.add_param_group({"params": [Parameter(torch.zeros(2))]})
+    assert opt.param_groups[1]["inner_steps"] == 4
+    with pytest.raises(ValueError, match="inner_steps"):
+        opt.add_param_group({"params": [Parameter(torch.zeros(2))], "inner_steps": 3})
