@@ -17,6 +17,8 @@ from deeprelax.experiments.table1.store import Stored
 
 HEAD = """# The paper's experiments, run again
 
+{opening}
+
 Written by `python tools/reproduction.py` from `bench/results/*/reproduction`; do not edit. Every figure of ours is the
 validation error at x after the last gradient of a run, with batch norm's statistics gathered at x; "@" gives effective
 epochs (Remark 15). What each row does, and the source of each value, is in `deeprelax/experiments/table1/protocol.py`.
@@ -69,10 +71,31 @@ def verdict(row: Row) -> str:
     return f"does not match: {difference:+.2f} points, two deviations are {spread:.2f}"
 
 
+def opening(rows: Sequence[Row]) -> str:
+    """In three sentences what was reproduced and what was not: rows of the paper's length, whatever their seeds."""
+    own = [row for row in rows if row.error is not None and row.as_preset and not row.variant]
+    whole = [row for row in own if row.epochs >= PAPER[row.model, row.optimizer].epochs]
+    near = []
+    for row in whole:
+        paper = PAPER[row.model, row.optimizer]
+        spread = 2 * ((row.deviation or 0.0) ** 2 + paper.deviation**2) ** 0.5
+        near += [row] if abs((row.error or 0.0) - paper.error) <= spread else []
+    names = [f"{NAMES[r.model]} with {TITLES[r.optimizer]} ({r.seeds} of {SEEDS} seeds)" for r in whole]
+    done = {(row.model, row.optimizer) for row in whole}
+    owed = [f"{NAMES[model]} with {TITLES[name]}" for model, name in PAPER if (model, name) not in done]
+    return "\n".join(
+        [
+            f"Run at the paper's length, in the authors' or the paper's settings: {', '.join(names) or 'nothing'}.",
+            f"Of these {len(whole)} rows {len(near)} lie within two standard deviations of the paper's error.",
+            f"Not run at that length: {', '.join(owed) or 'nothing'}; what there is of them is shorter, and below.",
+        ]
+    )
+
+
 def rendered(results: Path) -> str:
     """The page, from ``results``, the folder with one folder for each machine."""
     folders = sorted(path.parent for path in results.glob("*/reproduction/runs"))
-    parts = [HEAD]
+    parts: list[str] = []
     every: list[Row] = []
     ablated: set[str] = set()
     for folder in folders:
@@ -86,7 +109,7 @@ def rendered(results: Path) -> str:
                 parts.append(_table(rows, runs, preset, machine, folder))
         parts += _found(folder / "found", machine)
         parts += [_search(path, machine) for path in sorted(folder.glob("search-*.json"))]
-    return "\n".join([*parts, NOTES, _not_run(every, ablated)])
+    return "\n".join([HEAD.format(opening=opening(every)), *parts, NOTES, _not_run(every, ablated)])
 
 
 GPU = """On a machine with a GPU, where `make gpu` has built the kernels, this takes the most informative runs first (a
