@@ -22,6 +22,7 @@ BEGIN, END = "<!-- bench: written by tools/readme.py -->\n", "<!-- /bench -->"
 GPU_BEGIN, GPU_END = "<!-- gpu: written by tools/readme.py -->\n", "<!-- /gpu -->"
 SPEED_BEGIN, SPEED_END = "<!-- speed: written by tools/readme.py -->\n", "<!-- /speed -->"
 WORKERS_BEGIN, WORKERS_END = "<!-- workers: written by tools/readme.py -->\n", "<!-- /workers -->"
+CENTRES_BEGIN, CENTRES_END = "<!-- centres: written by tools/readme.py -->\n", "<!-- /centres -->"
 COMPARE_BEGIN, COMPARE_END = "<!-- compare: written by tools/readme.py -->\n", "<!-- /compare -->"
 TRAIN_BEGIN, TRAIN_END = "<!-- train: written by tools/readme.py -->\n", "<!-- /train -->"
 
@@ -206,6 +207,19 @@ def workers(result: dict[str, Any], source: str) -> str:
     return "\n".join(lines)
 
 
+def centres(result: dict[str, Any], source: str) -> str:
+    """Markdown for ``deeprelax train`` under torchrun, next to one worker's Entropy-SGD in the same file."""
+    lines = ["| | workers | error of the centre (%) | each worker's own (%) |", "|---|---|---|---|"]
+    for name in dict.fromkeys(run["settings"]["optimizer"] for run in result["runs"]):
+        runs = [run for run in result["runs"] if run["settings"]["optimizer"] == name]
+        own = [100 * error for run in runs for error in run["worker_error"]]
+        error = with_spread([100 * run["validation_error"][-1] for run in runs], 2)
+        workers = len(runs[0]["worker_error"]) or 1
+        lines.append(f"| {TITLES[name]} | {workers} | {error} | {with_spread(own, 2) if own else ''} |")
+    epochs, count = result["runs"][0]["settings"]["epochs"], len(runs)
+    return "\n".join([*lines, "", f"Digits, {epochs} effective epochs for each worker, {count} seeds; `{source}`.", ""])
+
+
 def of_file(show: Callable[[dict[str, Any], str], str]) -> Callable[[Path], str]:
     """The same for the file of a result."""
     return lambda path: show(json.loads(path.read_text()), str(path.relative_to(ROOT)))
@@ -217,7 +231,10 @@ PAGES: dict[str, list[tuple[str, str, str, Callable[[Path], str]]]] = {
         (SPEED_BEGIN, SPEED_END, "amd-epyc-2-threads/cpu.json", of_file(speed)),
         (TRAIN_BEGIN, TRAIN_END, "*/digits.json", of_file(training)),
     ],
-    "docs/workers.md": [(WORKERS_BEGIN, WORKERS_END, "*/workers.json", of_file(workers))],
+    "docs/workers.md": [
+        (WORKERS_BEGIN, WORKERS_END, "*/workers.json", of_file(workers)),
+        (CENTRES_BEGIN, CENTRES_END, "*/workers-digits.json", of_file(centres)),
+    ],
     "docs/comparison.md": [(COMPARE_BEGIN, COMPARE_END, "*/compare/runs.jsonl", comparison)],
     "docs/benchmarks.md": [(BEGIN, END, "*/cpu.json", of_file(table)), (GPU_BEGIN, GPU_END, "*/rows.jsonl", on_gpu)],
 }
