@@ -121,8 +121,8 @@ def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
             begin = time.perf_counter()
             steps[name]()
             times[name].append(time.perf_counter() - begin)
-            if name == COMPILED:  # it brings an OpenMP runtime of its own, whose threads go on spinning for a while
-                time.sleep(0.1)
+            if name == COMPILED:  # it brings an OpenMP runtime of its own, whose threads spin on for 200 ms
+                time.sleep(0.4)
 
         return call
 

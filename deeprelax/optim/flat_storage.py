@@ -43,7 +43,9 @@ def own_storage(flat: Tensor, start: int, shape: Sequence[int], strides: Sequenc
     """
     if 0 in shape:
         return torch.empty(tuple(shape), dtype=flat.dtype, device=flat.device)
-    view: Tensor = torch.utils.dlpack.from_dlpack(flat.as_strided(tuple(shape), tuple(strides), start))
+    view: Tensor = torch.utils.dlpack.from_dlpack(
+        flat.as_strided(tuple(shape), tuple(strides), flat.storage_offset() + start)
+    )
     return view
 
 

@@ -244,3 +244,15 @@ def test_the_default_dtype_does_not_matter(name: str):
         finally:
             torch.set_default_dtype(torch.float32)
     assert same_bits(params, reference)
+
+
+@pytest.mark.parametrize("name", ["EntropySGD", "EntropyAdamW"])
+def test_large_state_is_staggered_in_memory_and_small_state_is_not(name: str):
+    """Streams at equal places modulo a large power of two meet in one bank of the memory."""
+    for size, apart in ((2**22, 2**14), (2**10, 0)):
+        opt = make(name, [Parameter(torch.zeros(size))], backend="cpu")
+        (bucket,) = opt._shared.plans[0].buckets
+        buffers = {key: b for key, b in bucket.buffers.items() if key != "missed"}
+        begins = [b.storage_offset() * 4 for b in buffers.values()]
+        assert begins == [apart * (k + 1) for k in range(len(buffers))]
+        assert all(bucket.views[key][0].data_ptr() == b.data_ptr() for key, b in buffers.items())
