@@ -2,7 +2,7 @@
 
     python bench/workers.py --out out/workers.json          # starts 2, then 3 processes itself
 
-In every round all contestants make L = 20 steps each, in an order drawn anew, the same on all processes; ratios are
+In every round all contestants make L = 20 steps each, in a new random order, the same on all processes; ratios are
 medians of ratios within a round, of the slowest process's time. The last table is a model, not a measurement.
 """
 

@@ -184,7 +184,7 @@ def clock_of(memory: Memory) -> Clock:
 
 
 def sample(contestants: dict[str, Step], clock: Clock, rounds: int) -> dict[str, list[Sample]]:
-    """Samples of each, one a round, the order drawn anew; two rounds warm up."""
+    """Samples of each, one a round, in a new random order each; two rounds warm up."""
     samples: dict[str, list[Sample]] = {name: [] for name in contestants}
     alternate({name: clock.timed(step, samples[name]) for name, step in contestants.items()}, rounds + 1)
     return {name: values[2:] for name, values in samples.items()}
