@@ -11,8 +11,9 @@ from torch import Tensor
 from deeprelax.kernels import Backend
 from deeprelax.kernels.device_table import capturing
 from deeprelax.kernels.scalars import ELASTIC_SGD
+from deeprelax.optim.bucket import Bucket
 from deeprelax.optim.entropy_sgd import LANGEVIN, warn_of_coupling, warn_of_outer_step
-from deeprelax.optim.groups import named, ready
+from deeprelax.optim.groups import Plan, named, ready
 from deeprelax.optim.relaxation import ParamsT, Relaxation
 from deeprelax.optim.replicas import Exchange, agree, checksum, replicas_of
 
@@ -41,6 +42,11 @@ def exchange_of(opt: Relaxation) -> Exchange:
     return opt._shared.exchange
 
 
+def ready_buckets(opt: Relaxation) -> list[tuple[Plan, Bucket]]:
+    """All buckets, each with its plan, as ``ready``."""
+    return [(plan, bucket) for plan in ready(opt) for bucket in plan.buckets]
+
+
 def join(opt: Relaxation, exchange: Exchange) -> None:
     """Before the first exchange: the workers must have the same parameters and hyper-parameters.
 
@@ -54,12 +60,12 @@ def join(opt: Relaxation, exchange: Exchange) -> None:
         if name in opt.param_groups[0]:
             value = torch.tensor([float(g[name]) for g in opt.param_groups], dtype=torch.float64)
             numbers[name] = checksum(value)
-    numbers["the phase"] = opt.phase
+    phase = numbers["the phase"] = opt.phase
     same = agree(exchange.replicas, [n & 0xFFFFF for n in numbers.values()], device)
     for name, agreed in zip(numbers, same):
         if not agreed:
             raise ValueError(f"the workers differ in {name}: build the same model and optimizer on each of them")
-    if opt.phase == 0:
+    if phase == 0:
         same = agree(exchange.replicas, [checksum(centre(opt, i, p)) for i, _, p in members], device)
         for (_, name, _), agreed in zip(members, same):
             if not agreed:
@@ -212,13 +218,11 @@ class ElasticSGD(Relaxation):
             self._move_centre()
 
     def _offsets(self) -> list[Tensor]:
-        buckets = [bucket for plan in ready(self) for bucket in plan.buckets]
-        return [bucket.points() - bucket.buffers["x"] for bucket in buckets]
+        return [bucket.points() - bucket.buffers["x"] for _, bucket in ready_buckets(self)]
 
     def _move_centre(self) -> None:
         means = exchange_of(self).end()
-        buckets = [(plan, bucket) for plan in ready(self) for bucket in plan.buckets]
-        for (plan, bucket), mean in zip(buckets, means or ()):
+        for (plan, bucket), mean in zip(ready_buckets(self), means or ()):
             outer_update(bucket.buffers["x"], -mean, bucket.buffers.get("momentum_buffer"), plan.clock.numbers())
 
     @torch.no_grad()
@@ -234,11 +238,15 @@ class ElasticSGD(Relaxation):
         active, exchange = super().finish(), exchange_of(self)
         if exchange.pending:
             self._move_centre()
+        for plan in self._shared.plans:
+            if plan.clock.numbers()["fresh"] or any(bucket.foreign_writes() for bucket in plan.buckets):
+                for bucket in plan.buckets:  # the centre is what the parameters hold, and no step has taken it yet
+                    bucket.refresh_x()
+                    bucket.put_x()
         exchange.begin(self._offsets(), finishing=True, active=active)
         self._move_centre()
-        for plan in self._shared.plans:
-            for bucket in plan.buckets:
-                bucket.put_x()
+        for _, bucket in ready_buckets(self):
+            bucket.put_x()
         return active
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from deeprelax.kernels import Backend
 from deeprelax.kernels.scalars import ENTROPY_SGD
-from deeprelax.optim.bucket import Bucket
-from deeprelax.optim.elastic_sgd import exchange_of, is_captured, join, shared_by_all
+from deeprelax.optim.elastic_sgd import exchange_of, is_captured, join, ready_buckets, shared_by_all
 from deeprelax.optim.entropy_sgd import LANGEVIN, warn_of_coupling, warn_of_outer_step
-from deeprelax.optim.groups import Plan, ready
 from deeprelax.optim.hyperparameters import UNIT, Range
 from deeprelax.optim.relaxation import ParamsT, Relaxation
 from deeprelax.optim.replicas import Exchange, replicas_of
@@ -122,9 +120,6 @@ class Parle(Relaxation):
     def _tied(self) -> bool:
         return exchange_of(self).replicas.size > 1 and any(group["rho"] < math.inf for group in self.param_groups)
 
-    def _buckets(self) -> list[tuple[Plan, Bucket]]:
-        return [(plan, bucket) for plan in ready(self) for bucket in plan.buckets]
-
     def _step(self) -> None:
         exchange = exchange_of(self)
         if not exchange.joined:
@@ -142,20 +137,20 @@ class Parle(Relaxation):
         if self._tied:
             self._send()
 
-    def _send(self, finishing: bool = False, active: bool = True) -> None:
+    def _send(self, finishing: bool = False) -> None:
         """Send where a cycle begins."""
-        buckets = [bucket for _, bucket in self._buckets()]
+        buckets = [bucket for _, bucket in ready_buckets(self)]
         for bucket in buckets:
             bucket.refresh_x()
         starts = [bucket.buffers["x"].clone() for bucket in buckets]
-        exchange_of(self).begin(starts, finishing=finishing, active=active)
+        exchange_of(self).begin(starts, finishing=finishing)
 
     @torch.no_grad()
     def _end_cycle(self) -> None:
         """The tie to the mean, and where γ and ρ go."""
         exchange = exchange_of(self)
         if exchange.pending:
-            for (plan, bucket), start, mean in zip(self._buckets(), exchange.sent, exchange.end() or ()):
+            for (plan, bucket), start, mean in zip(ready_buckets(self), exchange.sent, exchange.end() or ()):
                 group = plan.group
                 if group["rho"] == math.inf:
                     continue
@@ -187,19 +182,13 @@ class Parle(Relaxation):
             exchange_of(self).end()
         return finished
 
-    def restart(self) -> None:
-        """Begin a new cycle at what the parameters hold now. Every worker has to call it."""
-        if exchange_of(self).pending:
-            exchange_of(self).end()
-        super().restart()
-
     # Evaluation is at the mean.
 
     def _show_x(self) -> None:
         if exchange_of(self).replicas.size == 1:
             super()._show_x()
             return
-        buckets = self._buckets()
+        buckets = ready_buckets(self)
         for plan, bucket in buckets:
             if plan.group["fresh"] or plan.group["phase"] == 0:
                 bucket.refresh_x()

@@ -18,14 +18,7 @@ from deeprelax.optim import state_dict as saved_states
 from deeprelax.optim.bucket import Bucket
 from deeprelax.optim.clock import CLOCK, CURE, Gathered
 from deeprelax.optim.flat_storage import supported
-from deeprelax.optim.groups import (
-    Options,
-    Shared,
-    drop_strangers,
-    momenta,
-    ready,
-    refuse_overlaps,
-)
+from deeprelax.optim.groups import Options, Shared, drop_strangers, momenta, ready, refuse_overlaps
 from deeprelax.optim.hyperparameters import SHARED, Range, plain
 from deeprelax.optim.replicas import Exchange
 from deeprelax.optim.state import State
@@ -297,11 +290,16 @@ class Relaxation(Optimizer):
         self._restart()
 
     def restart(self) -> None:
-        """Begin a new cycle at what the parameters hold now; momenta, γ and the noise counter continue."""
+        """Begin a new cycle at what the parameters hold now; momenta, γ and the noise counter continue.
+
+        Of several workers (``ElasticSGD``, ``Parle``) every one has to call it.
+        """
         ready(self, at_any_phase=True)
         self._restart()
 
     def _restart(self) -> None:
+        if self._shared.exchange is not None:
+            self._shared.exchange.drop()
         for plan in self._shared.plans:
             for bucket in plan.buckets:
                 bucket.drop_buffer("inner", self.state)
@@ -371,6 +369,8 @@ class Relaxation(Optimizer):
             type(self).__name__, plans, state_dict["param_groups"], {**self.defaults}, {**SHARED, **self.ranges}
         )
         entries = saved_states.checked_entries(plans, groups, state_dict["state"])
+        if self._shared.exchange is not None:
+            self._shared.exchange.drop()
         for plan, group in zip(plans, groups):
             saved_states.load_group(plan.group, group)
         for plan in plans:

@@ -158,16 +158,21 @@ class Exchange:
 
     Attributes:
         joined: whether it is known that the workers began alike.
-        pending: an exchange has begun and not ended.
-        sent: the parts of the last one.
+        sent: the parts of the exchange that has begun and not ended.
     """
 
     def __init__(self, replicas: Replicas, overlap: bool = False, dtype: torch.dtype | None = None) -> None:
         self.replicas, self.overlap, self._dtype = replicas, overlap, dtype
         self.joined = replicas.size == 1
-        self.pending = False
         self.sent: Sequence[Tensor] = ()
+        self._flat: Tensor | None = None
+        self._wait: Callable[[], None] | None = None
         self._turn = 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether an exchange has begun and not ended."""
+        return self._flat is not None
 
     def begin(self, parts: Sequence[Tensor], *, finishing: bool = False, active: bool = True) -> None:
         """Send the parts, one-dimensional and on one device.
@@ -184,11 +189,16 @@ class Exchange:
             [*(part.to(dtype) for part in parts), torch.tensor(numbers, dtype=dtype, device=parts[0].device)]
         )
         self.sent = parts
-        self._end: Callable[[], None] = lambda: self.replicas.mean_(self._flat)
         if self.overlap and isinstance(self.replicas, Processes):
-            self._end = self.replicas.begin(self._flat)
-        self.pending = True
+            self._wait = self.replicas.begin(self._flat)
         self._turn += 1
+
+    def drop(self) -> None:
+        """Forget what was sent, if anything was: it says nothing of where this worker stands now."""
+        wait = self._wait
+        self._flat, self._wait, self.sent = None, None, ()
+        if wait is not None:  # it is on its way
+            wait()
 
     def end(self) -> list[Tensor] | None:
         """The means over the workers, in the parts' dtypes; None if no worker was active.
@@ -196,9 +206,14 @@ class Exchange:
         Raises:
             RuntimeError: the workers are at different steps, some have finished, or one is gone. On every worker.
         """
-        self.pending = False
-        self._end()
-        finished, active, mean, square = self._flat[-CHECKED:].double().tolist()
+        assert self._flat is not None
+        flat, sent, wait = self._flat, self.sent, self._wait
+        self._flat, self._wait, self.sent = None, None, ()
+        if wait is not None:
+            wait()
+        else:
+            self.replicas.mean_(flat)
+        finished, active, mean, square = flat[-CHECKED:].double().tolist()
         size = self.replicas.size
         if 0 < finished < 1:
             raise RuntimeError(
@@ -207,9 +222,8 @@ class Exchange:
             )
         if abs(square - mean * mean) > 0.4 / size**2:
             raise RuntimeError(f"the {size} workers are at different outer steps; this one has made {self._turn}")
-        pieces = torch.split(self._flat[:-CHECKED], [part.numel() for part in self.sent])
-        return [piece.to(part.dtype).clone() for piece, part in zip(pieces, self.sent)] if active else None
+        pieces = torch.split(flat[:-CHECKED], [part.numel() for part in sent])
+        return [piece.to(part.dtype).clone() for piece, part in zip(pieces, sent)] if active else None
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: value for name, value in self.__dict__.items() if name not in ("_flat", "_end", "sent")}
-        return {**kept, "pending": False}
+        return {**self.__dict__, "_flat": None, "_wait": None, "sent": ()}

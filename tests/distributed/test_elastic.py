@@ -240,6 +240,54 @@ def test_all_workers_finish_together(kind: str) -> None:
     assert same(found[0][1], found[1][1]) == (kind == "ElasticSGD")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("loaded", ["before the first step", "after restart()", "after an outer step"])
+def test_finish_keeps_weights_that_no_step_has_taken_yet(loaded: str, dtype: torch.dtype) -> None:
+    def work(worker: Thread) -> Tensor:
+        p = Parameter(torch.zeros(3, dtype=dtype))
+        opt = deeprelax.ElasticSGD([p], inner_steps=2, seed=1, replicas=worker)
+        for number in range({"before the first step": 0, "after restart()": 1, "after an outer step": 2}[loaded]):
+            p.grad = torch.full_like(p, 1.0 + worker.rank + number)
+            opt.step()
+        if loaded == "after restart()":
+            opt.restart()
+        with torch.no_grad():
+            p.fill_(5.0)
+        opt.finish()
+        return p.detach().clone()
+
+    for found in threads(2, work):
+        assert torch.equal(found, torch.full((3,), 5.0, dtype=dtype)), found
+
+
+@pytest.mark.parametrize("kind", ["ElasticSGD", "Parle"])
+@pytest.mark.parametrize("again", ["restart", "load"])
+def test_a_run_begun_again_is_not_moved_by_what_was_sent_before(kind: str, again: str) -> None:
+    def work(worker: Thread, before: int) -> list[Tensor]:
+        params = parameters()
+        opt = getattr(deeprelax, kind)(params, **OPTIONS[kind], replicas=worker, overlap=True)
+        start, state = [p.detach().clone() for p in params], copy.deepcopy(opt.state_dict())
+        for number in range(before):
+            step(opt, params, worker.rank, number)
+        with torch.no_grad():
+            for p, held in zip(params, start):
+                p.copy_(held)
+        if again == "load":
+            opt.load_state_dict(state)
+        else:
+            opt.restart()
+            for group in opt.param_groups:
+                group.update(gamma=0.5, **({"rho": 0.7} if kind == "Parle" else {}))
+            for p in params:
+                for name in opt.state[p].keys() - {"x", "y", "z"}:
+                    opt.state[p][name].zero_()
+        for number in range(4):
+            step(opt, params, worker.rank, number)
+        return [p.detach().clone() for p in params]
+
+    assert all(same(a, b) for a, b in zip(threads(2, lambda w: work(w, 4)), threads(2, lambda w: work(w, 0))))
+
+
 def test_a_worker_with_fewer_batches_is_named_on_all_of_them(tmp_path: Path) -> None:
     for said in processes(3, "uneven", tmp_path):
         assert "1 of 3 workers have called finish()" in said
