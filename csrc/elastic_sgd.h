@@ -61,11 +61,9 @@ struct ElasticSGD {
     if constexpr (!HasGrad) {
       if (momentum && fresh) store(q.velocity + i, V{});
       if (take && kHasY) store(q.y + i, y);
-      return;
-    }
-    // The weight is y rounded to its type; rounding y again spares reading it.
-    if (!take && c.has(kWeightDecay)) at = kHasY ? round_to<P>(y) : y;
-    if constexpr (HasGrad) {
+    } else {
+      // The weight is y rounded to its type; rounding y again spares reading it.
+      if (!take && c.has(kWeightDecay)) at = kHasY ? round_to<P>(y) : y;
       V d = force(V(g), at, c);
       if (!implicit) d = d + (y - x) * c.inv_gamma;
       if (momentum) {
