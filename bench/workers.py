@@ -13,13 +13,13 @@ import datetime
 import itertools
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import deeprelax
+from deeprelax.benchmark.throughput import ratio
+from deeprelax.benchmark.timing import alternate
 from deeprelax.environment import describe
 
 L, ROUNDS, BATCH = 20, 12, 32
@@ -89,18 +91,17 @@ def measure() -> dict[str, list[float]]:
     inputs, targets = torch.randn(BATCH, WIDTHS[0]), torch.randint(WIDTHS[-1], (BATCH,))
     everyone = contestants()
     times: dict[str, list[float]] = {name: [] for name in everyone}
-    order, draws = list(everyone), random.Random(0)
-    for turn in range(ROUNDS + 1):
-        draws.shuffle(order)
-        for name in order:
-            dist.barrier()
-            begin = time.perf_counter()
-            cycle(*everyone[name], inputs, targets)
-            slowest = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
-            dist.all_reduce(slowest, dist.ReduceOp.MAX)
-            if turn:  # the first warms up
-                times[name].append(float(slowest) / L)
-    return times
+
+    def timed(name: str) -> None:
+        dist.barrier()
+        begin = time.perf_counter()
+        cycle(*everyone[name], inputs, targets)
+        slowest = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
+        dist.all_reduce(slowest, dist.ReduceOp.MAX)
+        times[name].append(float(slowest) / L)
+
+    alternate({name: partial(timed, name) for name in everyone}, ROUNDS)
+    return {name: found[1:] for name, found in times.items()}  # the first warms up
 
 
 def model_of(compute: float, exchanged: float, every: int, size: int) -> float:
@@ -111,11 +112,8 @@ def model_of(compute: float, exchanged: float, every: int, size: int) -> float:
 
 def row(times: dict[str, list[float]], name: str) -> dict[str, Any]:
     """One contestant's figures."""
-
-    def by(other: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[name], times[other]))
-
-    return {"name": name, "ms": 1e3 * statistics.median(times[name]), "by_ddp": by(DDP), "by_alone": by(ALONE)}
+    found = {"name": name, "ms": 1e3 * statistics.median(times[name])}
+    return {**found, "by_ddp": ratio(times, name, DDP), "by_alone": ratio(times, name, ALONE)}
 
 
 def run(size: int) -> list[dict[str, Any]]:

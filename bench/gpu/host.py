@@ -5,9 +5,9 @@ Gradients stay where they are, or lie elsewhere after each step, as after ``zero
 
 from __future__ import annotations
 
-import random
 import statistics
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 import deeprelax
+from deeprelax.benchmark.timing import alternate
 
 TENSORS, ELEMENTS, ROUNDS = 300, 1024, 30
 STEPS = 10  # a round
@@ -72,14 +73,14 @@ def measure(rows: Rows, backend: str, rounds: int = ROUNDS, tensors: int = TENSO
     sgd = torch.optim.SGD(parameters(rows.device, tensors), lr=1e-6, fused=True)
     timers |= {(SGD, False, new): timer(sgd, new, rows.device) for new in (False, True)}
     seconds: dict[tuple[str, bool, bool], list[float]] = {key: [] for key in timers}
-    order, draws = list(timers), random.Random(0)
-    for _ in range(rounds):
-        draws.shuffle(order)
-        for key in order:
-            seconds[key].append(statistics.median(timers[key].timeit(1).mean for _ in range(STEPS)))
-    for key, times in seconds.items():
+
+    def timed(key: tuple[str, bool, bool]) -> None:
+        seconds[key].append(statistics.median(timers[key].timeit(1).mean for _ in range(STEPS)))
+
+    alternate({key: partial(timed, key) for key in timers}, rounds)
+    for key, (_, *times) in seconds.items():  # the first warms up
         name, capturable, new = key
-        by_sgd = statistics.median(a / b for a, b in zip(times, seconds[SGD, False, new]))
+        by_sgd = statistics.median(a / b for a, b in zip(times, seconds[SGD, False, new][1:]))
         common = {"name": name, "backend": backend, "capturable": capturable, "new_gradients": new, "tensors": tensors}
         rows.add(**common, us=spread([1e6 * t for t in times]), by_sgd=by_sgd)
 

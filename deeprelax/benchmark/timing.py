@@ -18,7 +18,7 @@ from deeprelax.optim.relaxation import Relaxation
 Step = Callable[[], object]
 
 
-def alternate(steps: Mapping[str, Step], rounds: int) -> None:
+def alternate(steps: Mapping[Any, Step], rounds: int) -> None:
     """Run each once, then all of them in every round, in a new random order (always the same draws): a step that always
     came after the one that leaves the caches in disarray would look slow."""
     for step in steps.values():
