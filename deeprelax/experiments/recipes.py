@@ -34,7 +34,7 @@ class Plan:
 
 # Entropy-SGD's as measured on digits, with the centre at the workers' mean, or tied to it half and half.
 _LANGEVIN: dict[str, Any] = {"inner_lr": 0.3, "inner_momentum": 0.9, "nesterov": True, "inner_steps": 20}
-WORKERS: dict[str, dict[str, Any]] = {
+_WORKERS: dict[str, dict[str, Any]] = {
     "elastic-sgd": {"lr": 10.0, "gamma": 10.0, **_LANGEVIN},
     "parle": {"lr": 1.0, "rho": 2.0, "rho_min": 2.0, "gamma": 10.0, "alpha": 0.75, **_LANGEVIN},
 }
@@ -56,7 +56,7 @@ DIGITS = Plan(
             "inner_steps": 20,  # L: Remark 15
         },
         "hj": {"lr": 2.0, "gamma": 1.0, "inner_steps": 5},  # L: Remark 15
-        **WORKERS,
+        **_WORKERS,
     },
 )
 
@@ -74,7 +74,7 @@ MNIST = Plan(
         "heat": {"lr": 1.0, "gamma": 1e-4, "inner_steps": 5},
         "entropy-sgd": {"lr": 10.0, "gamma": 10.0, "inner_lr": 0.1, "inner_steps": 20},
         "hj": {"lr": 1.0, "gamma": 1.0, "inner_steps": 5},
-        **WORKERS,
+        **_WORKERS,
     },
 )
 

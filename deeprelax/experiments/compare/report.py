@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deeprelax.experiments.compare import runner
-from deeprelax.experiments.compare.contestants import CONTESTANTS, DEFAULTS, Contestant
+from deeprelax.experiments.compare.contestants import CONTESTANTS, DEFAULTS, EVERY, Contestant
 from deeprelax.experiments.compare.tasks import NAMES
 from deeprelax.files import write_picture
 
 OURS = ("HJ", "EntropySGD", "EntropyAdamW", "OuterLoop(Muon)")
 
 
-def ends(results: Sequence[dict[str, Any]], task: str, optimizer: str) -> list[list[float]]:
-    """The curves of the chosen setting, one a seed."""
-    chosen = runner.best(results).get((task, optimizer))
-    if chosen is None:
-        return []
+def curves_of(results: Sequence[dict[str, Any]], chosen: runner.Run | None) -> list[list[float]]:
+    """Of the chosen setting, one a seed; none if nothing was chosen."""
     same = (r for r in results if replace(runner.Run(**r["run"]), seed=0) == chosen)
     return [r["curve"] for r in sorted(same, key=lambda r: r["run"]["seed"])]
 
@@ -36,16 +33,21 @@ def number(value: float, task: str) -> str:
     return f"{value:.3f}" if task == "text-transformer" else f"{100 * value:.2f}"
 
 
-def rows(results: Sequence[dict[str, Any]], present: Sequence[str], of: dict[str, Contestant]) -> list[str]:
+def rows(
+    last: Mapping[tuple[str, str], Sequence[float]],
+    chosen: Mapping[tuple[str, str], runner.Run],
+    present: Sequence[str],
+    of: dict[str, Contestant],
+) -> list[str]:
     """A row for each contestant with results: mean, standard error, and what was chosen where there was a choice."""
     lines = []
     for optimizer, contestant in of.items():
         cells = []
         for task in present:
-            values = [curve[-1] for curve in ends(results, task, optimizer)]
+            values = last[task, optimizer]
             figure = f"{number(statistics.mean(values), task)} ± {number(deviation(values), task)}" if values else ""
             if values and contestant.other:
-                run = runner.best(results)[task, optimizer]
+                run = chosen[task, optimizer]
                 figure += f" ({run.rate:g}, {contestant.other} {run.other:g})"
             cells.append(figure)
         if any(cells):
@@ -62,13 +64,14 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         "| | " + " | ".join(f"{task} ({units[task]})" for task in present) + " |",
         "|---" * (len(present) + 1) + "|",
     ]
+    chosen = runner.best(results)
     last = {
-        (task, optimizer): [curve[-1] for curve in ends(results, task, optimizer)]
+        (task, optimizer): [curve[-1] for curve in curves_of(results, chosen.get((task, optimizer)))]
         for task in present
-        for optimizer in CONTESTANTS
+        for optimizer in EVERY
     }
-    lines = heading + rows(results, present, CONTESTANTS)
-    if defaults := rows(results, present, DEFAULTS):
+    lines = heading + rows(last, chosen, present, CONTESTANTS)
+    if defaults := rows(last, chosen, present, DEFAULTS):
         lines += ["", "As they are constructed without arguments, at constant rates:", "", *heading, *defaults]
     lines += ["", "Less the best peer, with the standard error of the difference:", ""]
     lines += ["| | " + " | ".join(present) + " |", "|---" * (len(present) + 1) + "|"]
@@ -98,10 +101,11 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     present = [task for task in NAMES if any(r["run"]["task"] == task for r in results)]
+    chosen = runner.best(results)
     figure, axes = plt.subplots(1, len(present), figsize=(4 * len(present), 3.6), squeeze=False)
     for axis, task in zip(axes[0], present):
         for optimizer in CONTESTANTS:
-            curves = ends(results, task, optimizer)
+            curves = curves_of(results, chosen.get((task, optimizer)))
             if not curves:
                 continue
             at = [(k + 1) / runner.POINTS for k in range(runner.POINTS)]
