@@ -14,6 +14,7 @@ from deeprelax.kernels.scalars import ELASTIC_SGD
 from deeprelax.optim.bucket import Bucket
 from deeprelax.optim.entropy_sgd import LANGEVIN, warn_of_coupling, warn_of_outer_step
 from deeprelax.optim.groups import Plan, named, ready
+from deeprelax.optim.hyperparameters import check_nesterov
 from deeprelax.optim.relaxation import ParamsT, Relaxation
 from deeprelax.optim.replicas import Exchange, agree, checksum, replicas_of
 
@@ -174,8 +175,7 @@ class ElasticSGD(Relaxation):
         overlap: bool = False,
         comm_dtype: torch.dtype | None = None,
     ) -> None:
-        if nesterov and momentum == 0 and inner_momentum == 0:
-            raise ValueError("nesterov=True needs momentum or inner_momentum; both are 0")
+        check_nesterov(nesterov, momentum=momentum, inner_momentum=inner_momentum)
         defaults = {
             **{"lr": lr, "inner_lr": inner_lr, "inner_steps": inner_steps, "gamma": gamma, "temperature": temperature},
             **{"scoping": scoping, "coupling": coupling, "absorb_gamma": absorb_gamma, "momentum": momentum},

@@ -9,7 +9,7 @@ import torch
 
 from deeprelax.kernels import Backend
 from deeprelax.kernels.scalars import ENTROPY_SGD
-from deeprelax.optim.hyperparameters import BOOL, NOT_NEGATIVE, UNIT, Range
+from deeprelax.optim.hyperparameters import BOOL, NOT_NEGATIVE, UNIT, Range, check_nesterov
 from deeprelax.optim.relaxation import ParamsT, Relaxation
 
 # Hyper-parameters of the Langevin steps.
@@ -55,7 +55,7 @@ class EntropySGD(Relaxation):
         temperature: β⁻¹ of section 6.1. With the paper's dW (not √2 dW) in eq. 4 the chain samples
             exp(-2 (f + |x - y|²/2γ) / temperature): ρ₁^∞ of Lemma 3 exactly takes ``temperature=2``, and temperature
             T gives ∇u of viscosity δ = T/2, u = -δ log(G_{δγ} * e^{-f/δ}). Default 2e-8, the authors' program's;
-            measured likewise, 0 to 1e-4 differ by no more than the seeds, and 1e-2 spoils the run (10.4 %).
+            ``tools/choose_defaults.py``: 0 to 1e-4 differ by no more than the seeds, and 1e-2 spoils the run (10.4 %).
         scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
         coupling: "explicit", as printed, or "implicit": y <- (y - η′g + (η′/γ) x + noise) / (1 + η′/γ), which is
             stable for every γ.
@@ -111,8 +111,7 @@ class EntropySGD(Relaxation):
         seed: int | None = None,
         backend: str | Backend = "auto",
     ) -> None:
-        if nesterov and momentum == 0 and inner_momentum == 0:
-            raise ValueError("nesterov=True needs momentum or inner_momentum; both are 0")
+        check_nesterov(nesterov, momentum=momentum, inner_momentum=inner_momentum)
         defaults = {
             "lr": lr,
             "inner_lr": inner_lr,

@@ -9,6 +9,7 @@ from deeprelax.kernels.noise import MASK32, normal
 from deeprelax.kernels.scalars import HEAT, noise_scale
 from deeprelax.optim.bucket import Bucket
 from deeprelax.optim.groups import ready
+from deeprelax.optim.hyperparameters import check_nesterov
 from deeprelax.optim.relaxation import ParamsT, Relaxation, outside_graphs
 
 
@@ -76,8 +77,7 @@ class Heat(Relaxation):
         seed: int | None = None,
         backend: str | Backend = "auto",
     ) -> None:
-        if nesterov and momentum == 0:
-            raise ValueError("nesterov=True needs momentum; it is 0")
+        check_nesterov(nesterov, momentum=momentum)
         defaults = {
             "lr": lr,
             "inner_steps": inner_steps,

@@ -6,7 +6,7 @@ import torch
 
 from deeprelax.kernels import Backend
 from deeprelax.kernels.scalars import HJ as RULE
-from deeprelax.optim.hyperparameters import BOOL, UNIT
+from deeprelax.optim.hyperparameters import BOOL, UNIT, check_nesterov
 from deeprelax.optim.relaxation import ParamsT, Relaxation
 
 
@@ -75,8 +75,7 @@ class HJ(Relaxation):
         flatten: bool = False,
         backend: str | Backend = "auto",
     ) -> None:
-        if nesterov and momentum == 0:
-            raise ValueError("nesterov=True needs momentum; it is 0")
+        check_nesterov(nesterov, momentum=momentum)
         defaults = {
             "lr": lr,
             "inner_steps": inner_steps,

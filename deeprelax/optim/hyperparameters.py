@@ -67,6 +67,12 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
         raise ValueError(f"invalid {name}: {value!r}; expected {expected}")
 
 
+def check_nesterov(nesterov: bool, **momenta: float) -> None:
+    """ValueError if Nesterov's form is asked for, and all of the momenta, by name, are 0."""
+    if nesterov and all(value == 0 for value in momenta.values()):
+        raise ValueError(f"nesterov=True needs {' or '.join(momenta)}; {'both are' if len(momenta) > 1 else 'it is'} 0")
+
+
 def plain(value: Any) -> Any:
     """NumPy scalars and tensors of one element as the Python numbers that they stand for, also inside a tuple; anything
     else as it is."""

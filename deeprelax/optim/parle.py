@@ -13,7 +13,7 @@ from deeprelax.kernels import Backend
 from deeprelax.kernels.scalars import ENTROPY_SGD
 from deeprelax.optim.elastic_sgd import exchange_of, is_captured, join, ready_buckets, shared_by_all
 from deeprelax.optim.entropy_sgd import LANGEVIN, warn_of_coupling, warn_of_outer_step
-from deeprelax.optim.hyperparameters import UNIT, Range
+from deeprelax.optim.hyperparameters import UNIT, Range, check_nesterov
 from deeprelax.optim.relaxation import ParamsT, Relaxation
 from deeprelax.optim.replicas import Exchange, replicas_of
 
@@ -90,8 +90,7 @@ class Parle(Relaxation):
         deterministic: bool = False,
         overlap: bool = False,
     ) -> None:
-        if nesterov and momentum == 0 and inner_momentum == 0:
-            raise ValueError("nesterov=True needs momentum or inner_momentum; both are 0")
+        check_nesterov(nesterov, momentum=momentum, inner_momentum=inner_momentum)
         defaults = {
             **{"lr": lr, "inner_lr": inner_lr, "inner_steps": inner_steps, "gamma": gamma, "gamma_min": gamma_min},
             **{"rho": rho, "rho_min": rho_min, "alpha": alpha, "temperature": temperature, "scoping": scoping},
