@@ -77,7 +77,7 @@ namespace deeprelax {
   FIELD(uint32_t, rule) FIELD(uint32_t, dtype)
 
 #define DR_CPU_LAUNCH(FIELD)                                                           \
-  DR_LAUNCH(FIELD, Tensor, CpuChunk) FIELD(const int64_t*, weights)                    \
+  DR_LAUNCH(FIELD, CpuTensor, CpuChunk) FIELD(const int64_t*, weights)                    \
   FIELD(uint32_t, flags) FIELD(uint32_t, instruction_set)                              \
   FIELD(uint32_t, threads) FIELD(uint32_t, pieces) FIELD(Parallel, parallel)
 
@@ -113,20 +113,21 @@ struct Sources {
   DR_SOURCES(DR_DECLARE)
 };
 
-struct Tensor {  // a row of Table.meta
-  int64_t size, offset, index, start;
+struct CpuTensor {
+  int64_t index;
 };
 struct CpuChunk {  // a row of Table.chunks
-  int64_t tensor, start, length;
+  int64_t tensor, first, start, place, begin, end;
 };
 
-// Rows of DeviceTable.tensors and .chunks: `place` counts kCudaPlace elements, `bounds` is kCudaLeads end + lead.
-constexpr int kCudaLeads = 8, kCudaPlace = 64;
+// Rows of DeviceTable.tensors and .chunks: `bounds` is kCudaLeads end + begin.
+constexpr int kCudaLeads = 8;
 struct CudaTensor {
-  int64_t weight, index, start;
+  int64_t weight, index;
 };
 struct CudaChunk {
-  int32_t tensor, number, place, bounds;
+  int64_t first, start, place;
+  int32_t bounds, tensor;
 };
 
 // GOMP_parallel of an OpenMP runtime.

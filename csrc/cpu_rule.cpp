@@ -82,42 +82,43 @@ void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type
 
   for (int64_t k = begin; k < end; ++k) {
     const CpuChunk chunk = launch.chunks[k];
-    const Tensor tensor = launch.tensors[chunk.tensor];
-    const auto state = [&](void* base) { return base ? static_cast<T*>(base) + tensor.offset : nullptr; };
-    const Tile<P, T> whole{{reinterpret_cast<P*>(launch.weights[chunk.tensor]),
-                            reinterpret_cast<const P*>(launch.grads[chunk.tensor]), state(launch.x), state(launch.y),
-                            state(launch.acc), state(launch.momentum), state(launch.velocity), state(launch.square)},
-                           nullptr,
-                           nullptr,
-                           BiasCorrection<T>::after(scalars, R::kCounts ? launch.missed[chunk.tensor] : 0)};
+    const int64_t index = launch.tensors[chunk.tensor].index, grad = launch.grads[chunk.tensor];
+    const auto state = [&](void* base) { return base ? static_cast<T*>(base) + chunk.place : nullptr; };
+    const Tile<P, T> whole{
+        {reinterpret_cast<P*>(launch.weights[chunk.tensor]) + chunk.first,
+         grad ? reinterpret_cast<const P*>(grad) + chunk.first : nullptr, state(launch.x), state(launch.y),
+         state(launch.acc), state(launch.momentum), state(launch.velocity), state(launch.square)},
+        nullptr,
+        nullptr,
+        BiasCorrection<T>::after(scalars, R::kCounts ? launch.missed[chunk.tensor] : 0)};
     // Without noise there is nothing to refill.
-    const int64_t most = kDraws || kRounds ? kTile : chunk.length;
-    for (int64_t done = 0; done < chunk.length; done += most) {
-      const int64_t length = chunk.length - done < most ? chunk.length - done : most;
-      Tile<P, T> tile = whole.after(chunk.start + done);
+    const int64_t most = kDraws || kRounds ? kTile : chunk.end;
+    for (int64_t done = 0; done < chunk.end; done += most) {
+      const int64_t length = chunk.end - done < most ? chunk.end - done : most;
+      Tile<P, T> tile = whole.after(done);
       int64_t i = 0;
       if (!tile.g) {
         for (; i + kStep <= length; i += kStep) R::template update<P, V, false>(tile, c, i);
         for (; i < length; ++i) R::template update<P, T, false>(tile, c, i);
         continue;
       }
-      const uint64_t global = static_cast<uint64_t>(tensor.start + chunk.start + done);
+      const uint64_t global = static_cast<uint64_t>(chunk.start + done);
       const int skip = static_cast<int>(global % 4);
       const int groups = static_cast<int>((length + skip + kGroup - 1) / kGroup);
       if (kDraws) {
         Ahead ahead;
-        if (done + 2 * kTile <= chunk.length) {
+        if (done + 2 * kTile <= chunk.end) {
           const Tile<P, T> next = tile.after(kTile);
           if (!past_cache) ahead.add(next.w);
           ahead.add(next.g);
           T* const buffers[] = {next.x, next.y, next.acc, next.momentum, next.velocity, next.square};
           for (T* buffer : buffers) ahead.add(buffer);
         }
-        fill_normals(normals, stream, static_cast<uint32_t>(tensor.index), global / 4, groups, ahead);
+        fill_normals(normals, stream, static_cast<uint32_t>(index), global / 4, groups, ahead);
         tile.drawn = normals + skip;
       }
       if (kRounds) {
-        fill_words(words, stream, static_cast<uint32_t>(tensor.index), global / 4, groups);
+        fill_words(words, stream, static_cast<uint32_t>(index), global / 4, groups);
         tile.words = words + skip;
       }
       if (is_plain && past_cache && reinterpret_cast<uintptr_t>(tile.w) % sizeof(V) == 0) {

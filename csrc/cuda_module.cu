@@ -143,7 +143,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("chunk", &chunk, "Elements of a block, for weights of a type.");
   m.attr("tensors") = kCudaTensors;
   m.attr("leads") = kCudaLeads;
-  m.attr("place") = kCudaPlace;
   m.attr("compiler") = std::to_string(__CUDACC_VER_MAJOR__) + "." + std::to_string(__CUDACC_VER_MINOR__) + "." +
                        std::to_string(__CUDACC_VER_BUILD__);
 #ifdef DR_CUDA_ARCHITECTURES

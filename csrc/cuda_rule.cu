@@ -164,7 +164,7 @@ DR_HD Scalars<T> scalars_of(const Arguments<P, T>& a) {
   return a.ticked ? *a.ticked : a.scalars;
 }
 
-// Elements begin ... end - 1 of a chunk are its tensor's. Of these, packs_begin ... packs_end - 1 are in whole packs.
+// Elements begin ... end - 1 of a chunk are its run's. Of these, packs_begin ... packs_end - 1 are in whole packs.
 template <int N>
 struct Bounds {
   int begin, end;
@@ -172,8 +172,7 @@ struct Bounds {
   // To return where the flag is read would be to wait for it before the chunk is asked for.
   template <class Scalars>
   DR_HD Bounds(const CudaChunk& chunk, const Scalars* ticked)
-      : begin(chunk.number == 0 ? chunk.bounds % kCudaLeads : 0),
-        end(ticked && (ticked->flags & kSkip) ? 0 : chunk.bounds / kCudaLeads) {}
+      : begin(chunk.bounds % kCudaLeads), end(ticked && (ticked->flags & kSkip) ? 0 : chunk.bounds / kCudaLeads) {}
 
   DR_HD int packs_begin() const { return begin ? N : 0; }
   DR_HD int packs_end() const { return end / N * N; }
@@ -189,16 +188,15 @@ DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
   const Scalars<T>* ticked = a.ticked;
   const CudaChunk chunk = a.chunks[block];
   const CudaTensor tensor = a.tensors[chunk.tensor];
-  const int64_t first = static_cast<int64_t>(chunk.number) * cuda_chunk(sizeof(P));
   const int64_t grad = a.grads[chunk.tensor - a.first_tensor];
-  P* const w = reinterpret_cast<P*>(tensor.weight) + first;
-  const P* const g = reinterpret_cast<const P*>(grad) + (first - chunk.bounds % kCudaLeads);
-  const auto state = [&](T* base) { return base + static_cast<int64_t>(chunk.place) * kCudaPlace; };
+  P* const w = reinterpret_cast<P*>(tensor.weight) + chunk.first;
+  const P* const g = reinterpret_cast<const P*>(grad) + chunk.first;
+  const auto state = [&](T* base) { return base + chunk.place; };
   CudaTile<P, T> q{{w, g, state(a.x), state(a.y), state(a.acc), state(a.momentum), state(a.velocity), state(a.square)},
                    ticked ? Stream{ticked->key0, ticked->key1, ticked->step}
                           : Stream{a.scalars.key0, a.scalars.key1, a.scalars.step},
                    static_cast<uint32_t>(tensor.index),
-                   static_cast<uint64_t>(tensor.start + first),
+                   static_cast<uint64_t>(chunk.start),
                    reinterpret_cast<uintptr_t>(w) % 16 == 0,
                    reinterpret_cast<uintptr_t>(g) % 16 == 0,
                    BiasCorrection<T>::after(scalars_of(a), R::kCounts ? a.missed[chunk.tensor] : 0)};

@@ -73,10 +73,11 @@ class CPUUpdate:
 
     def __init__(self, backend: NativeCPU, rule: Rule, table: Table, buffers: dict[str, Tensor]) -> None:
         chunks = table.chunks(backend.chunk)
-        self._kept = table, buffers, chunks  # the launch has their addresses
+        indices = array("q", table.indices)
+        self._kept = table, buffers, chunks, indices  # the launch has their addresses
         self._launch = launch = CpuLaunch(
             weights=table.weight_addresses.buffer_info()[0],
-            tensors=table.meta.data_ptr(),
+            tensors=indices.buffer_info()[0],
             chunks=chunks.data_ptr(),
             n_chunks=len(chunks),
             flags=int(Flag.PAST_CACHE) if table.length >= backend.past_cache_from else 0,

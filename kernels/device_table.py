@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .table import Table
 
-# ``bounds`` of a chunk is LEADS * end + lead; every lead is less.
-LEADS = 8
+# The last number of a chunk is TENSOR * tensor + LEADS * end + begin; every begin is less than LEADS.
+LEADS, TENSOR = 8, 2**32
 
 
 def guard(device: torch.device) -> AbstractContextManager[Any]:
@@ -64,10 +64,6 @@ class Upload:
 class DeviceTable:
     """A ``Table`` on its device. To be made with the device current: ``guard``.
 
-    A weight's ``lead`` is the number of elements by which its start in the unsharded parameter exceeds a whole pack of
-    16 bytes (float64: of 4 elements). Chunks count from ``lead`` elements before the weight, so that packs consist of
-    whole Philox calls and their state is aligned.
-
     The copies are over when the constructor returns, so that any stream may use the tables; like other tensors they
     must outlive the work on streams other than the one that was current here.
 
@@ -76,26 +72,17 @@ class DeviceTable:
         chunk: elements of a chunk, a multiple of ``Table.ALIGN``.
 
     Attributes:
-        chunks: int32, shape (n, 4): tensor; number of the chunk in it; place of the chunk in the flat buffers, in units
-            of ``Table.ALIGN`` elements; ``LEADS * end + lead``. The weight's elements in the chunk end before ``end``;
-            those of the first chunk begin at ``lead``, those of others at 0.
-        tensors: int64, shape (t, 3): address of the weight less its lead, noise's parameter index, global start less
-            the lead.
+        chunks: ``table.chunks`` in packs as int64, shape (n, 4): the chunk's element 0 in the weight, in the unsharded
+            parameter and in the flat buffers; ``TENSOR * tensor + LEADS * end + begin``.
+        tensors: int64, shape (t, 2): address of the weight, noise's parameter index.
         counts: number of chunks of each tensor, int64, on the host.
     """
 
     def __init__(self, table: Table, chunk: int) -> None:
-        sizes, offsets, indices, starts = table.meta.unbind(1)
-        lead = table.leads
-        self.counts = (sizes + lead + chunk - 1) // chunk * (sizes > 0)
-        tensor = torch.repeat_interleave(self.counts)
-        number = torch.arange(len(tensor), device="cpu") - torch.repeat_interleave(
-            self.counts.cumsum(0) - self.counts, self.counts
-        )
-        first = number * chunk
-        end = torch.clamp((sizes + lead)[tensor] - first, max=chunk)
-        place = ((offsets - lead)[tensor] + first) // table.ALIGN
-        rows = torch.stack((tensor, number, place, LEADS * end + lead[tensor]), dim=1)
-        self.chunks = rows.to(torch.int32).contiguous().to(table.device)
-        addresses = torch.frombuffer(table.weight_addresses, dtype=torch.int64) - lead * table.dtype.itemsize
-        self.tensors = torch.stack((addresses, indices, starts - lead), dim=1).to(table.device)
+        tensor, first, start, place, begin, end = table.chunks(chunk, packs=True).unbind(1)
+        self.counts = torch.bincount(tensor, minlength=len(table.weights))
+        rows = torch.stack((first, start, place, TENSOR * tensor + LEADS * end + begin), dim=1)
+        self.chunks = rows.to(table.device)
+        addresses = torch.frombuffer(table.weight_addresses, dtype=torch.int64)
+        indices = torch.tensor(table.indices, dtype=torch.int64, device="cpu")
+        self.tensors = torch.stack((addresses, indices), dim=1).to(table.device)

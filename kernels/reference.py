@@ -332,32 +332,36 @@ class EagerUpdate:
         """One update of every weight of the table, in place: see ``Update.run`` in ``__init__.py``."""
         table = self.table
         with torch.no_grad():
-            for t, weight in enumerate(table.weights):
-                start, size, grad = table.offsets[t], table.sizes[t], grads[t]
-                state = {name: b[start : start + size] for name, b in self.buffers.items() if name != "missed"}
+            for t, (weight, grad) in enumerate(zip(table.weights, grads)):
                 w = memory_order(weight)
                 g = None if grad is None else memory_order(grad)
-                x, acc, m = state["x"], state.get(self.rule.acc), state.get("momentum_buffer")
-                y, v = state.get("y"), state.get(self.rule.velocity)
-                index, first = table.indices[t], table.starts[t]
-                if self.rule.name == "entropy_adamw":
-                    missed, square = int(self.buffers["missed"][t]), state["exp_avg_sq"]
-                    assert v is not None
-                    entropy_adamw(scalars, w, g, x, y, acc, m, v, square, missed, index, first)
-                    continue
-                if self.rule.name == "outer":
-                    outer(scalars, w, g is not None, x, acc, m)
-                    continue
-                if self.rule.name == "elastic_sgd":
-                    elastic_sgd(scalars, w, g, x, y, v, index, first)
-                    continue
-                assert acc is not None
-                if self.rule.name == "entropy_sgd":
-                    entropy_sgd(scalars, w, g, x, y, acc, m, v, index, first)
-                elif self.rule.name == "hj":
-                    hj(scalars, w, g, x, acc, m)
-                else:
-                    heat(scalars, w, g, x, acc, m, index, first)
+                for part, place, start in table.runs(t):
+                    state = {name: b[place] for name, b in self.buffers.items() if name != "missed"}
+                    self._update(scalars, w[part], None if g is None else g[part], state, t, start)
+
+    def _update(
+        self, scalars: Scalars, w: Tensor, g: Tensor | None, state: dict[str, Tensor], t: int, start: int
+    ) -> None:
+        x, acc, m = state["x"], state.get(self.rule.acc), state.get("momentum_buffer")
+        y, v = state.get("y"), state.get(self.rule.velocity)
+        name, index = self.rule.name, self.table.indices[t]
+        if name == "entropy_adamw":
+            assert v is not None
+            missed = int(self.buffers["missed"][t])
+            entropy_adamw(scalars, w, g, x, y, acc, m, v, state["exp_avg_sq"], missed, index, start)
+        elif name == "outer":
+            outer(scalars, w, g is not None, x, acc, m)
+        elif name == "elastic_sgd":
+            elastic_sgd(scalars, w, g, x, y, v, index, start)
+        elif name == "entropy_sgd":
+            assert acc is not None
+            entropy_sgd(scalars, w, g, x, y, acc, m, v, index, start)
+        elif name == "hj":
+            assert acc is not None
+            hj(scalars, w, g, x, acc, m)
+        else:
+            assert acc is not None
+            heat(scalars, w, g, x, acc, m, index, start)
 
     def run_ticked(self, tick: Tick, grads: list[Tensor | None], addresses: array[int]) -> None:
         """``run`` with the scalars that ``tick`` has derived."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,17 +17,27 @@ class Table:
     Args:
         weights: dense tensors of one dtype on one device; element i of a weight is the i-th in memory.
         indices: position of each over all ``param_groups``: the noise's parameter index.
-        starts: global index of each weight's first element in the unsharded parameter; default all 0.
+        starts: of each weight the index of its first element in the memory order of the unsharded parameter; default
+            all 0.
+        runs: of each weight None where it is one range of the unsharded parameter; else (length, stride): it consists
+            of runs of ``length`` elements, whose first elements lie ``stride`` elements apart there.
 
-    State buffers have ``length`` elements; weight t owns ``offsets[t] … offsets[t] + sizes[t] - 1`` of them. Every
-    offset less the weight's lead (``starts[t]`` modulo a pack of the GPU kernels) is a multiple of 128 bytes of the
-    narrowest buffer.
+    State buffers have ``length`` elements. Run r of weight t has its state from element ``offsets[t] + r * steps[t]``
+    on: an index that exceeds whole packs of the GPU kernels by as much as the global index does, so that the packs of
+    every run consist of whole Philox calls and their state is aligned. Every weight's state begins at a multiple of 128
+    bytes of the narrowest buffer, but for this excess.
     """
 
     ALIGN = 64  # elements: 128 bytes of bfloat16, so of every wider type as well
     LARGE, STAGGER = 2**24, 2**14  # bytes
 
-    def __init__(self, weights: list[Tensor], indices: list[int], starts: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        weights: list[Tensor],
+        indices: list[int],
+        starts: list[int] | None = None,
+        runs: Sequence[tuple[int, int] | None] | None = None,
+    ) -> None:
         self.weights = weights
         self.indices = indices
         self.starts = starts or [0] * len(weights)
@@ -35,31 +46,73 @@ class Table:
         self.compute_dtype = COMPUTE_DTYPE[self.dtype]
         self.sizes = [w.numel() for w in weights]
         pack = 8 if self.dtype.itemsize == 2 else 4
-        self.leads = torch.tensor([start % pack for start in self.starts], dtype=torch.int64, device="cpu")
         self.offsets: list[int] = []
+        self.lengths: list[int] = []
+        self.strides: list[int] = []
+        self.steps: list[int] = []
         end = 0
-        for size, lead in zip(self.sizes, self.leads.tolist()):
+        for size, start, run in zip(self.sizes, self.starts, runs or [None] * len(weights), strict=True):
+            length, stride = run or (size, size)
+            step = length + (stride - length) % pack
+            lead = start % pack
             self.offsets.append(end + lead)
-            end += -(-(lead + size) // self.ALIGN) * self.ALIGN
+            self.lengths.append(length)
+            self.strides.append(stride)
+            self.steps.append(step)
+            extent = size // length * step if size else 0
+            end += -(-(lead + extent) // self.ALIGN) * self.ALIGN
         self.length = end
+        self._pack = pack
         self.weight_addresses = array("q", [w.data_ptr() for w in weights])
-        self._chunks: dict[int, Tensor] = {}
+        self._chunks: dict[tuple[int, bool], Tensor] = {}
         self._made = 0
-        self.meta = torch.tensor(
-            list(zip(self.sizes, self.offsets, self.indices, self.starts, strict=True)), dtype=torch.int64, device="cpu"
-        ).reshape(-1, 4)
 
-    def chunks(self, chunk: int) -> Tensor:
-        """Work of at most ``chunk`` elements each: int64 CPU tensor of rows (tensor, start, length)."""
-        if chunk not in self._chunks:
-            sizes = self.meta[:, 0]
-            counts = (sizes + chunk - 1) // chunk
-            tensor = torch.repeat_interleave(counts)
-            before = torch.repeat_interleave(counts.cumsum(0) - counts, counts)  # chunks of the tensors before
-            start = chunk * (torch.arange(len(tensor), device="cpu") - before)
-            length = torch.clamp(sizes[tensor] - start, max=chunk)
-            self._chunks[chunk] = torch.stack((tensor, start, length), dim=1)
-        return self._chunks[chunk]
+    def runs(self, t: int) -> Iterator[tuple[slice, slice, int]]:
+        """Of each run of a weight its elements, their state, and the first one's index in the unsharded parameter."""
+        size, length = self.sizes[t], self.lengths[t]
+        for r, first in enumerate(range(0, size, length or 1)):
+            place = self.offsets[t] + r * self.steps[t]
+            yield slice(first, first + length), slice(place, place + length), self.starts[t] + r * self.strides[t]
+
+    def state_strides(self, t: int, strides: Sequence[int]) -> tuple[int, ...]:
+        """The strides of a weight's state in a flat buffer, of a weight that has these."""
+        length, step = self.lengths[t], self.steps[t]
+        return tuple(s if s < length else s // length * step for s in strides) if step != length else tuple(strides)
+
+    def chunks(self, chunk: int, packs: bool = False) -> Tensor:
+        """Work of at most ``chunk`` elements each, none of which reaches into another run.
+
+        Args:
+            chunk: elements, a multiple of ``ALIGN``.
+            packs: begin with the whole pack in which a run begins.
+
+        Returns:
+            int64 CPU tensor with a row for each: tensor; its element 0 in the weight, in the unsharded parameter and in
+            the flat buffers; of its elements, the first one of the run, and the end.
+        """
+        if (chunk, packs) not in self._chunks:
+            sizes, starts, offsets, lengths, strides, steps = (
+                torch.tensor(numbers, dtype=torch.int64, device="cpu")
+                for numbers in (self.sizes, self.starts, self.offsets, self.lengths, self.strides, self.steps)
+            )
+            t, r = _repeated(torch.where(sizes > 0, sizes // lengths.clamp(min=1), 0))
+            start, length = starts[t] + r * strides[t], lengths[t]
+            lead = start % self._pack if packs else torch.zeros_like(start)
+            run, k = _repeated((length + lead + chunk - 1) // chunk)
+            t, r, start, length, lead = (column[run] for column in (t, r, start, length, lead))
+            before = k * chunk - lead  # of the run's first element
+            self._chunks[chunk, packs] = torch.stack(
+                (
+                    t,
+                    r * length + before,
+                    start + before,
+                    offsets[t] + r * steps[t] + before,
+                    torch.where(k == 0, lead, 0),
+                    torch.clamp(length - before, max=chunk),
+                ),
+                dim=1,
+            )
+        return self._chunks[chunk, packs]
 
     def new_buffer(self, dtype: torch.dtype | None = None) -> Tensor:
         """A flat state buffer of zeros in ``dtype`` (default: the type that the kernels compute in).
@@ -73,6 +126,12 @@ class Table:
         large = self.device.type == "cpu" and self.length * dtype.itemsize >= self.LARGE
         before = self._made * self.STAGGER // dtype.itemsize if large else 0
         return torch.zeros(before + self.length, dtype=dtype, device=self.device)[before:]
+
+
+def _repeated(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """0, 0, … 1, 1, …, each as often as its count says, and next to it 0, 1, … for each."""
+    which = torch.repeat_interleave(counts)
+    return which, torch.arange(len(which), device="cpu") - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
 
 
 def memory_order(t: Tensor) -> Tensor:

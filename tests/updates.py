@@ -81,6 +81,7 @@ class Case:
     grads: list[Tensor | None]
     buffers: dict[str, Tensor]
     starts: list[int]
+    runs: list[tuple[int, int] | None]
 
     @staticmethod
     def make(call: Call, dtype: torch.dtype, seed: int, sizes: list[int], special: bool, offset: int) -> Case:
@@ -95,27 +96,42 @@ class Case:
 
         weights = [at_offset(numbers(n).to(dtype), offset) for n in sizes]
         starts = [STARTS[t % len(STARTS)] for t in range(len(sizes))]
-        table = Table(weights, list(range(len(sizes))), starts=starts)
+        runs = [random_runs(n, random.Random(seed + t)) for t, n in enumerate(sizes)]
+        table = Table(weights, list(range(len(sizes))), starts, runs)
         missing = {seed % len(sizes), (seed + 3) % len(sizes)}
         grads = [None if t in missing else at_offset(numbers(n).to(dtype), offset) for t, n in enumerate(sizes)]
         names = names_of_buffers(call.rule, dtype, call.has(Flag.STOCHASTIC_ROUNDING))
         buffers = {name: numbers(table.length).to(table.compute_dtype) for name in names}
         if "missed" in names:
             buffers["missed"] = missed_gradients(len(sizes))
-        for w, start in zip(weights, table.offsets):  # half of the x round to their weights
-            x = buffers["x"][start : start + w.numel()]
-            x[::2] = w[::2].to(x.dtype) * (1 + 2**-15)
-        return Case(weights, grads, buffers, starts)
+        near_weights(table, buffers["x"], 1 + 2**-15)
+        return Case(weights, grads, buffers, starts, runs)
 
     def run(self, backend: Backend, call: Call, offset: int, device: str = "cpu") -> list[Tensor]:
         """What the weights and the buffers hold after the call, on the CPU."""
         weights = [at_offset(w.to(device), offset) for w in self.weights]
         buffers = {name: b.to(device, copy=True) for name, b in self.buffers.items()}
         grads = [None if g is None else at_offset(g.to(device), offset) for g in self.grads]
-        table = Table(weights, [5 * t + 1 for t in range(len(weights))], starts=self.starts)
+        table = Table(weights, [5 * t + 1 for t in range(len(weights))], self.starts, self.runs)
         addresses = array("q", [0 if g is None else g.data_ptr() for g in grads])
         backend.bind(call.rule, table, buffers).run(call.scalars, grads, addresses)
         return [t.cpu() for t in (*weights, *buffers.values())]
+
+
+def random_runs(size: int, rng: random.Random) -> tuple[int, int] | None:
+    """For a third of the weights the length of their runs, a divisor of their size, and their distance."""
+    divisors = [n for n in (1, 3, 4, 5, 11, 16, 47, 100) if size and size % n == 0 and size // n < 50]
+    if rng.random() < 0.66 or not divisors:
+        return None
+    length = rng.choice(divisors)
+    return length, length + rng.choice([0, 1, 3, 8, 1000])
+
+
+def near_weights(table: Table, x: Tensor, factor: float) -> None:
+    """Let every other element of x round to its weight."""
+    for t, weight in enumerate(table.weights):
+        for part, place, _ in table.runs(t):
+            x[place][::2] = weight[part][::2].to(x.dtype) * factor
 
 
 def names_of_buffers(rule: Rule, dtype: torch.dtype, stochastic_rounding: bool) -> list[str]:

@@ -211,7 +211,7 @@ def update(
     ``scalars`` are ``Reals``, or point to ``DeviceScalars``; TICKED: those of the clock, and the keys, FIRST, LAST and
     TAKE_PARAM say nothing.
     """
-    chunk = locate(chunks, tensors, grads, missed, P, BLOCK * PASSES)
+    chunk = locate(chunks, tensors, grads, missed, P)
     flags, work = 0, True
     if TICKED:
         words = scalars.to(tl.pointer_type(tl.int32))

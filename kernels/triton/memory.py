@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .. import device_table
 from ..abi import DeviceScalars
-from ..device_table import LEADS as TABLE_LEADS
-from ..table import Table
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -21,7 +20,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # Where the float32 scalars of ``DeviceScalars`` begin, in words of 4 bytes.
 NARROW = tl.constexpr(DeviceScalars.narrow.offset // 4)
 
-LEADS, PLACE = tl.constexpr(TABLE_LEADS), tl.constexpr(Table.ALIGN)
+LEADS = tl.constexpr(device_table.LEADS)
 
 
 class Reals(NamedTuple):
@@ -68,7 +67,7 @@ class Operands(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Work of one program. Elements ``begin … end - 1`` are the weight's; ``start`` is the global index of element 0,
+    """Work of one program. Elements ``begin … end - 1`` are the run's; ``start`` is the global index of element 0,
     ``offset`` its place in the flat buffers, ``missed`` how many calls came without a gradient."""
 
     w: Any
@@ -128,21 +127,16 @@ def read_reals(table, T: tl.constexpr):
 
 
 @triton.jit
-def locate(chunks, tensors, grads, missed, P: tl.constexpr, CHUNK: tl.constexpr):
+def locate(chunks, tensors, grads, missed, P: tl.constexpr):
     """This program's chunk: a row of ``DeviceTable.chunks``."""
     row = chunks + 4 * tl.program_id(0)
-    t, number, bounds = tl.load(row), tl.load(row + 1), tl.load(row + 3)
-    # The number times CHUNK, not the product in the table: its divisibility is seen, and so is the loads' alignment.
-    first = number.to(tl.int64) * CHUNK
-    offset = tl.load(row + 2).to(tl.int64) * PLACE
-    lead, end = bounds % LEADS, bounds // LEADS
-    w, index, start = tl.load(tensors + 3 * t), tl.load(tensors + 3 * t + 1), tl.load(tensors + 3 * t + 2) + first
-    g = tl.load(grads + t)
+    first, start, place, rest = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    t, bounds = rest >> 32, rest.to(tl.int32)
+    w, index, g = tl.load(tensors + 2 * t), tl.load(tensors + 2 * t + 1), tl.load(grads + t)
     has_grad = g != 0
-    w = w.to(tl.pointer_type(P)) + first
-    g = g.to(tl.pointer_type(P)) + (first - lead)
+    w, g = w.to(tl.pointer_type(P)) + first, g.to(tl.pointer_type(P)) + first
     late = 0 if missed is None else tl.load(missed + t)
-    return Chunk(w, g, offset, tl.where(number == 0, lead, 0), end, index, start, has_grad, late)
+    return Chunk(w, g, place, bounds & (LEADS - 1), bounds // LEADS, index, start, has_grad, late)
 
 
 @triton.jit

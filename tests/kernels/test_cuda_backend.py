@@ -96,7 +96,7 @@ class OnDevice:
 
     def __init__(self, recorder: Recorder) -> None:
         self.tensors = torch.zeros(1, dtype=torch.int64)
-        self.chunks, self.counts = torch.zeros(3, 4, dtype=torch.int32), torch.tensor([3])
+        self.chunks, self.counts = torch.zeros(3, 4, dtype=torch.int64), torch.tensor([3])
         recorder.upload()
 
 

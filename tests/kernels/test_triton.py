@@ -13,7 +13,7 @@ import pytest
 import torch
 from interpreter import INTERPRETED, at_offset, interpreted, numbers, run_interpreted, same_bits
 from torch import Tensor
-from updates import BOOLS, Call, call, corrected, missed_gradients, names_of_buffers
+from updates import BOOLS, Call, call, corrected, missed_gradients, names_of_buffers, near_weights, random_runs
 
 from deeprelax.kernels import RULES, Flag, Stream, Table, noise
 from deeprelax.kernels.reference import Eager
@@ -112,26 +112,25 @@ def compare(call: Call, dtype: torch.dtype, sizes: list[int], starts: list[int])
         for size in sizes
     ]
     starts = [random.choice(starts) for _ in sizes]
+    runs = [random_runs(size, random.Random(random.random())) for size in sizes]
     indices = random.sample(range(1000), len(sizes))
     kept: dict[str, Tensor] = {}
     results = []
     for backend in (Eager(), Triton()):
         weights = [at_offset(v, o) for v, o in zip(values, offsets, strict=True)]
-        table = Table(weights, indices, starts=starts)
+        table = Table(weights, indices, starts, runs)
         if not kept:
             names = names_of_buffers(call.rule, dtype, call.has(Flag.STOCHASTIC_ROUNDING))
             kept = {name: numbers(table.length, table.compute_dtype, special) for name in names}
             if "missed" in kept:
                 kept["missed"] = missed_gradients(len(sizes))
-            for t, v in enumerate(values):  # some of x still rounds to the weight
-                rounds = slice(table.offsets[t], table.offsets[t] + v.numel() // 2)
-                kept["x"][rounds] = v[: v.numel() // 2].to(table.compute_dtype) * (1 + 2.0**-13)
+            near_weights(table, kept["x"], 1 + 2.0**-13)
         buffers = {name: b.clone() for name, b in kept.items()}
         addresses = array("q", [0 if g is None else g.data_ptr() for g in grads])
         backend.bind(call.rule, table, buffers).run(call.scalars, list(grads), addresses)
         results.append({f"weight {t}": w for t, w in enumerate(weights)} | buffers)
     for name, reference in results[0].items():
-        assert same_bits(reference, results[1][name]), f"{name} of {call}, sizes {sizes}, starts {starts}"
+        assert same_bits(reference, results[1][name]), f"{name} of {call}, sizes {sizes}, starts {starts}, runs {runs}"
 
 
 @interpreted

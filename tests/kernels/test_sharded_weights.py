@@ -1,0 +1,65 @@
+"""A part of a parameter is updated with the bits of the whole one: noise included, wherever its elements lie in it."""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+
+import pytest
+import torch
+from test_backends_agree import EAGER, EMULATED
+from torch import Tensor
+from updates import CALLS, DTYPES, Call, at_offset, names_of_buffers, same_bits
+
+from deeprelax.kernels import Backend, Flag, Table
+from deeprelax.kernels.cpu import NativeCPU
+
+_cpu = pytest.importorskip("deeprelax._cpu")
+
+SHAPE = 19, 37
+# Rows and columns of each part: one range, runs that are whole Philox calls or not, and runs of one element.
+PARTS = [
+    (slice(0, 7), slice(0, 37)),
+    (slice(7, 19), slice(0, 37)),
+    (slice(0, 19), slice(0, 4)),
+    (slice(3, 17), slice(5, 24)),
+    (slice(0, 19), slice(36, 37)),
+]
+BACKENDS = {"eager": EAGER, "cpu": NativeCPU(_cpu), "cpu in small chunks": NativeCPU(_cpu, chunk=64)}
+if EMULATED is not None:
+    BACKENDS["cuda"] = EMULATED
+
+
+def update(backend: Backend, call: Call, w: Tensor, g: Tensor, state: dict[str, Tensor], part: tuple[slice, slice]):
+    """The part of the weight and of its state after the call, each of the part's shape."""
+    inner = torch.zeros(SHAPE)[part]
+    elements = torch.arange(w.numel()).reshape(SHAPE)[part]
+    weight, grad = at_offset(w[part].flatten(), 1), g[part].flatten().clone()
+    run = (inner.shape[1], SHAPE[1]) if inner.shape[1] < SHAPE[1] else None
+    table = Table([weight], [3], [int(elements[0, 0])], [run])
+    buffers = {name: table.new_buffer() for name in state}
+    if "missed" in buffers:
+        buffers["missed"] = torch.tensor([2])
+    places = torch.cat([torch.arange(place.start, place.stop) for _, place, _ in table.runs(0)])
+    for name in state.keys() - {"missed"}:
+        buffers[name][places] = state[name][part].flatten()
+    backend.bind(call.rule, table, buffers).run(call.scalars, [grad], array("q", [grad.data_ptr()]))
+    return [weight, *(b[places] for name, b in buffers.items() if name != "missed")]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_part_of_a_parameter_gets_the_bits_of_the_whole(name: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    everything = (slice(None), slice(None))
+    for calls in CALLS:
+        for call in itertools.islice((c for c in calls(dtype) if c.has(Flag.NOISE)), 5, 64, 29):
+            w, g = (torch.randn(SHAPE, generator=generator).to(dtype) for _ in range(2))
+            names = names_of_buffers(call.rule, dtype, call.has(Flag.STOCHASTIC_ROUNDING))
+            state = {n: torch.randn(SHAPE, generator=generator, dtype=torch.float64).square() for n in names}
+            state = {n: s.to(torch.float64 if dtype == torch.float64 else torch.float32) for n, s in state.items()}
+            whole = [t.reshape(SHAPE) for t in update(EAGER, call, w, g, state, everything)]
+            for part in PARTS:
+                found = update(BACKENDS[name], call, w, g, state, part)
+                for a, b in zip(whole, found, strict=True):
+                    assert same_bits(a[part].flatten(), b), (call, part)
