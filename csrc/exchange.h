@@ -40,7 +40,7 @@ struct ExchangeAPI {
 #define DR_EXPECTED(FIELD)                                                               \
   FIELD(const dlpack::ExchangeAPI*, api) FIELD(const int64_t*, layouts)                 \
   FIELD(int64_t, count) FIELD(int32_t, type_code) FIELD(int32_t, type_bits)             \
-  FIELD(int32_t, device_type) FIELD(int32_t, device_id)
+  FIELD(int32_t, device_type) FIELD(int32_t, device_id) FIELD(int32_t, sharded)
 // clang-format on
 
 struct Expected {
@@ -81,6 +81,42 @@ inline bool is(PyObject* result, PyObject* constant) {
   return result == constant;
 }
 
+// A reference that is given back at the end of its scope; a name that an object lacks is no error.
+class Owned {
+ public:
+  Owned(PyObject* object, PyObject* name) : object_(PyObject_GetAttr(object, name)) {
+    if (!object_) PyErr_Clear();
+  }
+  ~Owned() { Py_XDECREF(object_); }
+  Owned(const Owned&) = delete;
+  operator PyObject*() const { return object_; }
+
+ private:
+  PyObject* object_;
+};
+
+// The same of a tensor, or, where DTensors are expected, of the local tensor of one.
+inline bool match_part(const Expected& expected, PyObject* object, const int64_t*& layout, int64_t& address) {
+  static PyObject* const local_tensor = PyUnicode_InternFromString("_local_tensor");
+  if (!expected.sharded) return match_one(expected, object, layout, address);
+  const Owned local(object, local_tensor);
+  return local && match_one(expected, local, layout, address);
+}
+
+// Whether two DTensors are distributed alike; FSDP's gradients share the description of their parameters.
+inline bool same_placement(PyObject* a, PyObject* b) {
+  static PyObject* const spec = PyUnicode_InternFromString("_spec");
+  static PyObject* const placements = PyUnicode_InternFromString("placements");
+  const Owned spec_a(a, spec), spec_b(b, spec);
+  if (!spec_a || !spec_b) return false;
+  if (spec_a == spec_b) return true;
+  const Owned placements_a(spec_a, placements), placements_b(spec_b, placements);
+  if (!placements_a || !placements_b) return false;
+  const int same = PyObject_RichCompareBool(placements_a, placements_b, Py_EQ);
+  if (same < 0) PyErr_Clear();
+  return same == 1;
+}
+
 // Whether the parameters are the planned objects, need gradients, and lie as expected; their addresses.
 inline Match match_parameters(const Expected& expected, PyObject* planned, PyObject* found, int64_t* addresses) {
   static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
@@ -88,20 +124,28 @@ inline Match match_parameters(const Expected& expected, PyObject* planned, PyObj
   for (Py_ssize_t k = 0; k < PyList_GET_SIZE(planned); ++k) {
     PyObject* p = PyList_GET_ITEM(found, k);
     if (p != PyList_GET_ITEM(planned, k) || !is(PyObject_GetAttr(p, requires_grad), Py_True)) return Match::kNo;
-    if (!match_one(expected, p, layout, addresses[k])) return Match::kNo;
+    if (!match_part(expected, p, layout, addresses[k])) return Match::kNo;
   }
   return Match::kAll;
 }
 
-// The same of the parameters' gradients, which are put into the list `grads` of as many None; those that are None have
-// the address 0. DLPack does not show torch's negative bit (views made by .imag of a conjugate).
+// The same of the parameters' gradients, which are put into the list `grads` of as many None (of DTensors their local
+// tensors); those that are None have the address 0. DLPack does not show torch's negative bit (views made by .imag of a
+// conjugate).
 inline Match match_gradients(const Expected& expected, PyObject* params, PyObject* grads, int64_t* addresses) {
   static PyObject* const grad = PyUnicode_InternFromString("grad");
+  static PyObject* const local_tensor = PyUnicode_InternFromString("_local_tensor");
   static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
   const int64_t* layout = expected.layouts;
   Match result = Match::kAll;
   for (Py_ssize_t k = 0; k < PyList_GET_SIZE(params); ++k) {
-    PyObject* g = PyObject_GetAttr(PyList_GET_ITEM(params, k), grad);
+    PyObject* p = PyList_GET_ITEM(params, k);
+    PyObject* g = PyObject_GetAttr(p, grad);
+    if (g && expected.sharded && g != Py_None) {
+      PyObject* local = same_placement(p, g) ? PyObject_GetAttr(g, local_tensor) : nullptr;
+      Py_DECREF(g);
+      g = local;
+    }
     if (!g) {
       PyErr_Clear();
       return Match::kNo;

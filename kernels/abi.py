@@ -216,6 +216,7 @@ class Expected(ctypes.Structure):
         ("type_bits", ctypes.c_int32),
         ("device_type", ctypes.c_int32),
         ("device_id", ctypes.c_int32),
+        ("sharded", ctypes.c_int32),  # they are DTensors
     ]
 
 

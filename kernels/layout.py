@@ -24,7 +24,7 @@ FLOAT, BFLOAT = 2, 4
 SOME_MISSING = 2
 
 LAYOUT, DTYPE, DEVICE, SHAPE = map(attrgetter, ("layout", "dtype", "device", "shape"))
-GRAD, NEEDS_GRAD = map(attrgetter, ("grad", "requires_grad"))
+GRAD, NEEDS_GRAD, LOCAL = map(attrgetter, ("grad", "requires_grad", "_local_tensor"))
 
 
 @cache
@@ -58,6 +58,7 @@ class Layout:
         device: of all of them.
         shapes: of each.
         strides: of each, in elements.
+        sharded: whether they are the local tensors of DTensors, which then stand in the lists below.
     """
 
     def __init__(
@@ -66,8 +67,9 @@ class Layout:
         device: torch.device,
         shapes: Sequence[Sequence[int]],
         strides: Sequence[Sequence[int]],
+        sharded: bool = False,
     ) -> None:
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device, self._sharded = dtype, device, sharded
         self.shapes = [torch.Size(shape) for shape in shapes]
         self.strides = [tuple(s) for s in strides]
         numbers = [n for shape, s in zip(shapes, strides) for n in (len(shape), *shape, *s)]
@@ -84,6 +86,7 @@ class Layout:
                 type_bits=dtype.itemsize * 8,
                 device_type=int(device_type),
                 device_id=device_id,
+                sharded=sharded,
             )
 
     def parameters(self, planned: list[Tensor], found: list[Tensor]) -> array[int] | None:
@@ -91,7 +94,8 @@ class Layout:
         to be."""
         if self._native is None:
             same = all(map(is_, planned, found)) and all(map(NEEDS_GRAD, found))
-            in_python = self._addresses_in_python(list(found)) if same else None
+            tensors: list[Tensor | None] = list(map(LOCAL, found)) if same and self._sharded else list(found)
+            in_python = self._addresses_in_python(tensors) if same else None
             return None if in_python is None else in_python[0]
         addresses = self._none[:]
         at = addresses.buffer_info()[0]
@@ -99,8 +103,10 @@ class Layout:
 
     def gradients(self, params: list[Tensor]) -> tuple[list[Tensor | None], array[int], bool] | None:
         """The gradients of parameters, their addresses, 0 for None, and whether any is None; or None if one is not as
-        it has to be."""
+        it has to be. Of DTensors the local tensors."""
         if self._native is None:
+            if self._sharded:
+                return None
             found: list[Tensor | None] = list(map(GRAD, params))
             in_python = self._addresses_in_python(found)
             return None if in_python is None else (found, *in_python)

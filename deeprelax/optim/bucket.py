@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -11,9 +12,18 @@ import torch
 from torch import Tensor
 
 from deeprelax.kernels import Backend, Rule, Table, Update, get
-from deeprelax.kernels.layout import Layout
+from deeprelax.kernels.layout import Layout, same_strides
 from deeprelax.kernels.reference import take_x
 from deeprelax.optim.flat_storage import contiguous_strides, is_dense, move_into_flat_buffer, own_storage
+from deeprelax.optim.sharding import (
+    gradient_part,
+    is_sharded,
+    like,
+    part,
+    place_of_part,
+    same_placement,
+    strides_of_part,
+)
 from deeprelax.optim.state import State
 
 VERSION = attrgetter("_version")
@@ -37,6 +47,22 @@ def state_shape(name: str, p: Tensor) -> torch.Size:
     return torch.Size() if name == "missed" else p.shape
 
 
+def misfit(name: str, p: Tensor, value: Any) -> str:
+    """Why a value cannot be a parameter's state of that name; empty if it can."""
+    shape = state_shape(name, p)
+    if not isinstance(value, Tensor):
+        return f"{type(value).__name__}; expected a tensor of shape {tuple(shape)}"
+    if value.shape != shape:
+        return f"of shape {tuple(value.shape)}; expected shape {tuple(shape)}"
+    if name != "missed" and not same_placement(p, value):
+        kinds = [str(v._spec.placements) if is_sharded(v) else "a plain tensor" for v in (value, p)]  # type: ignore[attr-defined]
+        return (
+            f"{kinds[0]}, and the parameter {kinds[1]}: load it with "
+            "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, which distributes it"
+        )
+    return ""
+
+
 def new_buffer(name: str, table: Table) -> Tensor:
     """A flat buffer of that name, of zeros."""
     if name == "missed":
@@ -46,7 +72,7 @@ def new_buffer(name: str, table: Table) -> Tensor:
 
 
 class Bucket:
-    """Parameters of one group that have one device and one dtype.
+    """Parameters of one group that have one device and one dtype, and are sharded all or none of them.
 
     Args:
         rule: the update rule.
@@ -77,23 +103,31 @@ class Bucket:
         if flatten:
             move_into_flat_buffer(params)
         self.params = params
+        self.sharded = is_sharded(params[0])
+        self.parts = parts = list(map(part, params)) if self.sharded else params
         self.positions = positions
         self.names = names
         self._capturable = capturable
-        self.addresses = array("q", map(Tensor.data_ptr, params))
-        # A parameter with gaps is served by a contiguous copy, in and out.
+        self.addresses = array("q", map(Tensor.data_ptr, parts))
+        self.strides = [p.stride() if is_dense(p) else contiguous_strides(p.shape) for p in parts]
+        if self.sharded:
+            self.strides = list(map(strides_of_part, params))
+        # One with gaps, or in another order than the whole one, is served by a copy, in and out.
         self.gaps = {
-            t: torch.empty(p.shape, dtype=p.dtype, device=p.device) for t, p in enumerate(params) if not is_dense(p)
+            t: torch.empty_strided(p.shape, strides, dtype=p.dtype, device=p.device)
+            for t, (p, strides) in enumerate(zip(parts, self.strides))
+            if not same_strides(p.shape, p.stride(), strides) and p.numel()
         }
-        weights = [self.gaps.get(t, p) for t, p in enumerate(params)]
-        self.table = Table(weights, [base + i for i in positions])
-        self.strides = [p.stride() if t not in self.gaps else contiguous_strides(p.shape) for t, p in enumerate(params)]
-        dtype, device, shapes = params[0].dtype, params[0].device, [p.shape for p in params]
-        self._layout = Layout(dtype, device, shapes, [p.stride() for p in params])
-        self._grad_layout = Layout(dtype, device, shapes, self.strides)
+        weights = [self.gaps.get(t, p) for t, p in enumerate(parts)]
+        places = [place_of_part(p, name) for p, name in zip(params, names)]
+        self.table = Table(weights, [base + i for i in positions], *map(list, zip(*places)))
+        dtype, device, shapes = parts[0].dtype, parts[0].device, [p.shape for p in parts]
+        self._layout = Layout(dtype, device, shapes, [p.stride() for p in parts], self.sharded)
+        self._grad_layout = Layout(dtype, device, shapes, self.strides, self.sharded)
         self.kept = buffers_of(rule, self.is_wide, stochastic_rounding)
         self.buffers: dict[str, Tensor] = {}
-        self.views: dict[str, list[Tensor]] = {}
+        self.views: dict[str, list[Tensor]] = {}  # of each parameter's part
+        self.shown: dict[str, list[Tensor]] = {}  # the same as the state has them
         self.update: Update
         # The parameters' version counters after our last write, and how often we have written since they were noted;
         # None: they say nothing, because weights may be loaded now.
@@ -118,8 +152,9 @@ class Bucket:
                     new[name] = flat, [self._view(name, flat, t) for t in range(len(self.params))]
         for name, (flat, views) in new.items():
             self.buffers[name], self.views[name] = flat, views
-            for p, view in zip(self.params, views):
-                state[p].put(name, view)
+            self.shown[name] = [self._shown(name, t, view) for t, view in enumerate(views)] if self.sharded else views
+            for p, shown in zip(self.params, self.shown[name]):
+                state[p].put(name, shown)
         if new.keys() - {"inner"}:
             self.update = self.backend.bind(
                 self.rule, self.table, {n: b for n, b in self.buffers.items() if n != "inner"}, self._capturable
@@ -131,8 +166,13 @@ class Bucket:
 
     def _view(self, name: str, flat: Tensor, t: int) -> Tensor:
         """One parameter's part of a flat buffer."""
-        shape = state_shape(name, self.params[t])
-        return own_storage(flat, self._place(name, t), shape, self.strides[t] if shape else ())
+        shape = state_shape(name, self.parts[t])
+        strides = self.table.state_strides(t, self.strides[t]) if shape else ()
+        return own_storage(flat, self._place(name, t), shape, strides)
+
+    def _shown(self, name: str, t: int, view: Tensor) -> Tensor:
+        """What the state has of it."""
+        return view if name == "missed" else like(self.params[t], view)
 
     def _is_in_place(self, name: str, t: int) -> bool:
         """Whether the state still lies in the flat buffer: sharing memory with a process moves a tensor."""
@@ -143,7 +183,7 @@ class Bucket:
     def drop_buffer(self, name: str, state: State) -> None:
         """Forget a buffer, if there is one of that name."""
         if self.buffers.pop(name, None) is not None:
-            del self.views[name]
+            del self.views[name], self.shown[name]
             for p in self.params:
                 state[p].drop(name)
 
@@ -152,7 +192,7 @@ class Bucket:
         all of them, and everything else is 0."""
         view = self.views[name][t]
         if name in ("x", "y", "z"):
-            view.copy_(self.params[t].detach())
+            view.copy_(self.parts[t].detach())
         elif name == "missed":
             view.fill_(step)
         else:
@@ -169,24 +209,23 @@ class Bucket:
         optional = [name for name in values if comes_and_goes(self.rule, name) and isinstance(values[name], Tensor)]
         self.add_buffers(optional, state)
         for name, views in self.views.items():
-            value, view = values.get(name), views[t]
+            value = values.get(name)
             if not self._is_in_place(name, t):
-                view = views[t] = self._view(name, self.buffers[name], t)
+                views[t] = self._view(name, self.buffers[name], t)
+                self.shown[name][t] = self._shown(name, t, views[t])
             if value is None:
                 self.begin(t, name, step)
-            elif value is not view:
-                shape = state_shape(name, p)
-                if not isinstance(value, Tensor) or value.shape != shape:
-                    found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                    raise ValueError(f"{self.names[t]}: its state {name} is {found}; expected shape {tuple(shape)}")
-                view.copy_(value)
-            entry.put(name, view)
+            elif value is not self.shown[name][t]:
+                if problem := misfit(name, p, value):
+                    raise ValueError(f"{self.names[t]}: its state {name} is {problem}")
+                views[t].copy_(part(value))
+            entry.put(name, self.shown[name][t])
         for name in [name for name in entry if name not in self.views]:
             entry.drop(name)  # the float32 y of a model that was cast to float32 since, or somebody else's
 
     def owns(self, t: int, values: Mapping[str, Any]) -> bool:
         """Whether a parameter's state is what this bucket made, and not put in by others."""
-        return all(values.get(name) is views[t] and self._is_in_place(name, t) for name, views in self.views.items())
+        return all(values.get(name) is shown[t] and self._is_in_place(name, t) for name, shown in self.shown.items())
 
     # Parameters and gradients.
 
@@ -201,7 +240,7 @@ class Bucket:
     def holds(self, p: Tensor) -> bool:
         """Whether one of the parameters is as it was."""
         t = self.position(p)
-        return p.data_ptr() == self.addresses[t] and self._layout.fits(t, p)
+        return part(p).data_ptr() == self.addresses[t] and self._layout.fits(t, part(p))
 
     def gather(self) -> Gradients:
         """The gradients.
@@ -221,12 +260,13 @@ class Bucket:
         return [None] * len(self.params), array("q", bytes(8 * len(self.params)))
 
     def _in_layout(self, t: int, g: Tensor) -> Tensor:
-        p = self.params[t]
+        p = self.parts[t]
         if g.layout is not torch.strided:
             raise RuntimeError(
                 f"{self.names[t]} has a {g.layout} gradient; these optimizers need dense gradients "
                 "(pass sparse=False to the embedding)"
             )
+        g = gradient_part(self.params[t], self.names[t], g)
         if g.dtype != p.dtype or g.shape != p.shape or g.device != p.device:
             raise RuntimeError(
                 f"{self.names[t]}: its gradient has dtype {g.dtype}, shape {tuple(g.shape)} and device {g.device}; "
@@ -244,14 +284,16 @@ class Bucket:
     def read_in(self) -> None:
         """Before a kernel reads the weights: fill the contiguous copies of the parameters with gaps."""
         for t, copy in self.gaps.items():
-            copy.copy_(self.params[t].detach())
+            copy.copy_(self.parts[t].detach())
 
     def written(self) -> None:
         """After a kernel has written to the weights: write back those that it had as copies, and let autograd notice,
         because what was saved for a backward pass holds the old ones."""
         for t, copy in self.gaps.items():
-            self.params[t].detach().copy_(copy)
+            self.parts[t].detach().copy_(copy)
         torch.autograd.graph.increment_version(self.params)
+        if self.sharded:
+            torch.autograd.graph.increment_version(self.parts)
         self._writes += 1
 
     def count_missing(self, grads: Sequence[Tensor | None], calls: int | Tensor = 1) -> None:
@@ -262,10 +304,16 @@ class Bucket:
 
     def note_versions(self) -> None:
         """What the parameters hold now is known."""
-        if any(map(Tensor.is_inference, self.params)):  # these have no version counters
+        if any(map(Tensor.is_inference, self.parts)):  # these have no version counters
             self._versions = None
             return
-        self._versions, self._writes = list(map(VERSION, self.params)), 0
+        self._versions, self._writes = self._counters(), 0
+
+    def _counters(self) -> list[int]:
+        counters = list(map(VERSION, self.parts))
+        if self.sharded:  # torch's functions count a write in one or in both
+            counters = list(map(operator.add, counters, map(VERSION, self.params)))
+        return counters
 
     def forget_versions(self) -> None:
         """Weights may be loaded until the next step: what is written until then belongs to the run."""
@@ -275,9 +323,9 @@ class Bucket:
         """Which parameters somebody else has written to since our last write."""
         if self._versions is None:
             return []
-        found = enumerate(zip(self._versions, map(VERSION, self.params)))
+        found, ours = enumerate(zip(self._versions, self._counters())), 1 + self.sharded
         # A write-back of a copy counts as well.
-        return [t for t, (noted, now) in found if now != noted + self._writes * (2 if t in self.gaps else 1)]
+        return [t for t, (noted, now) in found if now != noted + self._writes * (ours + (t in self.gaps))]
 
     # Which point the parameters hold.
 
@@ -286,7 +334,7 @@ class Bucket:
         if "y" in self.buffers:
             return self.buffers["y"]
         flat = torch.zeros_like(self.buffers["x"])
-        for t, p in enumerate(self.params):
+        for t, p in enumerate(self.parts):
             self.part(flat, t).copy_(p.detach())
         return flat
 
@@ -294,32 +342,38 @@ class Bucket:
         """One parameter's part of a flat tensor, in the parameter's shape."""
         return self._view("x", flat, t)
 
+    def put(self, t: int, value: Tensor) -> None:
+        """Write to one of the parameters."""
+        self.parts[t].detach().copy_(value)
+        if self.sharded:
+            torch.autograd.graph.increment_version(self.params[t : t + 1])
+
     def put_x(self) -> None:
         """Put x into the parameters, and into y where there is one."""
-        for p, x in zip(self.params, self.views["x"]):
-            p.detach().copy_(x)
+        for t, x in enumerate(self.views["x"]):
+            self.put(t, x)
         if "y" in self.buffers:
             self.buffers["y"].copy_(self.buffers["x"])
         self.note_versions()
 
     def refresh_x(self) -> None:
         """Where the parameters hold x, write it into the state."""
-        for p, x in zip(self.params, self.views["x"]):
+        for p, x in zip(self.parts, self.views["x"]):
             x.copy_(take_x(x, p.detach()))
 
     def show_x(self, state: State, keep: Sequence[int]) -> None:
         """Keep the inner point as a buffer, and put x into the parameters other than those of ``keep``."""
         self.add_buffers(["inner"], state)
-        for t, p in enumerate(self.params):
+        for t, p in enumerate(self.parts):
             self.views["inner"][t].copy_(p.detach())
             if t not in keep:
-                p.detach().copy_(self.views["x"][t])
+                self.put(t, self.views["x"][t])
         self.note_versions()
 
     def show_inner(self, state: State) -> None:
         """Put the inner point back, if it is kept."""
         if "inner" in self.buffers:
-            for p, inner in zip(self.params, self.views["inner"]):
-                p.detach().copy_(inner)
+            for t, inner in enumerate(self.views["inner"]):
+                self.put(t, inner)
             self.drop_buffer("inner", state)
             self.note_versions()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deeprelax.kernels import Table
 from deeprelax.kernels.abi import COMPUTE_DTYPE
+from deeprelax.optim.sharding import part, place_of_part
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
@@ -79,7 +80,8 @@ def repeats(t: Tensor) -> bool:
 
 def refuse_overlaps(named: Iterable[tuple[str, Tensor]]) -> None:
     """Raise ValueError, with both names, if two parameters share memory, or one has an element twice."""
-    entries = [(*memory_interval(t), str(t.device), name, t) for name, t in named if t.numel()]
+    parts = ((name, part(t)) for name, t in named)
+    entries = [(*memory_interval(t), str(t.device), name, t) for name, t in parts if t.numel()]
     entries.sort(key=lambda e: (e[2], e[0]))
     for _, _, _, name, t in entries:
         if repeats(t):
@@ -161,7 +163,6 @@ def supported(p: Tensor, name: str) -> None:
         raise TypeError(f"{name} is not initialised yet: run one forward pass of the lazy module first")
     if p.device.type == "meta":
         raise TypeError(f"{name} is on the meta device: give the model memory first (to_empty)")
-    if hasattr(p, "to_local") or hasattr(p, "_local_tensor"):
-        raise TypeError(f"{name} is a DTensor; sharded parameters are not supported yet: pass the local tensors")
-    if p.numel() and p.data_ptr() == 0:
+    place_of_part(p, name)
+    if part(p).numel() and part(p).data_ptr() == 0:
         raise TypeError(f"{name} is a {type(p).__name__} without memory of its own; pass the tensors that it wraps")

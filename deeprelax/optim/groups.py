@@ -19,11 +19,12 @@ from deeprelax.kernels import Backend, why_eager
 from deeprelax.kernels.device_table import capturing
 from deeprelax.kernels.layout import NEEDS_GRAD
 from deeprelax.optim import flat_storage
-from deeprelax.optim.bucket import Bucket, buffers_of, state_shape
+from deeprelax.optim.bucket import Bucket, buffers_of, misfit
 from deeprelax.optim.clock import CLOCK, Clock, HostClock
 from deeprelax.optim.device_clock import DeviceClock, check_rate, rates, refuse_new_in_capture
 from deeprelax.optim.hyperparameters import SHARED, plain
 from deeprelax.optim.replicas import Exchange
+from deeprelax.optim.sharding import is_sharded, part
 from deeprelax.optim.state import State
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ def adopt(opt: Relaxation, i: int, base: int, at_any_phase: bool) -> None:
         if p in buckets:
             # Moved with its state, or sent to another process, which moves its memory and what it holds with it.
             with_state = is_whole(opt, p, entry) and not buckets[p].owns(buckets[p].position(p), entry or {})
-            if not (buckets[p].holds(p) or with_state or p.untyped_storage().is_shared()):
+            if not (buckets[p].holds(p) or with_state or part(p).untyped_storage().is_shared()):
                 changed.append(name)
             sources[p] = entry
         elif p in plan.frozen:
@@ -306,8 +307,7 @@ def is_whole(opt: Relaxation, p: Tensor, entry: Mapping[str, Any] | None) -> boo
     names = buffers_of(opt.rule, wide, opt._shared.options.stochastic_rounding)
     values = [(entry or {}).get(name) for name in names]
     return all(
-        isinstance(v, Tensor) and v.shape == state_shape(name, p) and v.device == p.device
-        for name, v in zip(names, values)
+        isinstance(v, Tensor) and not misfit(name, p, v) and v.device == p.device for name, v in zip(names, values)
     )
 
 
@@ -315,10 +315,10 @@ def make_buckets(opt: Relaxation, i: int, base: int, sources: Mapping[Tensor, Ma
     """Buckets for the group; parameters take over the state in ``sources``, and begin where there is none."""
     plan, options = opt._shared.plans[i], opt._shared.options
     members = named(opt, i)
-    sets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    sets: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
     for j, (_, p) in enumerate(members):
         if p.requires_grad:
-            sets.setdefault((p.device, p.dtype), []).append(j)
+            sets.setdefault((p.device, p.dtype, is_sharded(p)), []).append(j)
     held = {p: dict(entry) for p, entry in sources.items() if entry}
     before = {p: dict(opt.state[p]) for p in {*plan.params, *plan.group["params"]} if p in opt.state}
     buckets = []

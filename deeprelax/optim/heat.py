@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from deeprelax.kernels import Backend, Stream, memory_order
+from deeprelax.kernels import Backend, Stream
 from deeprelax.kernels.noise import MASK32, normal
 from deeprelax.kernels.scalars import HEAT, noise_scale
 from deeprelax.optim.bucket import Bucket
 from deeprelax.optim.groups import ready
 from deeprelax.optim.hyperparameters import check_nesterov
 from deeprelax.optim.relaxation import ParamsT, Relaxation, outside_graphs
+from deeprelax.optim.sharding import reshard
 
 
 class Heat(Relaxation):
@@ -92,13 +93,16 @@ class Heat(Relaxation):
 
     @outside_graphs
     @torch.no_grad()
-    def train(self) -> None:
+    def train(self, *modules: torch.nn.Module) -> None:
         """Put the inner point x + w back; before the very first gradient, draw one.
 
         With ``seed=None`` and a process group the ranks agree on a seed before they draw, so all of them have to call
         it.
+
+        Args:
+            modules: as for ``eval()``.
         """
-        super().train()
+        super().train(*modules)
         fresh = [(plan, numbers) for plan in ready(self) if (numbers := plan.clock.numbers())["fresh"]]
         if fresh and self._shared.seed_pending:
             self._agree_on_seed()
@@ -111,11 +115,12 @@ class Heat(Relaxation):
                     self._perturb(bucket, t, scale, stream)
                 bucket.note_versions()
             plan.clock.set(fresh=False)
+        reshard(self.param_groups, modules)
 
     def _perturb(self, bucket: Bucket, t: int, scale: float, stream: Stream) -> None:
         """The parameter becomes x + w."""
-        p, x, index = bucket.params[t], bucket.views["x"][t], bucket.table.indices[t]
-        n = normal(stream, index, bucket.table.starts[t], p.numel(), p.device).to(x.dtype)
-        w = torch.empty_like(x)
-        memory_order(w).copy_(memory_order(x) + n * scale)
-        p.copy_(w)
+        table, x, w = bucket.table, bucket.buffers["x"], torch.empty_like(bucket.buffers["x"])
+        for part, place, start in table.runs(t):
+            n = normal(stream, table.indices[t], start, part.stop - part.start, table.device).to(x.dtype)
+            w[place] = x[place] + n * scale
+        bucket.put(t, bucket.part(w, t))

@@ -74,9 +74,9 @@ def check_nesterov(nesterov: bool, **momenta: float) -> None:
 
 
 def plain(value: Any) -> Any:
-    """NumPy scalars and tensors of one element as the Python numbers that they stand for, also inside a tuple; anything
-    else as it is."""
-    if type(value) is tuple:
+    """NumPy scalars and tensors of one element as the Python numbers that they stand for, also inside a tuple; a list
+    of numbers, which is what some checkpoints make of one, as a tuple; anything else as it is."""
+    if type(value) is tuple or (type(value) is list and value and all(isinstance(v, int | float) for v in value)):
         return tuple(map(plain, value))
     if isinstance(value, Tensor):
         return value.item() if value.numel() == 1 else value

@@ -192,21 +192,22 @@ class OuterLoop(Optimizer):
         self.inner.add_param_group(param_group)
         self._follow()
 
-    def eval(self) -> None:
-        """Put x into the parameters, for validation or saving the model; ``train()`` puts the inner point back."""
+    def eval(self, *modules: torch.nn.Module) -> None:
+        """Put x into the parameters, for validation or saving the model; ``train()`` puts the inner point back.
+        ``modules``: as for the other optimizers' ``eval()``."""
         self._follow()
-        self.outer.eval()
+        self.outer.eval(*modules)
 
-    def train(self) -> None:
+    def train(self, *modules: torch.nn.Module) -> None:
         """Put the inner point back."""
         self._follow()
-        self.outer.train()
+        self.outer.train(*modules)
 
     @contextlib.contextmanager
-    def at_x(self) -> Iterator[None]:
+    def at_x(self, *modules: torch.nn.Module) -> Iterator[None]:
         """Put x into the parameters inside a ``with`` block; then the run continues as if nothing had happened."""
         self._follow()
-        with self.outer.at_x():
+        with self.outer.at_x(*modules):
             yield
 
     def finish(self) -> bool:

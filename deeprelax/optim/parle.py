@@ -195,8 +195,8 @@ class Parle(Relaxation):
         exchange = Exchange(exchange_of(self).replicas)  # the cycle's own may be on its way
         exchange.begin([bucket.buffers["x"].clone() for _, bucket in buckets])
         for (_, bucket), mean in zip(buckets, exchange.end() or ()):
-            for t, p in enumerate(bucket.params):
-                p.copy_(bucket.part(mean, t))
+            for t in range(len(bucket.params)):
+                bucket.put(t, bucket.part(mean, t))
             bucket.note_versions()
 
     def state_dict(self) -> dict[str, Any]:

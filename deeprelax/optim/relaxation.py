@@ -18,9 +18,10 @@ from deeprelax.optim import state_dict as saved_states
 from deeprelax.optim.bucket import Bucket
 from deeprelax.optim.clock import CLOCK, CURE, Gathered
 from deeprelax.optim.flat_storage import supported
-from deeprelax.optim.groups import Options, Shared, drop_strangers, momenta, ready, refuse_overlaps
+from deeprelax.optim.groups import Options, Shared, drop_strangers, ready, refuse_overlaps
 from deeprelax.optim.hyperparameters import SHARED, Range, plain
 from deeprelax.optim.replicas import Exchange
+from deeprelax.optim.sharding import reshard
 from deeprelax.optim.state import State
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -171,7 +172,8 @@ class Relaxation(Optimizer):
         work: list[list[Gathered]] = [[(b, *b.gather()) for b in plan.buckets] for plan in plans]
         if self._shared.seed_pending:
             self._agree_on_seed()
-        if not any(not missing or any(addresses) for each in work for _, _, addresses, missing in each):
+        # Not the addresses: an empty part of a sharded parameter has none.
+        if not any(not missing or any(g is not None for g in grads) for each in work for _, grads, _, missing in each):
             for plan in plans:
                 plan.clock.outer_step_happened = False
             return
@@ -202,7 +204,9 @@ class Relaxation(Optimizer):
         """
         self._refuse_in_eval("finish")
         with torch.no_grad():
-            return any([plan.clock.finish(plan.buckets) for plan in ready(self, check=True)])
+            finished = any([plan.clock.finish(plan.buckets) for plan in ready(self, check=True)])
+            reshard(self.param_groups)
+            return finished
 
     def _agree_on_seed(self) -> None:
         """With ``seed=None`` and a process group, all ranks take rank 0's: DDP's replicas must draw the same noise."""
@@ -224,41 +228,48 @@ class Relaxation(Optimizer):
 
     @outside_graphs
     @torch.no_grad()
-    def eval(self) -> None:
+    def eval(self, *modules: torch.nn.Module) -> None:
         """Put x into the parameters, for validation or saving the model; ``train()`` puts the inner point back.
 
         Parameters that other code has written to since the last step keep what they hold, and a new cycle begins; a
         warning names the first.
+
+        Args:
+            modules: of sharded parameters, the FSDP modules that hold them; default all of this process. Weights that
+                they have gathered are freed, because they would be old.
         """
         if self.param_groups[0]["training"]:
             self._show_x()
             self._set(training=False)
+            reshard(self.param_groups, modules)
 
     @outside_graphs
     @torch.no_grad()
-    def train(self) -> None:
+    def train(self, *modules: torch.nn.Module) -> None:
         """Put the inner point back, where the next gradient is wanted.
 
         Parameters that other code has written to since ``eval()`` keep what they hold, and a new cycle begins at what
-        all of them hold; a warning names the first.
+        all of them hold; a warning names the first. ``modules``: as for ``eval()``.
         """
         self._show_inner()
         self._set(training=True)
+        reshard(self.param_groups, modules)
 
     @contextlib.contextmanager
-    def at_x(self) -> Iterator[None]:
+    def at_x(self, *modules: torch.nn.Module) -> Iterator[None]:
         """Put x into the parameters inside a ``with`` block, to look at it, save it or average it.
 
-        Afterwards the run continues as if nothing had happened. In eval mode the parameters hold x anyway.
+        Afterwards the run continues as if nothing had happened. In eval mode the parameters hold x anyway. ``modules``:
+        as for ``eval()``.
         """
         if not self.param_groups[0]["training"]:
             yield
             return
-        Relaxation.eval(self)
+        Relaxation.eval(self, *modules)
         try:
             yield
         finally:
-            Relaxation.train(self)
+            Relaxation.train(self, *modules)
 
     def _x_is_shown(self, numbers: Mapping[str, Any]) -> bool:
         """Whether the parameters hold x, so that there is nothing to exchange."""
@@ -332,13 +343,16 @@ class Relaxation(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state, as ``torch.optim.Optimizer.state_dict``: tensors per parameter, in its shape, and in
-        ``param_groups`` the hyper-parameters, the clock, the seed and the mode as plain numbers."""
+        ``param_groups`` the hyper-parameters, the clock, the seed and the mode as plain numbers.
+
+        Raises:
+            RuntimeError: in eval mode with sharded parameters, whose checkpoints hold what a new optimizer has.
+        """
+        saved_states.refuse_inner_point_in_eval(self)
         with torch.no_grad():
             self._refresh_x()
         saved: dict[str, Any] = super().state_dict()
-        saved["state"] = {
-            key: dict(entry) for key, entry in saved["state"].items()
-        }  # for torch.load(weights_only=True)
+        saved["state"] = {k: dict(entry) for k, entry in saved["state"].items()}  # for torch.load(weights_only=True)
         return saved_states.plain_groups(saved, [plan.clock.numbers() for plan in self._shared.plans])
 
     def _refresh_x(self) -> None:
@@ -368,22 +382,7 @@ class Relaxation(Optimizer):
         groups = saved_states.checked_groups(
             type(self).__name__, plans, state_dict["param_groups"], {**self.defaults}, {**SHARED, **self.ranges}
         )
-        entries = saved_states.checked_entries(plans, groups, state_dict["state"])
-        if self._shared.exchange is not None:
-            self._shared.exchange.drop()
-        for plan, group in zip(plans, groups):
-            saved_states.load_group(plan.group, group)
-        for plan in plans:
-            plan.clock.take_in(plain(groups[0]["inner_steps"]))
-            numbers = plan.clock.numbers()
-            plan.clock.outer_step_happened = numbers["phase"] == 0 and not numbers["fresh"]
-            for bucket in plan.buckets:
-                if not any("inner" in entries[p] for p in bucket.params):
-                    bucket.drop_buffer("inner", self.state)
-                bucket.add_buffers(momenta(self, numbers), self.state)
-                for t, p in enumerate(bucket.params):
-                    bucket.take_over(t, entries[p], self.state, numbers["step"])
-                bucket.forget_versions()
+        saved_states.load(self, groups, saved_states.checked_entries(plans, groups, state_dict["state"]))
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -394,7 +393,7 @@ class Relaxation(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         entries, groups = state.pop("state"), state.pop("param_groups")
-        state["_shared"] = copy.copy(state["_shared"]).portable()
-        super().__setstate__({**state, "defaults": dict(state["defaults"])})
+        state |= {"_shared": copy.copy(state["_shared"]).portable(), "defaults": dict(state["defaults"])}
+        super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch's addition; not an option of ours
         saved_states.rebuild(self, entries, groups)

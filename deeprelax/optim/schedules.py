@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deeprelax.kernels.reference import take_x
 from deeprelax.optim.groups import Plan, ready
+from deeprelax.optim.sharding import is_sharded
 
 if TYPE_CHECKING:
     from deeprelax.optim.relaxation import Relaxation
@@ -124,6 +125,8 @@ class AdaptiveGamma:
                     raise ValueError(f"param_groups[{i}] has {name}={group[name]}; AdaptiveGamma needs {expected}")
         if opt._step_supports_amp_scaling:
             raise ValueError("AdaptiveGamma needs an optimizer with capturable=False: it reads norms to the host")
+        if any(is_sharded(p) for group in opt.param_groups for p in group["params"]):
+            raise ValueError("AdaptiveGamma does not serve sharded parameters: its norms are of whole ones")
         self._opt = opt
         self.norms: list[tuple[float, ...]] = [() for _ in opt.param_groups]
         self._positions = self._found()

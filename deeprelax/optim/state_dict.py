@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from deeprelax.optim.bucket import Bucket, comes_and_goes, state_shape
+from deeprelax.optim.bucket import Bucket, comes_and_goes, misfit
 from deeprelax.optim.clock import CLOCK
-from deeprelax.optim.groups import Plan, make_buckets, new_clock
+from deeprelax.optim.groups import Plan, make_buckets, momenta, new_clock
 from deeprelax.optim.hyperparameters import Range, check, plain
 
 if TYPE_CHECKING:
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
 # Entries of the groups of version 0.1 that are gone.
 GONE = ("gamma_schedule", "norm", "norm_before")
+
+
+def refuse_inner_point_in_eval(opt: Relaxation) -> None:
+    """RuntimeError if the state holds the inner points of sharded parameters: a distributed checkpoint is loaded only
+    into what a new optimizer has."""
+    alone = opt._shared.exchange is None or opt._shared.exchange.replicas.size == 1
+    buckets = [bucket for plan in opt._shared.plans for bucket in plan.buckets]
+    if alone and any(bucket.sharded and "inner" in bucket.buffers for bucket in buckets):
+        raise RuntimeError("state_dict() of sharded parameters in eval mode: call opt.train() first")
 
 
 def plain_groups(saved: dict[str, Any], numbers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -89,10 +98,8 @@ def check_entry(name: str, p: Tensor, entry: Mapping[str, Any], bucket: Bucket) 
             f"{', '.join(sorted(expected))}: it is another optimizer's, or of a model of another dtype"
         )
     for key, value in entry.items():
-        shape = state_shape(key, p)
-        if not isinstance(value, Tensor) or value.shape != shape:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name}: {key} of the saved state has shape {found}, expected {tuple(shape)}")
+        if problem := misfit(key, p, value):
+            raise ValueError(f"{name}: {key} of the saved state is {problem}")
 
 
 def checked_entries(
@@ -124,6 +131,25 @@ def load_group(group: dict[str, Any], saved: Mapping[str, Any]) -> None:
             group[name].copy_(value) if isinstance(value, Tensor) else group[name].fill_(value)
         else:
             group[name] = value.clone() if isinstance(value, Tensor) else value
+
+
+def load(opt: Relaxation, groups: Sequence[Mapping[str, Any]], entries: Mapping[Tensor, Mapping[str, Any]]) -> None:
+    """Take over groups and entries that were checked."""
+    if opt._shared.exchange is not None:
+        opt._shared.exchange.drop()
+    for plan, group in zip(opt._shared.plans, groups):
+        load_group(plan.group, group)
+    for plan in opt._shared.plans:
+        plan.clock.take_in(plain(groups[0]["inner_steps"]))
+        numbers = plan.clock.numbers()
+        plan.clock.outer_step_happened = numbers["phase"] == 0 and not numbers["fresh"]
+        for bucket in plan.buckets:
+            if not any("inner" in entries[p] for p in bucket.params):
+                bucket.drop_buffer("inner", opt.state)
+            bucket.add_buffers(momenta(opt, numbers), opt.state)
+            for t, p in enumerate(bucket.params):
+                bucket.take_over(t, entries[p], opt.state, numbers["step"])
+            bucket.forget_versions()
 
 
 def portable(opt: Relaxation) -> dict[str, Any]:

@@ -63,11 +63,13 @@ def threads(size: int, work: Callable[[Thread], Any]) -> list[Any]:
     return results
 
 
-def processes(size: int, scenario: str, folder: Path, timeout: float = 100.0) -> list[Any]:
-    """What the scenario of ``scenarios.py`` returns on each of so many processes; None of one that left nothing."""
+def processes(
+    size: int, scenario: str, folder: Path, timeout: float = 100.0, program: str = "scenarios.py", **settings: str
+) -> list[Any]:
+    """What the scenario of the program returns on each of so many processes; None of one that left nothing."""
     store, programs = folder / f"store-{scenario}-{size}", []
     for rank in range(size):
-        command = [sys.executable, str(ROOT / "tests" / "distributed" / "scenarios.py"), scenario]
+        command = [sys.executable, str(ROOT / "tests" / "distributed" / program), scenario]
         environment = {
             **os.environ,
             "RANK": str(rank),
@@ -75,6 +77,7 @@ def processes(size: int, scenario: str, folder: Path, timeout: float = 100.0) ->
             "STORE": str(store),
             "RESULT": str(folder / f"{scenario}-{size}-{rank}.pickle"),
             "OMP_NUM_THREADS": "1",
+            **settings,
         }
         programs.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=folder))
     said = [program.communicate(timeout=timeout)[1] for program in programs]

@@ -1,0 +1,147 @@
+"""Parameters of which this process holds a part: the DTensors of FSDP2 and tensor parallelism.
+
+A part is updated where it lies, and draws the noise of its elements of the unsharded parameter: a run does not depend
+on how many processes share a parameter. Everything here takes plain tensors as well, which are parts of themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A part within the memory order of the unsharded parameter: its first element there, and, where it is not one range,
+# the length of its runs and their distance.
+Place = tuple[int, tuple[int, int] | None]
+
+
+def is_sharded(t: Any) -> bool:
+    """Whether it is a DTensor. Does not import them, which takes a while."""
+    return hasattr(t, "_local_tensor") and hasattr(t, "_spec")
+
+
+def part(t: Tensor) -> Tensor:
+    """The memory of this process: a DTensor's local tensor, else the tensor itself."""
+    return t._local_tensor if is_sharded(t) else t  # type: ignore[attr-defined]
+
+
+def strides_of_part(p: Tensor) -> tuple[int, ...]:
+    """Strides that put the part into the memory order of the unsharded parameter, without gaps."""
+    shape = part(p).shape
+    outward = sorted(range(p.ndim), key=lambda d: (p.stride(d), -d))
+    strides, step = [0] * p.ndim, 1
+    for d in outward:
+        strides[d] = step
+        step *= max(shape[d], 1)
+    return tuple(strides)
+
+
+def place_of_part(p: Tensor, name: str) -> Place:
+    """Where the part lies in the unsharded parameter.
+
+    Raises:
+        TypeError: it is a partial sum, or consists of runs at unequal distances.
+    """
+    if not is_sharded(p):
+        return 0, None
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    spec: Any = p._spec  # type: ignore[attr-defined]
+    if any(placement.is_partial() for placement in spec.placements):
+        raise TypeError(f"{name} is a partial sum ({spec.placements}); redistribute it to Shard or Replicate first")
+    shape, offsets = compute_local_shape_and_global_offset(p.shape, spec.mesh, spec.placements)
+    if tuple(shape) != tuple(part(p).shape):
+        raise TypeError(f"{name}: its part has shape {tuple(part(p).shape)}; {spec.placements} say {tuple(shape)}")
+    if 0 in shape:
+        return 0, None
+    strides = whole_strides(p)
+    start = sum(offset * stride for offset, stride in zip(offsets, strides))
+    length, step, reach = 1, 0, 1  # of the runs, their distance, and where the next one is expected
+    for d in sorted(range(p.ndim), key=lambda d: (strides[d], -d)):
+        if step and shape[d] > 1 and strides[d] != reach:
+            raise TypeError(
+                f"{name} is sharded along two dimensions that are not its outermost one ({spec.placements} of shape "
+                f"{tuple(p.shape)}): its elements lie at unequal distances, which no kernel serves; shard it otherwise"
+            )
+        if step:
+            reach *= shape[d]
+            continue
+        length *= shape[d]
+        if shape[d] != p.shape[d]:
+            step = reach = strides[d] * p.shape[d]
+    return start, (length, step) if length < part(p).numel() else None
+
+
+def whole_strides(p: Tensor) -> tuple[int, ...]:
+    """The strides of a dense tensor with the unsharded parameter's order of dimensions."""
+    strides, step = [0] * p.ndim, 1
+    for d in sorted(range(p.ndim), key=lambda d: (p.stride(d), -d)):
+        strides[d] = step
+        step *= max(p.shape[d], 1)
+    return tuple(strides)
+
+
+def like(p: Tensor, value: Tensor) -> Tensor:
+    """A tensor of the part's shape as state of the parameter: a DTensor with its placement where it is one."""
+    if not is_sharded(p):
+        return value
+    from torch.distributed.tensor import DTensor
+
+    spec: Any = p._spec  # type: ignore[attr-defined]
+    return DTensor.from_local(
+        value, spec.mesh, spec.placements, run_check=False, shape=p.shape, stride=whole_strides(p)
+    )
+
+
+def same_placement(p: Tensor, value: Tensor) -> bool:
+    """Whether this process holds the same part of both."""
+    if not is_sharded(p):
+        return not is_sharded(value)
+    return is_sharded(value) and value._spec.placements == p._spec.placements  # type: ignore[attr-defined]
+
+
+def gradient_part(p: Tensor, name: str, g: Tensor) -> Tensor:
+    """The part of the gradient that belongs to the parameter's.
+
+    A gradient with another placement is redistributed, by a collective on all processes: sequence parallelism leaves
+    that of a replicated norm's weight as a sum over them.
+
+    Raises:
+        RuntimeError: one of the two is a DTensor and the other is not.
+    """
+    if is_sharded(p) != is_sharded(g):
+        kinds = type(p.data).__name__, type(g).__name__
+        raise RuntimeError(f"{name} is a {kinds[0]} and its gradient a {kinds[1]}; both must be DTensors, or neither")
+    if is_sharded(p) and not same_placement(p, g):
+        g = g.redistribute(placements=p._spec.placements)  # type: ignore[attr-defined]
+    return part(g)
+
+
+def reshard(groups: Iterable[Mapping[str, Any]], modules: Sequence[torch.nn.Module] = ()) -> None:
+    """Let FSDP gather the weights again: it would ignore what was written to the parts since it last did.
+
+    Args:
+        groups: with the parameters that were written to.
+        modules: that hold them; without any, all FSDP modules of the process are found.
+
+    Raises:
+        RuntimeError: they cannot be found.
+    """
+    if not any(is_sharded(p) for group in groups for p in group["params"]):
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    if not modules:
+        try:
+            from torch.distributed._composable_state import _module_state_mapping as known
+        except ImportError:
+            raise RuntimeError(
+                "this version of torch does not tell which modules FSDP has sharded, and they may hold old weights: "
+                "pass them, as in opt.eval(model) and opt.train(model)"
+            ) from None
+        modules = list(known)
+    for module in {each for given in modules for each in given.modules()}:
+        if isinstance(module, FSDPModule):
+            module.reshard()
