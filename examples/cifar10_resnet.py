@@ -77,17 +77,20 @@ for name, make in optimizers.items():
     model = resnet().to(arguments.device)
     opt = make(model.parameters())
     batches = len(inputs) // 64
-    schedule = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.0, total_iters=batches * arguments.epochs)
+    first = [dict(group) for group in opt.param_groups]
     errors = []
     for epoch in range(1, arguments.epochs + 1):
         model.train()
         order = torch.randperm(len(inputs))[: batches * 64].split(64)
         for number, batch in enumerate(order, 1):
+            done = (epoch - 1) / arguments.epochs + (number - 1) / batches / arguments.epochs
+            for group, start in zip(opt.param_groups, first, strict=True):
+                for rate in {"lr", "inner_lr"} & group.keys():  # Entropy-SGD's inner rate falls too
+                    group[rate] = (1 - done) * start[rate]
             loss = nn.functional.cross_entropy(model(inputs[batch]), targets[batch])
             loss.backward()
             opt.step()
             opt.zero_grad()
-            schedule.step()
             if number % 200 == 0:
                 print(f"{name}, epoch {epoch}, {number} of {batches} batches: loss {loss:.3f}", flush=True)
         if isinstance(opt, torch.optim.SGD):

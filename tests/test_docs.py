@@ -75,7 +75,7 @@ def kept(build: Any, dtype: torch.dtype) -> float:
 
 
 MEMORY = re.findall(
-    r"^\| `([\w.]+)\((\S*?)\)`.*\| (\d+) \| (\d+) \|$", (ROOT / "docs/benchmarks.md").read_text(), re.MULTILINE
+    r"^\| `([\w.]+)\((\S*?)\)`.*\| (\d+) \| (\d+) \|$", (ROOT / "docs/memory.md").read_text(), re.MULTILINE
 )
 
 

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("index.md", "settings.md", "landscape.md", "surprises.md")
+PAGES = (
+    "index.md",
+    "settings.md",
+    "recipes.md",
+    "evaluation.md",
+    "landscape.md",
+    "graphs.md",
+    "memory.md",
+    "surprises.md",
+)
 NOT_RUN = {"workers.md"}  # needs torchrun: tests/distributed
 ELSEWHERE = {"trainers.md"}  # tests/integrations
 

@@ -1,16 +1,22 @@
-"""Writes the figures of README.md and docs/benchmarks.md from the stored results. Run: python tools/readme.py"""
+"""Writes the figures of README.md and of the docs from the stored results. Run: python tools/readme.py"""
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from deeprelax.experiments.compare import report as compare_report
 from deeprelax.experiments.compare import runner
+from deeprelax.experiments.compare.contestants import CONTESTANTS
+from deeprelax.experiments.compare.tasks import PRESETS
 from deeprelax.experiments.report import TITLES, with_spread
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +30,7 @@ SPEED_BEGIN, SPEED_END = "<!-- speed: written by tools/readme.py -->\n", "<!-- /
 WORKERS_BEGIN, WORKERS_END = "<!-- workers: written by tools/readme.py -->\n", "<!-- /workers -->"
 CENTRES_BEGIN, CENTRES_END = "<!-- centres: written by tools/readme.py -->\n", "<!-- /centres -->"
 COMPARE_BEGIN, COMPARE_END = "<!-- compare: written by tools/readme.py -->\n", "<!-- /compare -->"
+RECIPES_BEGIN, RECIPES_END = "<!-- recipes: written by tools/readme.py -->\n", "<!-- /recipes -->"
 TRAIN_BEGIN, TRAIN_END = "<!-- train: written by tools/readme.py -->\n", "<!-- /train -->"
 
 
@@ -186,6 +193,50 @@ def comparison(source: Path) -> str:
     return "\n".join(lines)
 
 
+KINDS = {
+    "digits-mlp": "An MLP without batch norm (digits)",
+    "digits-cnn": "A CNN without batch norm (digits)",
+    "mnist-cnn": "A CNN with batch norm (MNIST)",
+    "cifar-resnet": "A ResNet (CIFAR-10)",
+    "text-transformer": "A transformer (characters)",
+}
+
+
+def call(run: runner.Run) -> str:
+    """The contestant of that run as a line of Python: arguments other than the class's, and what a search may set."""
+    (opt,) = CONTESTANTS[run.optimizer].make([torch.nn.Parameter(torch.zeros(1))], run.rate, run.other)
+    group, own = opt.param_groups[0], inspect.signature(type(opt)).parameters
+    set_here = {name: group[name] for name in own if name in group and name not in ("params", "seed")}
+    shown = [
+        f"{name}={value!r}"
+        for name, value in set_here.items()
+        if value != own[name].default or (name in ("lr", "gamma", "momentum") and 0 < value < math.inf)
+    ]
+    return f"opt = deeprelax.{run.optimizer}(model.parameters(), {', '.join(shown)})"
+
+
+def recipes(source: Path) -> str:
+    """Markdown for one ``deeprelax compare``: for each kind of network a block of Python."""
+    results = [r for r in runner.Results(source).all if r["run"]["preset"] == "small"]
+    chosen, parts = runner.best(results), []
+    for task, title in KINDS.items():
+        unit = "nats a character" if task == "text-transformer" else "% error"
+        reached = {
+            name: statistics.mean(curve[-1] for curve in compare_report.curves_of(results, chosen[task, name]))
+            for name in CONTESTANTS
+        }
+        lines = [f"## {title}", "", "```python"]
+        for name in ("HJ", "EntropySGD", "EntropyAdamW"):
+            lines += [f"# {compare_report.number(reached[name], task)} {unit}", call(chosen[task, name])]
+        best = min((name for name in CONTESTANTS if name not in compare_report.OURS), key=lambda name: reached[name])
+        lines += ["```", ""]
+        theirs = [f"{name} {compare_report.number(reached[name], task)}" for name in ("SGD, Nesterov", "AdamW", best)]
+        gradients = PRESETS["small"][task.partition("-")[0]][0]
+        lines += [f"After {gradients} gradients. For comparison: {'; '.join(dict.fromkeys(theirs))} {unit}.", ""]
+        parts.append("\n".join(lines))
+    return "\n".join(parts)
+
+
 def workers(result: dict[str, Any], source: str) -> str:
     """Markdown for one ``bench/workers.py``: what was measured, and what the model makes of larger groups."""
     machine, measured = result["machine"], result["measured"]
@@ -235,6 +286,7 @@ PAGES: dict[str, list[tuple[str, str, str, Callable[[Path], str]]]] = {
         (WORKERS_BEGIN, WORKERS_END, "*/workers.json", of_file(workers)),
         (CENTRES_BEGIN, CENTRES_END, "*/workers-digits.json", of_file(centres)),
     ],
+    "docs/recipes.md": [(RECIPES_BEGIN, RECIPES_END, "*/compare/runs.jsonl", recipes)],
     "docs/comparison.md": [(COMPARE_BEGIN, COMPARE_END, "*/compare/runs.jsonl", comparison)],
     "docs/benchmarks.md": [(BEGIN, END, "*/cpu.json", of_file(table)), (GPU_BEGIN, GPU_END, "*/rows.jsonl", on_gpu)],
 }
