@@ -221,7 +221,7 @@ def test_figure2_without_runs_is_an_error_and_makes_no_folder(tmp_path: Path) ->
     assert not (tmp_path / "new").exists()
 
 
-def test_figure2_says_which_panel_has_no_runs(data: Path, tmp_path: Path) -> None:
+def test_figure2_draws_the_runs_that_are_there(data: Path, tmp_path: Path) -> None:
     run(
         "table1",
         "--data",

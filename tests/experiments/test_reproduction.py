@@ -27,11 +27,33 @@ def test_a_full_row_matches_within_two_deviations_and_else_does_not(center: floa
     assert reproduction.verdict(rows_of(runs)[0]).startswith(said)
 
 
-def test_no_statement_is_made_of_a_row_with_fewer_seeds_or_epochs() -> None:
+def test_no_statement_is_made_of_a_row_with_one_seed_or_fewer_epochs() -> None:
     short = rows_of([stored("lenet", "hj", seed, [0.005], epochs=69) for seed in range(6)])[0]
-    few = rows_of([stored("lenet", "hj", seed, [0.005], epochs=70) for seed in range(5)])[0]
+    single = rows_of([stored("lenet", "hj", 0, [0.005], epochs=70)])[0]
     assert reproduction.verdict(short) == "no statement: 69 of 70 effective epochs"
-    assert reproduction.verdict(few) == "no statement: 5 of 6 seeds"
+    assert reproduction.verdict(single) == "no statement: 1 of 6 seeds"
+
+
+def test_a_statement_names_the_seeds_where_they_are_fewer() -> None:
+    few = rows_of([stored("lenet", "hj", seed, [0.008], epochs=70) for seed in range(5)])[0]
+    assert reproduction.verdict(few).startswith("with 5 of 6 seeds does not match: +0.30 points")
+
+
+def test_the_page_opens_with_rows_of_the_papers_length_alone(tmp_path: Path) -> None:
+    runs = [stored("lenet", "hj", seed, [0.005], epochs=70) for seed in range(6)]
+    runs += [stored("lenet", "sgd", seed, [0.009], epochs=67) for seed in range(2)]
+    runs += [stored("lenet", "entropy-sgd", 0, [0.005], epochs=80), stored("lenet", "heat", 0, [0.006], epochs=3)]
+    write(runs, tmp_path / "machine" / "reproduction")
+    opening = reproduction.rendered(tmp_path).partition("Written by")[0]
+    assert "LeNet with HJ (authors preset, 6 of 6 seeds)" in opening
+    assert "Of these 3 rows 1 lie within two standard deviations of the paper's error and 1 do not" in opening
+    assert "do not; of 1 nothing can be said." in opening
+    assert "Not run at that length: LeNet with Heat, All-CNN with Entropy-SGD" in opening
+    assert [line.split(" | ")[1] for line in opening.splitlines() if line.startswith("| LeNet")] == [
+        "Entropy-SGD",
+        "HJ",
+        "SGD",
+    ]
 
 
 def write(runs: list[store.Stored], folder: Path) -> None:
@@ -91,7 +113,7 @@ def test_rows_of_another_precision_and_a_half_ablation_are_still_owed(tmp_path: 
     ]
     write(runs, tmp_path / "machine" / "reproduction")
     page = reproduction.rendered(tmp_path)
-    assert "LeNet, HJ: no statement: bf16 instead of fp32." in page
+    assert "| 0.50 ± 0.00 @ 70 | no statement: bf16 instead of fp32 |" in page
     missing = page.partition("## What was not run")[2]
     assert "--preset authors --models lenet --optimizers heat,hj,sgd`" in missing
     assert "The ablation at full length: LeNet, All-CNN." in missing
@@ -117,7 +139,7 @@ def test_the_page_names_every_machine_that_a_run_was_on(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], json.dumps(elsewhere), *lines[1:]]) + "\n")
     page = reproduction.rendered(tmp_path)
-    assert "LeNet, HJ: no statement: 1 resumed on another machine or version." in page
+    assert "| 0.50 ± 0.00 @ 70 | no statement: 1 resumed on another machine or version |" in page
     assert "Produced with: A, CPU" in page
     assert "Produced with: B, CPU" in page
 

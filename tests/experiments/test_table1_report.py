@@ -143,6 +143,16 @@ def test_another_precision_is_not_the_papers(changes: dict[str, Any], named: str
     assert f"A, {named}" in drawn
 
 
+@pytest.mark.parametrize(("seeds", "bands"), [(1, False), (2, True)])
+def test_figure2_draws_panels_with_runs_and_bands_over_seeds(seeds: int, bands: bool, tmp_path: Path) -> None:
+    runs = [stored("lenet", "hj", seed, [0.5, 0.2 + 0.1 * seed], epochs=9) for seed in range(seeds)]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        drawn = figure2.draw(runs, "authors", tmp_path)[1].read_text()
+    assert "LeNet on MNIST" in drawn
+    assert "CIFAR-10" not in drawn
+    assert ("bands" in drawn) == bands == ("FillBetween" in drawn)
+
+
 def test_figure2_has_three_panels_and_the_same_bytes_for_the_same_runs(tmp_path: Path) -> None:
     runs = [
         stored(m, o, s, [0.5, 0.2 + 0.1 * s, 0.1], epochs=9)

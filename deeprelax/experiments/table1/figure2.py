@@ -39,28 +39,28 @@ def curve(runs: Sequence[Stored], quantity: str) -> list[tuple[float, float, flo
 
 
 def draw(runs: Sequence[Stored], preset: str, out: Path) -> list[Path]:
-    """Write figure2-PRESET.png and .svg into ``out``; their paths. A panel without runs says so."""
+    """Write figure2-PRESET.png and .svg into ``out``, with the panels that have runs; their paths."""
     chosen = groups(runs)
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    for ax, (model, quantity, title, label, scale) in zip(figure.subplots(1, 3), PANELS):
+    found_of = {model: [chosen.get((preset, model, name, ""), []) for name in OPTIMIZERS] for model, *_ in PANELS}
+    panels = [panel for panel in PANELS if any(curve(found, panel[1]) for found in found_of[panel[0]])]
+    figure = Figure(figsize=(1 + 4 * len(panels), 4.2), layout="constrained")
+    several = False
+    for ax, (model, quantity, title, label, scale) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         drawn = 0
-        for optimizer in OPTIMIZERS:
-            found = chosen.get((preset, model, optimizer, ""), [])
+        for optimizer, found in zip(OPTIMIZERS, found_of[model]):
             points = curve(found, quantity)
             if points:
                 precision = precision_of(found[0].settings)
                 name = TITLES[optimizer] + ("" if precision == PAPERS_PRECISION else f" in {precision}")
                 _line(ax, points, scale, optimizer, name, drawn)
                 drawn += 1
+                several |= any(count > 1 for *_, count in points)
         ax.set_title(title)
         ax.set_xlabel("effective epochs")
         ax.set_ylabel(label)
-        if drawn:
-            _decorate(ax)
-        else:
-            ax.set(xticks=[], yticks=[])
-            ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes)
-    figure.suptitle(f"{preset} preset; bands: one standard deviation over the seeds; {_means(chosen, preset)}")
+        _decorate(ax)
+    bands = "; bands: one standard deviation over the seeds" if several else ""
+    figure.suptitle(f"{preset} preset{bands}; {_means(chosen, preset)}", fontsize="medium", wrap=True)
     paths = [out / f"figure2-{preset}.{kind}" for kind in ("png", "svg")]
     # The same runs give the same file: no date, and names within the SVG that are not random.
     with matplotlib.rc_context({"svg.hashsalt": "deeprelax"}):
@@ -72,7 +72,7 @@ def draw(runs: Sequence[Stored], preset: str, out: Path) -> list[Path]:
 def _means(chosen: dict[Key, list[Stored]], preset: str) -> str:
     """The devices and precisions of the runs that are drawn."""
     drawn = [found for (of, _, _, variant), found in chosen.items() if of == preset and not variant]
-    return "; ".join(sorted({produced_with(stored) for found in drawn for stored in found})) or "no runs"
+    return "; ".join(sorted({produced_with(stored) for found in drawn for stored in found}))
 
 
 def _line(
@@ -89,6 +89,8 @@ def _line(
         epochs, means, label=name, linewidth=1.6, markersize=4.5,
         markevery=(min(nth * every // 4, len(points) - 1), every), **style,
     )  # fmt: skip
+    if seeds[-1] == 1:
+        return
     low = [max(scale * (mean - deviation), scale * mean / 10) for _, mean, deviation, _ in points]
     high = [scale * (mean + deviation) for _, mean, deviation, _ in points]
     ax.fill_between(epochs, low, high, color=style["color"], alpha=0.25, linewidth=0)

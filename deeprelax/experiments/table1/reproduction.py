@@ -57,39 +57,61 @@ NOTES = """## What is known not to be the paper's
 """
 
 
+def distance(row: Row) -> tuple[float, float] | None:
+    """Our error less the paper's in points, and two deviations of that difference; None where nothing can be said: the
+    row differs from the paper's runs by more than fewer seeds, or one seed gives no deviation."""
+    paper, few = PAPER[row.model, row.optimizer], [f"{row.seeds} of {SEEDS} seeds"]
+    if row.error is None or row.deviation is None or row.caveats not in ([], few):
+        return None
+    return row.error - paper.error, 2 * (row.deviation**2 + paper.deviation**2) ** 0.5
+
+
 def verdict(row: Row) -> str:
     """What a row says about the paper's figure, in words."""
-    paper = PAPER[row.model, row.optimizer]
     if row.error is None:
         return "no finished run"
-    if row.caveats:
+    if (found := distance(row)) is None:
         return f"no statement: {', '.join(row.caveats)}"
-    difference = row.error - paper.error
-    spread = 2 * ((row.deviation or 0.0) ** 2 + paper.deviation**2) ** 0.5
+    difference, spread = found
+    seeds = "" if row.seeds == SEEDS else f"with {row.seeds} of {SEEDS} seeds "
     if abs(difference) <= spread:
-        return f"matches: {difference:+.2f} points, within two deviations ({spread:.2f})"
-    return f"does not match: {difference:+.2f} points, two deviations are {spread:.2f}"
+        return f"{seeds}matches: {difference:+.2f} points, within two deviations ({spread:.2f})"
+    return f"{seeds}does not match: {difference:+.2f} points, two deviations are {spread:.2f}"
+
+
+def whole(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the table with finished runs, as a preset says and as long as the paper's, whatever their seeds."""
+    own = [row for row in rows if row.error is not None and row.as_preset and not row.variant]
+    return [row for row in own if row.epochs >= PAPER[row.model, row.optimizer].epochs]
 
 
 def opening(rows: Sequence[Row]) -> str:
-    """In three sentences what was reproduced and what was not: rows of the paper's length, whatever their seeds."""
-    own = [row for row in rows if row.error is not None and row.as_preset and not row.variant]
-    whole = [row for row in own if row.epochs >= PAPER[row.model, row.optimizer].epochs]
-    near = []
-    for row in whole:
-        paper = PAPER[row.model, row.optimizer]
-        spread = 2 * ((row.deviation or 0.0) ** 2 + paper.deviation**2) ** 0.5
-        near += [row] if abs((row.error or 0.0) - paper.error) <= spread else []
-    names = [f"{NAMES[r.model]} with {TITLES[r.optimizer]} ({r.seeds} of {SEEDS} seeds)" for r in whole]
-    done = {(row.model, row.optimizer) for row in whole}
+    """In three sentences what was reproduced and what was not, and a table of the rows of the paper's length."""
+    of_length = whole(rows)
+    found = [distance(row) for row in of_length]
+    near = [abs(each[0]) <= each[1] for each in found if each]
+    names = [
+        f"{NAMES[r.model]} with {TITLES[r.optimizer]} ({r.preset} preset, {r.seeds} of {SEEDS} seeds)"
+        for r in of_length
+    ]
+    done = {(row.model, row.optimizer) for row in of_length}
     owed = [f"{NAMES[model]} with {TITLES[name]}" for model, name in PAPER if (model, name) not in done]
-    return "\n".join(
-        [
-            f"Run at the paper's length, in the authors' or the paper's settings: {', '.join(names) or 'nothing'}.",
-            f"Of these {len(whole)} rows {len(near)} lie within two standard deviations of the paper's error.",
-            f"Not run at that length: {', '.join(owed) or 'nothing'}; what there is of them is shorter, and below.",
-        ]
-    )
+    silent = f"; of {len(found) - len(near)} nothing can be said" if len(near) < len(found) else ""
+    lines = [
+        f"Run at the paper's length: {', '.join(names) or 'nothing'}.",
+        f"Of these {len(of_length)} rows {near.count(True)} lie within two standard deviations of the paper's error "
+        f"and {near.count(False)} do not{silent}.",
+        f"Not run at that length: {', '.join(owed) or 'nothing'}; what there is of them is shorter, and below.",
+    ]
+    if of_length:
+        lines += ["", "| model | optimizer | preset | paper | this program | says of the paper's figure |"]
+        lines += ["|---|---|---|---|---|---|"]
+    for row in of_length:
+        paper = PAPER[row.model, row.optimizer]
+        cells = [NAMES[row.model], TITLES[row.optimizer], row.preset]
+        cells += [f"{paper.error:.2f} ± {paper.deviation:.2f} @ {paper.epochs}", row.value, verdict(row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def rendered(results: Path) -> str:
@@ -147,7 +169,6 @@ def _places(runs: Iterable[Stored], preset: str) -> list[dict[str, Any]]:
 
 def _table(rows: Sequence[Row], runs: Sequence[Stored], preset: str, machine: str, folder: Path) -> str:
     lines = [f"## Table 1, {preset} preset, {machine}\n", table1_report.markdown(rows)]
-    lines += [f"- {NAMES[r.model]}, {TITLES[r.optimizer]}: {verdict(r)}." for r in rows if not r.variant]
     ablation = ablation_report.markdown(runs, preset)
     if ablation:
         lines += ["\nEntropy-SGD with scoping and thermal noise switched off (section 8):\n", ablation.rstrip()]
