@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from deeprelax.cli.common import check_writable
 from deeprelax.files import write_text
 
 TASKS = ("digits-mlp", "digits-cnn", "mnist-cnn", "cifar-resnet", "text-transformer")
@@ -38,10 +39,13 @@ def compare(
     """
     from deeprelax.experiments.compare import report, runner
     from deeprelax.experiments.compare.contestants import EVERY
+    from deeprelax.experiments.data.datasets import DataError
 
     chosen = optimizers or tuple(EVERY)
     if unknown := [name for name in chosen if name not in EVERY]:
         raise click.BadParameter(f"{unknown[0]!r}; there are {', '.join(EVERY)}", param_hint="--optimizer")
+    for name in ("runs.jsonl", "table.md", "curves.png"):
+        check_writable("--out", out / name)
     results = runner.Results(out / "runs.jsonl")
     runs = runner.search(preset, names or TASKS, chosen)
     try:
@@ -61,6 +65,8 @@ def compare(
     except KeyboardInterrupt:
         click.echo(f"stopped; {len(results.all)} runs are in {results.path}, and the same command resumes")
         raise SystemExit(130) from None
+    except (DataError, OSError) as error:
+        raise click.ClickException(f"{error}; {len(results.all)} runs are in {results.path}") from error
     shown = [r for r in results.all if r["run"]["preset"] == preset]
     write_text(out / "table.md", report.table(shown))
     report.draw(shown, out / "curves.png")

@@ -22,6 +22,7 @@ from deeprelax.benchmark import throughput
 from deeprelax.benchmark.shapes import Workload
 from deeprelax.cli.main import main
 from deeprelax.experiments import progress, report
+from deeprelax.experiments.compare import runner
 from deeprelax.experiments.training import DivergedError
 from deeprelax.terminal import Pace
 
@@ -74,16 +75,24 @@ def test_an_ascii_terminal_gets_its_table(tmp_path: Path) -> None:
     assert names(tmp_path) == FILES
 
 
-@pytest.mark.parametrize("command", ["train", "bench"])
+@pytest.mark.parametrize("command", ["train", "bench", "compare"])
 @pytest.mark.parametrize("out", ["/proc/no", "taken"])
 def test_a_folder_that_cannot_be_written_is_refused_before_the_run(
     command: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("digits.png", "cpu.json"):  # folders where files are to be
+    for name in ("digits.png", "cpu.json", "curves.png"):  # folders where files are to be
         (tmp_path / "taken" / name).mkdir(parents=True)
     monkeypatch.setattr(progress, "run_all", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr(throughput, "main", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(runner, "perform", lambda *_: pytest.fail("it ran"))
     assert "--out: " in run(command, "--out", tmp_path / out, code=1).output
+
+
+def test_a_comparison_without_its_data_names_the_folder(tmp_path: Path) -> None:
+    arguments = ("compare", "--task", "mnist-cnn", "--preset", "test", "--processes", 1, "--optimizer", "HJ")
+    output = run(*arguments, "--data", tmp_path / "no", "--out", tmp_path / "out", code=1).output
+    assert f"no folder {tmp_path / 'no'}" in output
+    assert "0 runs are in" in output
 
 
 def test_a_full_disk_is_named_and_the_table_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
