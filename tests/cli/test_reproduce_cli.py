@@ -23,9 +23,9 @@ from test_whitening import write_cifar
 from deeprelax import environment
 from deeprelax.cli.main import main
 from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.runner import Runner
 from deeprelax.experiments.table1 import checkpoints, experiment, protocol, store
 from deeprelax.experiments.table1.protocol import OPTIMIZERS, PAPER
-from deeprelax.experiments.table1.runner import Runner
 from deeprelax.terminal import Pace
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from deeprelax.experiments.data import inputs
 from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.runner import Runner, numerics
 from deeprelax.experiments.table1 import experiment, protocol
-from deeprelax.experiments.table1.runner import Runner, numerics
 
 __all__ = ["one_thread"]  # a fixture for every test here
 CPU = torch.device("cpu")

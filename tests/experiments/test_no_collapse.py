@@ -14,8 +14,8 @@ from test_reproduce import one_thread
 from torch.nn import functional as F
 
 from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.runner import Runner, numerics
 from deeprelax.experiments.table1 import protocol
-from deeprelax.experiments.table1.runner import Runner, numerics
 
 __all__ = ["one_thread"]  # a fixture for every test here
 

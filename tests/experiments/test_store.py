@@ -11,9 +11,9 @@ import torch
 from test_reproduce import LENET, one_thread, small
 
 from deeprelax import environment
+from deeprelax.experiments.runner import why_not_captured
 from deeprelax.experiments.table1 import checkpoints, store
 from deeprelax.experiments.table1.checkpoints import StoreError
-from deeprelax.experiments.table1.runner import why_not_captured
 
 __all__ = ["one_thread"]  # a fixture for every test here
 RUN = small("sgd", epochs=2)
@@ -119,7 +119,7 @@ def test_a_run_that_another_machine_goes_on_with_warns_and_keeps_it(
 ) -> None:
     store.execute(RUN, LENET, "digest", tmp_path, deadline=0.0)
     if how := changes.get("how"):
-        monkeypatch.setattr("deeprelax.experiments.table1.runner.Runner.how", how)
+        monkeypatch.setattr("deeprelax.experiments.runner.Runner.how", how)
     here = environment.describe()
     monkeypatch.setattr(environment, "describe", lambda device: {**here, **changes})
     with pytest.warns(UserWarning, match=f"the bits of the rest may differ: .*{named}"):

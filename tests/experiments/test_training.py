@@ -7,8 +7,9 @@ import torch
 
 from deeprelax.experiments import recipes
 from deeprelax.experiments.data.datasets import Data, load
+from deeprelax.experiments.evaluation import recalibrate, recalibration_order
 from deeprelax.experiments.models import MODELS, build
-from deeprelax.experiments.training import OPTIMIZERS, DivergedError, Settings, recalibrate, recalibration_order, train
+from deeprelax.experiments.training import OPTIMIZERS, DivergedError, Settings, train
 
 EPOCHS = 14
 

@@ -11,9 +11,9 @@ import torch
 from on_gpu import only_real
 from test_reproduce import GENTLER, data_for, errors, final_state, narrow, small
 
+from deeprelax.experiments.runner import Runner, can_be_captured
 from deeprelax.experiments.table1 import protocol, store
 from deeprelax.experiments.table1.protocol import OPTIMIZERS
-from deeprelax.experiments.table1.runner import Runner, can_be_captured
 
 __all__ = ["narrow"]  # a fixture for every test here
 

@@ -14,7 +14,7 @@ from test_reproduce import LENET, data_for, narrow, one_thread, small
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from deeprelax.experiments.table1.runner import Runner, numerics
+from deeprelax.experiments.runner import Runner, numerics
 
 __all__ = ["narrow", "one_thread"]  # fixtures for every test here
 CPU = torch.device("cpu")

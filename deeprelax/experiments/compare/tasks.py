@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from deeprelax.batchnorm import recalibrate_batchnorm
 from deeprelax.experiments.data import cifar, datasets
 from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.evaluation import evaluate, recalibration_order
 from deeprelax.experiments.models import digits_cnn, digits_mlp, lenet_authors
-from deeprelax.experiments.training import evaluate, recalibration_order
 
 
 @dataclass(frozen=True)

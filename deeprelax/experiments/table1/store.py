@@ -24,10 +24,10 @@ import torch
 
 from deeprelax import environment
 from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.runner import Runner, numerics, why_not_captured
 from deeprelax.experiments.table1 import checkpoints
 from deeprelax.experiments.table1.checkpoints import StoreError
 from deeprelax.experiments.table1.protocol import Run
-from deeprelax.experiments.table1.runner import Runner, numerics, why_not_captured
 from deeprelax.files import append_text, write_text
 
 FINISHED, DIVERGED, PAUSED = "finished", "diverged", "paused"

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from deeprelax import kernels
 from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.evaluation import at_x, evaluate, recalibrate
 from deeprelax.experiments.models import build
 from deeprelax.experiments.table1.protocol import Run
-from deeprelax.experiments.training import OPTIMIZERS, at_x, deterministic, evaluate, recalibrate
+from deeprelax.experiments.training import OPTIMIZERS, deterministic
 
 WARM_UP = 3  # calls before a capture, as torch's notes on CUDA graphs advise
 
