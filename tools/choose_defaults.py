@@ -12,6 +12,7 @@ The seeds are other ones than those of ``deeprelax train``.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import statistics
@@ -24,7 +25,8 @@ import torch
 
 from deeprelax.environment import describe
 from deeprelax.experiments.data.datasets import Data, load
-from deeprelax.experiments.training import DivergedError, Settings, train
+from deeprelax.experiments.runs import Run
+from deeprelax.experiments.training import DivergedError, train
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("defaults", "plain", "recipes")
@@ -63,13 +65,13 @@ def recipes() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "entropy-sgd", {"inner_steps": 20, "gamma": gamma, "lr": gamma, "inner_lr": inner_lr, **momentum}
 
 
-def measure(data: Data, settings: Settings) -> dict[str, Any]:
+def measure(data: Data, run: Run) -> dict[str, Any]:
     """Mean and deviation over the seeds; a run that diverges counts as a failure of the setting."""
-    about = {"optimizer": settings.optimizer, "options": settings.options}
+    about = {"optimizer": run.optimizer, "options": run.options}
     errors, losses = [], []
     for seed in SEEDS:
         try:
-            result, _ = train(settings, data, seed)
+            result, _ = train(dataclasses.replace(run, seed=seed), data)
         except DivergedError as error:
             return {**about, "failed": str(error)}
         errors.append(result.validation_error[-1])
@@ -99,13 +101,13 @@ def main(parts: tuple[str, ...], out: Path) -> None:
     plans = {
         "defaults": (defaults, "digits-cnn", 20, ()),
         "plain": (defaults, "digits-mlp", 20, ()),
-        "recipes": (recipes, "digits-cnn", 40, (24, 34)),
+        "recipes": (recipes, "digits-cnn", 40, ((24 / 40, 0.2), (34 / 40, 0.04))),
     }
     for part in parts:
         grid_of_part, model, epochs, drops = plans[part]
         results[part] = []
         for optimizer, options in grid_of_part():
-            row = measure(data, Settings(optimizer, options, model, epochs, 128, drops))
+            row = measure(data, Run("", model, optimizer, SEEDS[0], epochs, options, drops))
             results[part].append(row)
             outcome = row.get("failed") or f"{row['validation_error']:.2%} error, loss {row['training_loss']:.4f}"
             click.echo(f"{part} {optimizer} {options}: {outcome}")

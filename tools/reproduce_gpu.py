@@ -22,10 +22,10 @@ from rich.console import Console
 
 from deeprelax import environment
 from deeprelax.experiments.data.datasets import DataError
+from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import experiment, figure2, protocol, store
 from deeprelax.experiments.table1 import report as table1_report
 from deeprelax.experiments.table1.checkpoints import StoreError
-from deeprelax.experiments.table1.protocol import Run
 
 ROOT = Path(__file__).parent.parent
 

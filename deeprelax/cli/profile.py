@@ -18,7 +18,7 @@ from deeprelax.cli.common import (
     threads_option,
 )
 from deeprelax.experiments.recipes import takes
-from deeprelax.experiments.training import OPTIMIZERS
+from deeprelax.experiments.runs import OPTIMIZERS
 
 
 @click.command()

@@ -19,9 +19,11 @@ from deeprelax.cli.common import (
     refuse_without_gpu,
     threads_option,
 )
+from deeprelax.experiments import recipes
 from deeprelax.experiments.models import MODELS
-from deeprelax.experiments.recipes import PLANS, settings, takes
-from deeprelax.experiments.training import EVERY, OPTIMIZERS, WORKERS, DivergedError, Result, check
+from deeprelax.experiments.recipes import PLANS, takes
+from deeprelax.experiments.runs import BATCH_SIZE, EVERY, OPTIMIZERS, WORKERS
+from deeprelax.experiments.training import DivergedError, Result, check
 from deeprelax.terminal import InterruptedRun
 
 
@@ -59,7 +61,9 @@ def _recipes() -> str:
     help="Effective epochs: gradients taken over batches per epoch, equal for all optimizers, so that all have the "
     f"same time to learn.  {_per_dataset('epochs')}",
 )  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(2), help=f"Images per gradient.  {_per_dataset('batch_size')}")
+@click.option(
+    "--batch-size", type=click.IntRange(2), default=BATCH_SIZE, show_default=True, help="Images per gradient."
+)
 @click.option("--lr", type=float, help="η, the step size of the (outer) update; falls in the course of the run.")
 @click.option("--gamma", type=float, help="γ, how much is smoothed; not for sgd. Shrinks by --scoping at each update.")
 @click.option("--inner-steps", type=int, help="L, gradients per outer update; not for sgd (Remark 15 of the paper).")
@@ -79,7 +83,7 @@ def train(
     model: str | None,
     seeds: int | None,
     epochs: int | None,
-    batch_size: int | None,
+    batch_size: int,
     out: Path,
     threads: int | None,
     device: str,
@@ -121,36 +125,35 @@ def train(
         except DataError as error:
             raise click.ClickException(str(error)) from error
         plan = PLANS[dataset]
-        each = {
-            name: settings(dataset, name, model=model, epochs=epochs, batch_size=batch_size, options=options)
-            for name in chosen
-        }
+        common: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size, "options": options}
+        count = range(seeds or plan.seeds)
+        runs = [recipes.run(dataset, name, seed, **common) for name in chosen for seed in count]
         console = Console(quiet=rank > 0)
         with environment.threads(threads or plan.threads):
-            for name, one in each.items():
+            for run in runs[:: len(count)]:
                 try:
-                    check(one, data, backend)
+                    check(run, data, backend)
                 except (ValueError, RuntimeError) as error:
-                    raise click.ClickException(f"{name}: {error}") from error
+                    raise click.ClickException(f"{run.optimizer}: {error}") from error
             about = environment.describe(torch.device(device))
             about["backend"] = kernels.get(backend, torch.device(device)).name
             results: dict[str, list[Result]] = {}
             unfinished: type[click.ClickException] | None = None
             try:
-                progress.run_all(each, data, range(seeds or plan.seeds), backend, console, results)
+                progress.run_all(runs, data, backend, console, results)
             except DivergedError as error:
                 unfinished, why = click.ClickException, str(error)
             except KeyboardInterrupt:
                 unfinished, why = InterruptedRun, "interrupted"
-        # Under a name of its own: an earlier, complete result stays.
+        # Under another name: an earlier, complete result stays.
         name = f"{dataset}-unfinished" if unfinished else dataset
         if results and rank == 0:
             try:
-                report.write(report.Experiment(dataset, each, results, about), out, name, console)
+                report.write(report.Experiment(dataset, results, about), out, name, console)
             except OSError as error:
                 raise click.ClickException(str(error)) from error
         if unfinished:
-            raise unfinished(f"{why}; {_kept(results, len(each) * (seeds or plan.seeds), out / name)}")
+            raise unfinished(f"{why}; {_kept(results, len(runs), out / name)}")
 
 
 def join_workers(chosen: tuple[str, ...], device: str) -> int:
@@ -170,7 +173,7 @@ def join_workers(chosen: tuple[str, ...], device: str) -> int:
 
 
 def _kept(results: dict[str, list[Result]], runs: int, stem: Path) -> str:
-    """What is left of an unfinished comparison, and how to go on."""
+    """What an unfinished comparison leaves, and how to resume it."""
     finished = sum(map(len, results.values()))
     kept = f"{finished} of {runs} runs had ended and are kept in {stem}.json" if finished else "no run had ended"
     return (

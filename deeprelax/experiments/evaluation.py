@@ -11,19 +11,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deeprelax.batchnorm import recalibrate_batchnorm
+from deeprelax.optim.outer_loop import OuterLoop
+from deeprelax.optim.relaxation import Relaxation
 
 EVALUATION_BATCH = 1024
 
 
 @contextlib.contextmanager
-def at_x(optimizer: torch.optim.Optimizer, stay: bool = False) -> Iterator[None]:
-    """The parameters hold x inside, and with ``stay`` also after it; else the inner point again."""
-    relaxation = not isinstance(optimizer, torch.optim.SGD)
-    if relaxation:
-        optimizer.eval()  # type: ignore[attr-defined]
-    yield
-    if relaxation and not stay:
-        optimizer.train()  # type: ignore[attr-defined]
+def at_x(*optimizers: torch.optim.Optimizer) -> Iterator[None]:
+    """The weights hold the point at which the optimizers evaluate."""
+    with contextlib.ExitStack() as stack:
+        for optimizer in optimizers:
+            if isinstance(optimizer, Relaxation | OuterLoop):
+                stack.enter_context(optimizer.at_x())
+            elif hasattr(optimizer, "eval"):  # schedule-free
+                optimizer.eval()
+                stack.callback(optimizer.train)  # type: ignore[attr-defined]
+        yield
 
 
 @functools.lru_cache(maxsize=4)

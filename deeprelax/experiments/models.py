@@ -144,6 +144,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "allcnn": (allcnn, (3, 32, 32)),
     "allcnn-authors": (allcnn_authors, (3, 32, 32)),
 }
+# The networks of Table 1: the authors' layers, or those of sections 7.2 and 7.3.
+NETWORKS = {
+    "authors": {"lenet": "lenet-authors", "allcnn": "allcnn-authors"},
+    "paper": {"lenet": "lenet", "allcnn": "allcnn"},
+}
 
 
 def build(name: str, image_shape: torch.Size) -> nn.Module:

@@ -10,7 +10,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from deeprelax.experiments.training import EVERY, Settings
+from deeprelax.experiments.runs import BATCH_SIZE, EVERY, Run
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,14 @@ class Plan:
     """What ``deeprelax train`` does with a data set unless told otherwise.
 
     Attributes:
-        drops: fractions of the effective epochs after which the learning rate is multiplied by ``factor``.
+        drops: as in ``Run``.
         threads: None for torch's own choice.
     """
 
     model: str
     epochs: int
     seeds: int
-    batch_size: int
-    drops: tuple[float, ...]
-    factor: float
+    drops: tuple[tuple[float, float], ...]
     threads: int | None
     options: dict[str, dict[str, Any]]
 
@@ -43,9 +41,8 @@ DIGITS = Plan(
     model="digits-cnn",
     epochs=30,  # measured: the errors stand still from here on
     seeds=3,
-    batch_size=128,  # section 7.1
-    drops=(0.6, 0.85),  # section 7.1 divides by 5 two or three times in a run
-    factor=0.2,  # authors' SGD baselines: "divided by 5"
+    # Section 7.1 divides by 5 two or three times in a run; authors' SGD baselines: "divided by 5".
+    drops=((0.6, 0.2), (0.85, 0.04)),
     threads=1,  # measured: two save a third of the time on idle cores, and cost tenfold beside another busy process
     # Measured: each is the best of those tried; learning rate and momentum for SGD, for the others γ as well.
     options={
@@ -64,9 +61,8 @@ MNIST = Plan(
     model="lenet-authors",  # a third of the parameters of the paper's "lenet", and twice as fast on a CPU
     epochs=5,  # an epoch takes one or two CPU cores the better part of a minute; the paper trains for 70 to 100
     seeds=1,  # the paper: 6
-    batch_size=128,  # section 7.1
-    drops=(0.4, 0.8),  # authors: Entropy-SGD's learning rate falls after 2 of 5 outer epochs
-    factor=0.2,  # authors' SGD baselines: "divided by 5"
+    # authors: Entropy-SGD's learning rate falls after 2 of 5 outer epochs; SGD's baselines: "divided by 5"
+    drops=((0.4, 0.2), (0.8, 0.04)),
     threads=None,
     options={
         "sgd": {"lr": 0.1, "momentum": 0.9, "nesterov": True},  # authors' baseline
@@ -86,20 +82,22 @@ def takes(optimizer: str, option: str) -> bool:
     return option in inspect.signature(EVERY[optimizer]).parameters
 
 
-def settings(
+def run(
     dataset: str,
     optimizer: str,
+    seed: int,
     *,
     model: str | None = None,
     epochs: int | None = None,
-    batch_size: int | None = None,
+    batch_size: int = BATCH_SIZE,
     options: dict[str, Any] | None = None,
-) -> Settings:
-    """The recipe, with what is not None put in its place.
+) -> Run:
+    """A run of the recipe, in which what is not None replaces the recipe's.
 
     Args:
         dataset: a key of ``PLANS``.
-        optimizer: a key of ``training.EVERY``.
+        optimizer: a key of ``runs.EVERY``.
+        seed: of the weights, the batches, dropout and the optimizer's noise.
         options: arguments of the optimizer; those that it does not take are left out.
     """
     plan = PLANS[dataset]
@@ -108,12 +106,13 @@ def settings(
     chosen = {**plan.options[optimizer], **own}
     if chosen.get("nesterov") and not chosen.get("momentum") and not chosen.get("inner_momentum"):
         del chosen["nesterov"]
-    return Settings(
-        optimizer=optimizer,
-        options=chosen,
+    return Run(
+        preset="",
         model=model or plan.model,
+        optimizer=optimizer,
+        seed=seed,
         epochs=epochs,
-        batch_size=batch_size or plan.batch_size,
-        drops=tuple(max(1, round(fraction * epochs)) for fraction in plan.drops),
-        factor=plan.factor,
+        options=chosen,
+        drops=tuple((max(1, round(fraction * epochs)) / epochs, factor) for fraction, factor in plan.drops),
+        batch_size=batch_size,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deeprelax import files
-from deeprelax.experiments.training import Result, Settings
+from deeprelax.experiments.runs import Run
+from deeprelax.experiments.training import Result
 
 TITLES = {
     "sgd": "SGD",
@@ -39,12 +40,16 @@ LINES = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """Settings and results of every run, and what they were produced with."""
+    """The results of every run by optimizer, and what they were produced with."""
 
     dataset: str
-    settings: dict[str, Settings]
     results: dict[str, list[Result]]
     machine: dict[str, Any]
+
+    @property
+    def first(self) -> Run:
+        """One of the runs, which share the network and the size of a batch."""
+        return next(iter(self.results.values()))[0].run
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
@@ -62,7 +67,7 @@ def table(experiment: Experiment) -> Table:
     """One row per optimizer, at the end of the runs."""
     seeds = max(len(results) for results in experiment.results.values())
     of_seeds = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    first = next(iter(experiment.settings.values()))
+    first = experiment.first
     title = f"{experiment.dataset}, {first.model}, batches of {first.batch_size}: {of_seeds}"
     result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     result.add_column("optimizer", no_wrap=True)
@@ -78,13 +83,12 @@ def table(experiment: Experiment) -> Table:
     if workers:
         result.add_column("each worker's\nown error (%)", justify="right", no_wrap=True)
     for name, results in experiment.results.items():
-        settings = experiment.settings[name]
         own = ", ".join(f"{100 * error:.2f}" for error in results[-1].worker_error)
         result.add_row(
             TITLES[name],
             with_spread([100 * r.validation_error[-1] for r in results], 2),
             with_spread([r.training_loss[-1] for r in results], 4),
-            str(settings.epochs),
+            str(results[0].run.epochs),
             f"{spread([r.seconds for r in results])[0]:.1f}",
             f"{spread([r.step_ms for r in results])[0]:.2f}",
             *([own] if workers else []),
@@ -98,12 +102,24 @@ def write_json(experiment: Experiment, path: Path) -> None:
         "dataset": experiment.dataset,
         "machine": experiment.machine,
         "runs": [
-            {"settings": asdict(experiment.settings[name]), **asdict(result)}
+            {"settings": settings(result.run), "optimizer": name, "seed": result.run.seed, **curves(result)}
             for name, results in experiment.results.items()
             for result in results
         ],
     }
     files.write_json(path, content)
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """What an optimizer's seeds share; the rate is multiplied by ``factor`` after the effective epochs ``drops``."""
+    shared = {name: getattr(run, name) for name in ("optimizer", "options", "model", "epochs", "batch_size")}
+    factor = run.drops[0][1] if run.drops else 1.0
+    return {**shared, "drops": [round(fraction * run.epochs) for fraction, _ in run.drops], "factor": factor}
+
+
+def curves(result: Result) -> dict[str, Any]:
+    """All of a result but its run."""
+    return {name: value for name, value in vars(result).items() if name != "run"}
 
 
 def draw(experiment: Experiment, path: Path) -> None:
@@ -138,10 +154,9 @@ def draw(experiment: Experiment, path: Path) -> None:
         ax.grid(visible=True, which="major", linewidth=0.4, alpha=0.5)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
-    first = next(iter(experiment.settings.values()))
     seeds = len(next(iter(experiment.results.values())))
     bands = f"; bands: one standard deviation over {seeds} seeds" if seeds > 1 else ", one seed"
-    figure.suptitle(f"{experiment.dataset}, {first.model}{bands}")
+    figure.suptitle(f"{experiment.dataset}, {experiment.first.model}{bands}")
     files.write_picture(path, figure, dpi=150)
 
 

@@ -1,8 +1,8 @@
-"""One run of Table 1, gradient by gradient: on a GPU each one is the replay of a single CUDA graph.
+"""One run, gradient by gradient; a run of Table 1 on a GPU replays a single CUDA graph for each.
 
 The data lie on the device. An epoch's order of images is drawn on the host, so that it is the same for every device,
 and copied into one tensor, through which a counter on the device leads: a captured step then finds its own batch. The
-whole state fits a checkpoint, from which a run goes on with the same bits.
+whole state fits a checkpoint, from which a run resumes with the same bits.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deeprelax import kernels
-from deeprelax.experiments.data.datasets import Data
 from deeprelax.experiments.evaluation import at_x, evaluate, recalibrate
 from deeprelax.experiments.models import build
-from deeprelax.experiments.table1.protocol import Run
-from deeprelax.experiments.training import OPTIMIZERS, deterministic
+from deeprelax.experiments.runs import EVERY, WORKERS, Run
+
+if TYPE_CHECKING:  # the data need numpy; this module only torch
+    from deeprelax.experiments.data.datasets import Data
 
 WARM_UP = 3  # calls before a capture, as torch's notes on CUDA graphs advise
 
@@ -44,20 +45,32 @@ def why_not_captured(run: Run, device: torch.device) -> str:
     )
 
 
-def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
-    """The run's optimizer; where it can be captured, with what changes from step to step in tensors, as a CUDA graph
-    needs it."""
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank among the workers and their number; (0, 1) without a process group."""
+    joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if joined else (0, 1)
+
+
+def make_optimizer(run: Run, model: nn.Module, backend: str = "auto", graph: bool = True) -> torch.optim.Optimizer:
+    """The run's optimizer.
+
+    Args:
+        backend: of deeprelax's optimizers.
+        graph: hold what changes from step to step in tensors, as a CUDA graph needs it, where the optimizer can.
+    """
     device = next(model.parameters()).device
     options = dict(run.options)
     if run.optimizer == "sgd":
-        options["lr"] = torch.tensor(options["lr"], dtype=torch.float32, device=device)
         options["fused"] = True
+        if graph:
+            options["lr"] = torch.tensor(options["lr"], dtype=torch.float32, device=device)
     else:
-        options["capturable"] = can_be_captured(run, device)
-    if run.optimizer in ("heat", "entropy-sgd"):
+        options["backend"] = backend
+        options["capturable"] = graph and can_be_captured(run, device)
+    if run.optimizer in ("heat", "entropy-sgd", *WORKERS):
         options["seed"] = run.seed
-    optimizer = OPTIMIZERS[run.optimizer](model.parameters(), **options)
-    if options.get("momentum") and run.optimizer == "sgd":
+    optimizer = EVERY[run.optimizer](model.parameters(), **options)
+    if graph and options.get("momentum") and run.optimizer == "sgd":
         # torch branches on the host when there is no momentum yet; from zero the first step is the same.
         for p in model.parameters():
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -65,23 +78,25 @@ def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
 
 
 class Runner:
-    """A run that can be advanced, evaluated, saved and taken up again.
+    """A run that can be advanced, evaluated, saved and resumed.
 
     Args:
         run: what to do.
         data: on the device to train on.
+        backend: of deeprelax's optimizers.
+        graph: replay a CUDA graph for each gradient on a GPU, where the optimizer can be captured.
 
     Attributes:
         done: gradients taken.
         total: gradients of the whole run.
-        per_epoch: gradients of an effective epoch; what does not fill a batch is left out, another part every time.
+        per_epoch: gradients of an effective epoch; what does not fill a batch is left out, a different part every time.
 
     Raises:
         ValueError: there are fewer images than a batch takes, the network does not fit them, or a setting is out of
             range.
     """
 
-    def __init__(self, run: Run, data: Data) -> None:
+    def __init__(self, run: Run, data: Data, *, backend: str = "auto", graph: bool = True) -> None:
         images = len(data.train_inputs)
         if run.batch_size > images:
             raise ValueError(f"batches of {run.batch_size}: the training set has only {images} images")
@@ -92,12 +107,16 @@ class Runner:
         torch.manual_seed(run.seed)
         self.model = build(run.network, data.train_inputs.shape[1:]).to(self._device)
         self.model.to(memory_format=self._format)  # type: ignore[call-overload]
-        self.optimizer = make_optimizer(run, self.model)
+        self.optimizer = make_optimizer(run, self.model, backend, graph)
+        self._graph = graph
+        rank, _ = rank_and_size()
+        if rank:  # each worker draws its own dropout and batches
+            torch.manual_seed(run.seed + rank)
         self._data = data
         self.per_epoch = images // run.batch_size
         self.total = run.epochs * self.per_epoch
         self.done = 0
-        self._draws = torch.Generator().manual_seed(run.seed)
+        self._draws = torch.Generator().manual_seed(run.seed + 1_000_003 * rank)
         self._before_epoch = self._draws.get_state()
         self._order = torch.zeros(self.per_epoch, run.batch_size, dtype=torch.int64, device=self._device)
         self._cursor = torch.zeros(1, dtype=torch.int64, device=self._device)
@@ -207,7 +226,7 @@ class Runner:
 
     @property
     def _is_captured(self) -> bool:
-        return self._device.type == "cuda" and can_be_captured(self.run, self._device)
+        return self._graph and self._device.type == "cuda" and can_be_captured(self.run, self._device)
 
     @property
     def rate(self) -> float:
@@ -261,15 +280,27 @@ def _in_tf32(run: Run) -> bool:
 
 
 @contextlib.contextmanager
-def numerics(run: Run, device: torch.device) -> Iterator[None]:
-    """The same algorithms every time, in float32 or TF32, and the caller's generators left alone."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = _in_tf32(run)
+def reproducible(device: torch.device) -> Iterator[None]:
+    """cuDNN takes the same algorithms every time, and the caller's generators are left alone."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     cuda = device.type == "cuda"
     # Graphs are captured on a stream of the current device.
     current = torch.cuda.device(device) if cuda else contextlib.nullcontext()
     try:
-        with current, deterministic(), torch.random.fork_rng(devices=[device] if cuda else []):
+        with current, torch.random.fork_rng(devices=[device] if cuda else []):
+            yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+@contextlib.contextmanager
+def numerics(run: Run, device: torch.device) -> Iterator[None]:
+    """``reproducible``, in float32 or TF32 as the run says."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = _in_tf32(run)
+    try:
+        with reproducible(device):
             yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

@@ -22,6 +22,7 @@ from test_whitening import write_cifar
 
 from deeprelax import environment
 from deeprelax.cli.main import main
+from deeprelax.experiments import progress
 from deeprelax.experiments.data.datasets import Data
 from deeprelax.experiments.runner import Runner
 from deeprelax.experiments.table1 import checkpoints, experiment, protocol, store
@@ -327,13 +328,13 @@ def test_each_model_has_its_own_bar_with_its_ended_runs(tmp_path: Path) -> None:
     path.parent.mkdir()
     lines = [{"run": runs[0].settings(), "machine": {}, "data": "d"}, {"ended": "finished"}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with experiment._progress(Console(file=io.StringIO(), force_terminal=True)) as progress:
-        bars = [experiment._Bar(progress, model, runs, tmp_path) for model in protocol.MODELS]
-        assert [(task.completed, task.total) for task in progress.tasks] == [(67, 134), (0, 390)]
+    with progress.bars(Console(file=io.StringIO(), force_terminal=True), 40) as shown:
+        bars = [experiment._Bar(shown, model, runs, tmp_path) for model in protocol.MODELS]
+        assert [(task.completed, task.total) for task in shown.tasks] == [(67, 134), (0, 390)]
         bars[1].show(2.5)
         bars[0].add(67)
         bars[1].show(3.5)
-        assert [task.completed for task in progress.tasks] == [134, 3.5]
+        assert [task.completed for task in shown.tasks] == [134, 3.5]
 
 
 def test_both_data_sets_stay_loaded(tmp_path: Path, monkeypatch) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from deeprelax.cli.main import main
 from deeprelax.experiments.data.datasets import Data
 from deeprelax.experiments.runner import Runner, make_optimizer
+from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import experiment, protocol, store
-from deeprelax.experiments.table1.protocol import Run
 
 __all__ = ["narrow", "one_thread"]  # fixtures for every test here
 

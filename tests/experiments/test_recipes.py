@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import deeprelax
+from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import protocol
-from deeprelax.experiments.table1.protocol import PRESETS, Run
+from deeprelax.experiments.table1.protocol import PRESETS
 
 CURVATURES = (0.1, 1.0, 3.0)
 CYCLES = 60

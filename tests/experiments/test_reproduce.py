@@ -17,8 +17,9 @@ from deeprelax import environment
 from deeprelax.experiments import models
 from deeprelax.experiments.data.datasets import Data
 from deeprelax.experiments.runner import Runner, numerics
+from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import checkpoints, protocol, store
-from deeprelax.experiments.table1.protocol import OPTIMIZERS, PRESETS, Run
+from deeprelax.experiments.table1.protocol import OPTIMIZERS, PRESETS
 
 WIDTH = 4  # of All-CNN here; 96 in the paper
 

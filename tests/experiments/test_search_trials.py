@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import search_trials, store
-from deeprelax.experiments.table1.protocol import OPTIMIZERS, Run
+from deeprelax.experiments.table1.protocol import OPTIMIZERS
 from deeprelax.experiments.table1.search_trials import FINER, FURTHER, SGD_TRIALS, TRIALS, Trial, after
 
 BAD = (0.9, 1.0)

@@ -19,9 +19,8 @@ from torch.optim import Optimizer
 
 from deeprelax.experiments.compare import tasks
 from deeprelax.experiments.compare.contestants import EVERY, parameters
+from deeprelax.experiments.evaluation import at_x
 from deeprelax.files import append_text
-from deeprelax.optim.outer_loop import OuterLoop
-from deeprelax.optim.relaxation import Relaxation
 
 POINTS = 8  # of a curve
 
@@ -64,19 +63,6 @@ def repeats(results: Sequence[dict[str, Any]], seeds: int) -> list[Run]:
     return [replace(run, seed=seed) for run in best(results).values() for seed in range(1, seeds)]
 
 
-@contextlib.contextmanager
-def evaluating(optimizers: Sequence[Optimizer]) -> Iterator[None]:
-    """The weights hold the point that the optimizers evaluate at."""
-    with contextlib.ExitStack() as stack:
-        for opt in optimizers:
-            if isinstance(opt, Relaxation | OuterLoop):
-                stack.enter_context(opt.at_x())
-            elif hasattr(opt, "eval"):  # schedule-free
-                opt.eval()
-                stack.callback(opt.train)  # type: ignore[attr-defined]
-        yield
-
-
 def decay(optimizers: Sequence[Optimizer], fraction: float) -> None:
     """Rates as that fraction of what they were at the beginning."""
     for opt in optimizers:
@@ -108,7 +94,7 @@ def execute(run: Run, folder: Path | None) -> dict[str, Any]:
         for opt in optimizers:
             opt.step()
         if (k + 1) * POINTS // task.gradients > len(curve):
-            with evaluating(optimizers):
+            with at_x(*optimizers):
                 task.prepare(model)
                 value = task.measure(model.eval())
             curve.append(value if math.isfinite(value) else worst(task.figure))

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from deeprelax.experiments.data import inputs
 from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.progress import Watch, bars
+from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import protocol, store
-from deeprelax.experiments.table1.protocol import ABLATED, ABLATION, DATASETS, Run
-from deeprelax.terminal import Pace
+from deeprelax.experiments.table1.protocol import ABLATED, ABLATION, DATASETS
 
 Options = dict[str, dict[str, dict[str, Any]]]
 
@@ -107,8 +107,8 @@ def execute(
     for run in runs if compare else ():
         if run.model in unseen:
             loaded(run)
-    with _progress(console) as progress:
-        bars = {model: _Bar(progress, model, runs, out) for model in dict.fromkeys(run.model for run in runs)}
+    with bars(console, 40) as progress:
+        overall = {model: _Bar(progress, model, runs, out) for model in dict.fromkeys(run.model for run in runs)}
         for run in runs:
             if _has_ended(run, out):
                 continue
@@ -116,18 +116,19 @@ def execute(
                 left.append(run)
                 continue
             data, digest = loaded(run)
-            watch = _Watch(progress, bars[run.model], run, console)
+            task = progress.add_task(run.name, total=run.epochs, state="")
+            watch, bar = Watch(progress, task, run.name, run.epochs), overall[run.model]
             how = store.execute(
                 run, data, digest, out, deadline=deadline, stop=stop, checkpoint_seconds=checkpoint_seconds,
-                on_progress=watch,
+                on_progress=lambda *done, watch=watch, bar=bar: bar.show(watch(*done)),
                 warn=functools.partial(console.print, style="yellow", highlight=False, soft_wrap=True),
             )  # fmt: skip
-            watch.close()
+            progress.remove_task(task)
             console.print(f"{run.name}: {how}{_error(run, out)}", highlight=False, soft_wrap=True)
             if how == store.PAUSED:
                 left.append(run)
             else:
-                bars[run.model].add(run.epochs)
+                bar.add(run.epochs)
     return left
 
 
@@ -150,27 +151,6 @@ class _Bar:
         """A run of so many epochs has ended."""
         self._before += epochs
         self.show(0)
-
-
-class _Watch:
-    """Moves the two bars while a run is under way, or prints its progress every minute where there is no terminal."""
-
-    def __init__(self, progress: Progress, overall: _Bar, run: Run, console: Console) -> None:
-        self._console, self._pace = console, Pace()
-        self._progress, self._overall, self._run = progress, overall, run
-        self._task = progress.add_task(run.name, total=run.epochs, state="")
-
-    def __call__(self, done: int, total: int, records: Sequence[dict[str, Any]]) -> None:
-        at = self._run.epochs * done / total
-        state = f"{records[-1]['validation_error']:.2%} error" if records else ""
-        self._progress.update(self._task, completed=at, state=state)
-        self._overall.show(at)
-        if not self._console.is_terminal and (left := self._pace.left(done / total)):
-            words = [f"{self._run.name}: {at:.1f}/{self._run.epochs} effective epochs", state, left]
-            self._console.print(", ".join(filter(None, words)), highlight=False, soft_wrap=True)
-
-    def close(self) -> None:
-        self._progress.remove_task(self._task)
 
 
 def _check_data(runs: Sequence[Run], model: str, digest: str, out: Path) -> None:
@@ -198,17 +178,3 @@ def _error(run: Run, out: Path) -> str:
         f", {last['validation_error']:.2%} validation error at {last['effective_epoch']:g} effective epochs, "
         f"{last['seconds']:.0f} s"
     )
-
-
-@contextlib.contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description:40}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.1f}/{task.total:.0f} effective epochs"),
-        TextColumn("{task.fields[state]:>13}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    # A few gradients on a slow machine, and an evaluation, take longer than the half minute that rich looks back.
-    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600) as progress:
-        yield progress

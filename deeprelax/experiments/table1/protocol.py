@@ -14,22 +14,19 @@ MNIST is fed as the raw values 0 to 255 in both: section 7.1 preprocesses nothin
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
+
+from deeprelax.experiments.models import NETWORKS
+from deeprelax.experiments.runs import Run
 
 MODELS = ("lenet", "allcnn")
 OPTIMIZERS = ("entropy-sgd", "heat", "hj", "sgd")  # in the order of Table 1
 DATASETS = {"lenet": "mnist", "allcnn": "cifar10"}
-NETWORKS = {
-    "authors": {"lenet": "lenet-authors", "allcnn": "allcnn-authors"},
-    "paper": {"lenet": "lenet", "allcnn": "allcnn"},
-}
 PRESETS = tuple(NETWORKS)
 WHITENING = {"authors": "authors", "paper": "pylearn2"}
 TRAINING_IMAGES = {"lenet": 60_000, "allcnn": 50_000}  # section 7.1
 SEEDS = 6  # section 7.1
-BATCH_SIZE = 128  # section 7.1
 
 
 @dataclass(frozen=True)
@@ -51,64 +48,6 @@ PAPER = {
     ("allcnn", "hj"): Figure(7.89, 0.07, 145),
     ("allcnn", "sgd"): Figure(7.94, 0.06, 195),
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run; with the data it determines every bit of the result on one machine.
-
-    Attributes:
-        preset: a key of ``NETWORKS``.
-        model: the row, "lenet" or "allcnn".
-        optimizer: one of ``OPTIMIZERS``.
-        seed: of the weights, the batches, dropout and the optimizer's noise.
-        epochs: effective epochs: gradients over batches per epoch (Remark 15).
-        options: arguments of the optimizer.
-        drops: (fraction of the run, factor) pairs: the learning rate is the one in ``options`` times the factor of
-            the last fraction passed.
-        variant: "" for a row of the table; else what was switched off, a key of ``ABLATION``, or a trial of a search.
-        batch_size: images per gradient.
-        with_replacement: how the batches are drawn.
-        autocast: "bf16" for mixed precision, "" for float32.
-        tf32: let a GPU round the factors of float32 products to TF32. A bf16 run is evaluated so.
-        evaluate_every: effective epochs between two evaluations; the last is at the end.
-    """
-
-    preset: str
-    model: str
-    optimizer: str
-    seed: int
-    epochs: int
-    options: dict[str, Any]
-    drops: tuple[tuple[float, float], ...]
-    variant: str = ""
-    batch_size: int = BATCH_SIZE
-    with_replacement: bool = False
-    autocast: str = ""
-    tf32: bool = False
-    evaluate_every: int = 1
-
-    @property
-    def network(self) -> str:
-        """The network's name in ``models.MODELS``."""
-        return NETWORKS[self.preset][self.model]
-
-    @property
-    def name(self) -> str:
-        """The run's file name without ending; unlike for runs that a user may want beside each other."""
-        parts = [self.preset, self.model, self.optimizer, self.variant, self.autocast, "tf32" if self.tf32 else ""]
-        return "-".join([part for part in parts if part] + [f"{self.epochs}ep", f"seed{self.seed}"])
-
-    def rate_factor(self, progress: float) -> float:
-        """What the learning rate is multiplied by after this fraction of the run."""
-        return next((factor for fraction, factor in reversed(self.drops) if progress >= fraction), 1.0)
-
-    def settings(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            name: [list(pair) for pair in value] if name == "drops" else value
-            for name, value in dataclasses.asdict(self).items()
-        }
 
 
 @dataclass(frozen=True)

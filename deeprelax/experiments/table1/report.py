@@ -11,8 +11,9 @@ from rich import box
 from rich.table import Table
 
 from deeprelax.experiments.report import TITLES
+from deeprelax.experiments.runs import BATCH_SIZE
 from deeprelax.experiments.table1 import protocol
-from deeprelax.experiments.table1.protocol import BATCH_SIZE, OPTIMIZERS, PAPER, SEEDS, TRAINING_IMAGES
+from deeprelax.experiments.table1.protocol import OPTIMIZERS, PAPER, SEEDS, TRAINING_IMAGES
 from deeprelax.experiments.table1.store import DIVERGED, FINISHED, Stored
 
 NAMES = {"lenet": "LeNet", "allcnn": "All-CNN"}

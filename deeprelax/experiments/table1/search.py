@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import store
 from deeprelax.experiments.table1.checkpoints import StoreError
-from deeprelax.experiments.table1.protocol import MODELS, OPTIMIZERS, Run
+from deeprelax.experiments.table1.protocol import MODELS, OPTIMIZERS
 from deeprelax.experiments.table1.search_trials import FURTHER, TRIALS, score
 from deeprelax.experiments.table1.store import Stored
 from deeprelax.files import write_json

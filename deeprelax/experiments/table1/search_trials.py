@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import protocol, store
-from deeprelax.experiments.table1.protocol import Run
 from deeprelax.experiments.table1.store import Stored
 
 # What a trial does to the recipe: factors of η and of γ₀, and whether the rate falls earlier.

@@ -25,9 +25,9 @@ import torch
 from deeprelax import environment
 from deeprelax.experiments.data.datasets import Data
 from deeprelax.experiments.runner import Runner, numerics, why_not_captured
+from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import checkpoints
 from deeprelax.experiments.table1.checkpoints import StoreError
-from deeprelax.experiments.table1.protocol import Run
 from deeprelax.files import append_text, write_text
 
 FINISHED, DIVERGED, PAUSED = "finished", "diverged", "paused"
@@ -142,7 +142,7 @@ def execute(
     deadline: float = float("inf"),
     stop: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = 60.0,
-    on_progress: Callable[[int, int, Sequence[dict[str, Any]]], None] = lambda done, total, records: None,
+    on_progress: Callable[[int, int, float | None], object] = lambda done, total, error: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> str:
     """Run it from where it stands to its end, to the deadline, or until it is to stop.
@@ -154,7 +154,7 @@ def execute(
         deadline: on ``time.monotonic``'s clock; a run that meets it is saved and can be resumed.
         stop: asked after every gradient; the run is then saved as at the deadline.
         checkpoint_seconds: between two checkpoints. The last one is removed when the run has ended.
-        on_progress: called with the gradients taken and their total, and the evaluations so far.
+        on_progress: called with the gradients taken, their total, and the last validation error.
         warn: called when another machine goes on with the run, and when a GPU's steps cannot be captured.
 
     Returns:
@@ -204,7 +204,8 @@ def execute(
                     lines.append(_evaluated(runner, before - start))
                     _append(path, lines[-1])
                 now = time.monotonic()
-                on_progress(runner.done, runner.total, [line for line in lines if "validation_error" in line])
+                errors = [line["validation_error"] for line in lines if "validation_error" in line]
+                on_progress(runner.done, runner.total, errors[-1] if errors else None)
                 at_end = _has_diverged(lines) or runner.done == runner.total
                 paused = (now >= deadline or stop()) and not at_end
                 if at_end or paused or now - last_saved >= checkpoint_seconds:
