@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from deeprelax.experiments.data.datasets import DEFAULT_FOLDER, DataError, check_published, check_varied
+from deeprelax.experiments.data.datasets import DEFAULT_FOLDER, DataError, check_varied
 
-BATCHES = {  # with the MD5 of each, as torchvision has them
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-}
-IMAGES = 10_000  # of a batch
 ARCHIVE = "cifar10.npz"
 KEYS = ("x_train", "y_train", "x_test", "y_test")
-PIXELS = 3 * 32 * 32
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def cifar10_arrays(folder: Path | None, *, published: bool = True) -> Arrays:
+def cifar10_arrays(folder: Path | None) -> Arrays:
     """Training images and labels, test images and labels: uint8, (50000, 3, 32, 32) and (50000,), and 10,000 for the
     test.
 
     Args:
         folder: has cifar10.npz or cifar-10-batches-py; downloaded to if it has neither. None is ``.data``.
-        published: refuse batches other than those that were published; a test's own are smaller.
 
     Raises:
         DataError: a file is missing or damaged, or cannot be downloaded; the message names it.
-        ImportError: for a download, torchvision is not installed.
+        ImportError: torchvision, which reads cifar-10-batches-py, is not installed.
     """
     if folder is not None and not folder.is_dir():
         raise DataError(
@@ -46,22 +32,28 @@ def cifar10_arrays(folder: Path | None, *, published: bool = True) -> Arrays:
     folder = folder or DEFAULT_FOLDER
     if (folder / ARCHIVE).is_file():
         return _read_archive(folder / ARCHIVE)
-    batches = folder / "cifar-10-batches-py"
-    if not any((batches / name).is_file() for name in BATCHES):
-        _download(folder)
-    parts = [_read_batch(batches / name, md5 if published else None) for name, md5 in BATCHES.items()]
-    images, labels = (np.concatenate(arrays) for arrays in zip(*parts[:-1]))
-    check_varied(batches, images)
-    return images, labels, *parts[-1]
+    return _read_batches(folder)
 
 
-def _download(folder: Path) -> None:
+def _read_batches(folder: Path) -> Arrays:
+    """The published files. torchvision compares their MD5 before it unpickles any, but does not say which differs."""
     try:
         from torchvision.datasets import CIFAR10  # fails on import where it was built for another torch
+        from torchvision.datasets.utils import check_integrity
 
-        CIFAR10(str(folder), download=True)
+        batches = folder / CIFAR10.base_folder
+        files = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
+        is_new = not any((batches / name).is_file() for name, _ in files)
+        for name, md5 in () if is_new else files:
+            if not (batches / name).is_file():
+                raise DataError(f"{batches / name} is missing; other files of CIFAR-10 exist")
+            if not check_integrity(batches / name, md5):
+                raise DataError(f"{batches / name} is damaged: its MD5 is not {md5}, that of the published file")
+        parts = [CIFAR10(folder, train, download=is_new) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         raise DataError(f"{folder} has no {ARCHIVE} and no CIFAR-10, and downloading it failed: {error}") from error
+    train, test = ((_channels_first(part.data), np.asarray(part.targets, np.uint8)) for part in parts)
+    return *train, *test
 
 
 def _read_archive(path: Path) -> Arrays:
@@ -82,37 +74,6 @@ def _read_archive(path: Path) -> Arrays:
 
 def _channels_first(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-
-
-ARRAYS = {("multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Lets a pickle build numpy arrays and nothing else, so that a tampered file can run no code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module.rpartition(".")[2], name) not in ARRAYS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
-
-
-def _read_batch(path: Path, md5: str | None) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        raise DataError(f"{path} is missing; other files of CIFAR-10 are there")
-    try:
-        raw = path.read_bytes()
-        content = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
-        images, labels = np.asarray(content[b"data"]), np.asarray(content[b"labels"])
-    except Exception as error:  # a damaged pickle can fail with almost any exception
-        raise DataError(f"{path} is damaged: {error}") from error
-    if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != PIXELS:
-        raise DataError(f"{path} is damaged: data is {images.dtype} {images.shape}; uint8 (n, {PIXELS}) was expected")
-    _check_labels(path, "labels", labels, len(images))
-    if md5 is not None:
-        if len(images) != IMAGES:
-            raise DataError(f"{path} is damaged: it has {len(images):,} images; {IMAGES:,} were expected")
-        check_published(path, raw, md5)
-    return images.reshape(-1, 3, 32, 32), labels.astype(np.uint8)
 
 
 def _check_labels(path: Path, name: str, labels: np.ndarray, images: int) -> None:
