@@ -50,6 +50,12 @@ def out_option(what: str, **settings: Any) -> Callable[[F], F]:
     return click.option("--out", type=kind, metavar="DIR", help=what, show_default="default" in settings, **settings)
 
 
+def data_option(what: str) -> Callable[[F], F]:
+    """The option ``--data``: the folder of the data sets, passed as ``folder``."""
+    kind = click.Path(path_type=Path)
+    return click.option("--data", "folder", type=kind, metavar="DIR", help=f"{what}  [default: .data]")
+
+
 device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 backend_option = click.option(
     "--backend",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from deeprelax.cli.common import check_writable
+from deeprelax.cli.common import check_writable, data_option, out_option
 from deeprelax.files import write_text
 
 TASKS = ("digits-mlp", "digits-cnn", "mnist-cnn", "cifar-resnet", "text-transformer")
@@ -19,15 +19,15 @@ TASKS = ("digits-mlp", "digits-cnn", "mnist-cnn", "cifar-resnet", "text-transfor
 @click.option("--optimizer", "optimizers", multiple=True, help="A row of the table. Default: all.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--processes", type=click.IntRange(1), default=min(8, os.cpu_count() or 1), show_default=True)
-@click.option("--data", type=click.Path(path_type=Path), default=None, help="Folder of MNIST and CIFAR-10.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out/compare"), show_default=True)
+@data_option("Folder of MNIST and CIFAR-10.")
+@out_option("Runs, table and picture; existing runs are not run again.", default=Path("out/compare"))
 def compare(
     preset: str,
     names: tuple[str, ...],
     optimizers: tuple[str, ...],
     seeds: int,
     processes: int,
-    data: Path | None,
+    folder: Path | None,
     out: Path,
 ) -> None:
     """Train small networks with torch's optimizers and these, at equal numbers of gradients.
@@ -35,7 +35,7 @@ def compare(
     Every optimizer gets the same search: three rates and two values of one more hyper-parameter, with one seed; the
     best is repeated with the other seeds. "HJ()" and the like are the classes' defaults, at constant rates.
     OUT/runs.jsonl has a line for each run, and an interrupted comparison resumes with the next; OUT/table.md and
-    OUT/curves.png show what there is.
+    OUT/curves.png show all runs so far.
     """
     from deeprelax.experiments.compare import report, runner
     from deeprelax.experiments.compare.contestants import EVERY
@@ -43,7 +43,7 @@ def compare(
 
     chosen = optimizers or tuple(EVERY)
     if unknown := [name for name in chosen if name not in EVERY]:
-        raise click.BadParameter(f"{unknown[0]!r}; there are {', '.join(EVERY)}", param_hint="--optimizer")
+        raise click.BadParameter(f"{unknown[0]!r}; known are {', '.join(EVERY)}", param_hint="--optimizer")
     for name in ("runs.jsonl", "table.md", "curves.png"):
         check_writable("--out", out / name)
     results = runner.Results(out / "runs.jsonl")
@@ -55,7 +55,7 @@ def compare(
                 runs = [run for run in runner.repeats(ours, seeds) if run.optimizer in chosen]
                 runs = [run for run in runs if run.task in (names or TASKS)]
             left = len(results.missing(runs))
-            for result in runner.perform(runs, results, data, processes):
+            for result in runner.perform(runs, results, folder, processes):
                 left -= 1
                 run = result["run"]
                 click.echo(

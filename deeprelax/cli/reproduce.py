@@ -12,7 +12,7 @@ import click
 import torch
 
 from deeprelax import environment, kernels
-from deeprelax.cli.common import check_writable, extras_needed, out_option, threads_option
+from deeprelax.cli.common import check_writable, data_option, extras_needed, out_option, threads_option
 from deeprelax.experiments.table1 import protocol
 from deeprelax.terminal import InterruptedRun, asked_to_stop
 
@@ -40,18 +40,23 @@ class Names(click.ParamType):  # type: ignore[type-arg]  # generic in newer clic
             if name not in self.known:
                 self.fail(f"{name!r} is not one of {', '.join(self.known)}", param, ctx)
         if not given:
-            self.fail(f"no name; there are {', '.join(self.known)}", param, ctx)
+            self.fail(f"no name; known are {', '.join(self.known)}", param, ctx)
         return tuple(name for name in self.known if name in given)
+
+
+preset_option = click.option(
+    "--preset", type=click.Choice(protocol.PRESETS), default="authors", show_default=True,
+    help="authors: their program's networks, momenta, whitening, and batches with replacement. paper: its sections 6 "
+    "and 7 to the letter, without replacement, pylearn2's whitening.",
+)  # fmt: skip
 
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that table1 and search have in common."""
     for option in reversed(
         [
-            click.option(
-                "--data", "folder", type=click.Path(path_type=Path), metavar="DIR",
-                help="Has MNIST/raw, and cifar10.npz or cifar-10-batches-py; what is missing is downloaded with "
-                "torchvision.  [default: .data]",
+            data_option(
+                "Has MNIST/raw, and cifar10.npz or cifar-10-batches-py; torchvision downloads what is missing."
             ),
             out_option("Runs, checkpoints and tables; existing runs are not run again.", default=OUT),
             click.option(
@@ -61,11 +66,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--optimizers", type=Names(protocol.OPTIMIZERS), default=",".join(protocol.OPTIMIZERS),
                 show_default=True,
             ),
-            click.option(
-                "--preset", type=click.Choice(protocol.PRESETS), default="authors", show_default=True,
-                help="authors: their program's networks, momenta, whitening, and batches with replacement. paper: "
-                "its sections 6 and 7 to the letter, without replacement, pylearn2's whitening.",
-            ),
+            preset_option,
             click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1."),
             threads_option(remark="; a resumed run keeps its own"),
             click.option(
@@ -84,7 +85,7 @@ def _prepared(device: str, threads: int | None) -> Iterator[torch.device]:
     try:
         where = torch.device(device)
     except RuntimeError as error:
-        raise click.BadParameter(f"{device!r} is no device: cpu, cuda or cuda:1", param_hint="--device") from error
+        raise click.BadParameter(f"{device!r} is not a device: cpu, cuda or cuda:1", param_hint="--device") from error
     if where.type not in ("cpu", "cuda"):
         raise click.BadParameter(f"{device!r} is neither a CPU nor an NVIDIA GPU", param_hint="--device")
     if where.type == "cuda":
@@ -135,7 +136,7 @@ def reproduce() -> None:
 
     \b
     deeprelax reproduce table1 --data DIR --device cuda      what is missing of the table, most informative runs first
-    deeprelax reproduce figure2                              the figure from the runs that are there
+    deeprelax reproduce figure2                              the figure from the existing runs
     deeprelax reproduce search --data DIR                    η and γ₀, with equal budgets for all optimizers
     """
 
@@ -179,7 +180,7 @@ def table1(
     found: Path | None,
     checkpoint_seconds: float,
 ) -> None:
-    """Train what is missing of Table 1, and print it beside the paper's.
+    """Train what is missing of Table 1, and print it next to the paper's.
 
     Each run leaves a JSON-lines file and a checkpoint in OUT. Ctrl-C saves the run under way and stops. A run that was
     interrupted or killed is resumed from its checkpoint and ends with the same bits on the same machine. One seed of
@@ -224,7 +225,7 @@ def table1(
     if left:
         again = ", ".join(run.name for run in left[:3]) + (", …" if len(left) > 3 else "")
         saved = f"interrupted; every run is saved in {out}: " if stop() else ""
-        click.echo(f"{saved}{len(left)} of {len(runs)} runs are left ({again}); the same command goes on with them")
+        click.echo(f"{saved}{len(left)} of {len(runs)} runs are left ({again}); the same command resumes them")
     _end(bool(left) and stop())
 
 
@@ -247,13 +248,10 @@ def _report(out: Path, preset: str, models: Sequence[str], console: Console) -> 
 
 
 @reproduce.command()
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=OUT, show_default=True, metavar="DIR",
-    help="Where the runs of `reproduce table1` are, and the figure goes.",
-)  # fmt: skip
-@click.option("--preset", type=click.Choice(protocol.PRESETS), default="authors", show_default=True)
+@out_option("Where the runs of `reproduce table1` are, and the figure goes.", default=OUT)
+@preset_option
 def figure2(out: Path, preset: str) -> None:
-    """Draw Figure 2 from the runs of Table 1 that are there, as PNG and SVG.
+    """Draw Figure 2 from the existing runs of Table 1, as PNG and SVG.
 
     Three panels over effective epochs: validation error on MNIST, training loss and validation error on CIFAR-10;
     means, with a band of one standard deviation over the seeds.
@@ -327,5 +325,5 @@ def search(
         path = searching.write(out, preset, epochs)
         for line in searching.summary(path):
             click.echo(line)
-    click.echo(f"written: {path}" + (f"; {left} trials are left: the same command goes on with them" if left else ""))
+    click.echo(f"written: {path}" + (f"; {left} trials are left: the same command resumes them" if left else ""))
     _end(bool(left) and stop())

@@ -13,6 +13,7 @@ from deeprelax import environment, kernels
 from deeprelax.cli.common import (
     backend_option,
     check_writable,
+    data_option,
     device_option,
     extras_needed,
     out_option,
@@ -50,10 +51,7 @@ def _recipes() -> str:
     "--dataset", type=click.Choice(list(PLANS)), default="digits", show_default=True,
     help="digits: 1,797 images of 8x8 that come with scikit-learn. mnist: 70,000 of 28x28, downloaded if need be.",
 )  # fmt: skip
-@click.option(
-    "--data", "folder", type=click.Path(path_type=Path), metavar="DIR",
-    help="MNIST's folder, laid out as torchvision's: DIR/MNIST/raw/*-ubyte, or .gz.  [default: .data]",
-)  # fmt: skip
+@data_option("MNIST's folder, laid out as torchvision's: DIR/MNIST/raw/*-ubyte, or .gz.")
 @click.option("--model", type=click.Choice(list(MODELS)), help=f"The network.  {_per_dataset('model')}")
 @click.option("--seeds", type=click.IntRange(1), help=f"Runs per optimizer, seeds 0, 1, …  {_per_dataset('seeds')}")
 @click.option(
@@ -73,7 +71,7 @@ def _recipes() -> str:
 @click.option("--momentum", type=float, help="Of the (outer) update.")
 @click.option("--weight-decay", type=float, help="Times the weights, added to every gradient.")
 @out_option("Where the table, the picture and the JSON file go.", default=Path("out"))
-@threads_option("1 for digits, else torch's choice")
+@threads_option("1 for digits, torch's choice otherwise")
 @device_option
 @backend_option
 def train(

@@ -269,7 +269,7 @@ def test_two_processes_are_not_at_one_run(data: Path, tmp_path: Path) -> None:
         ("table1", ["--models", "resnet"], "'resnet' is not one of lenet, allcnn"),
         ("table1", ["--optimizers", "adam"], "'adam' is not one of entropy-sgd, heat, hj, sgd"),
         ("table1", ["--data", "no/such/folder"], "no folder no/such/folder"),
-        ("table1", ["--device", "toaster"], "'toaster' is no device"),
+        ("table1", ["--device", "toaster"], "'toaster' is not a device"),
         ("table1", ["--device", "cuda:99"], "--device cuda:99: torch finds no such GPU here"),
         ("table1", ["--device", "meta"], "'meta' is neither a CPU nor an NVIDIA GPU"),
         ("table1", ["--optimizers", "sgd", "--ablation"], "--ablation is of entropy-sgd, which"),
