@@ -19,7 +19,7 @@ export DEEPRELAX_CUDA_ARCHS ?= $(if $(shell command -v nvidia-smi),,90)
 train: $(STAMP)
 	$(BIN)/deeprelax train --out $(OUT)/train
 
-# The kernels have to compile with the oldest Triton, too, that pyproject.toml allows: torch brings one of its own.
+# The kernels have to compile with the oldest Triton, too, that pyproject.toml allows: torch brings its own.
 test: $(STAMP) $(OLDEST_TRITON)/.installed check
 	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 -q tests/kernels/test_triton_ptx.py -k "fused and (inner or tick)"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
@@ -42,8 +42,8 @@ architectures: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/deeprelax bench --preset full --out $(OUT)/bench
 
-# No environment of its own and nothing from an index: torch's GPU build is there, and often no network. COMMIT names
-# what the files are where they are in no repository. Every script is a process of its own with a limit on its time, and
+# Without an environment and without an index: torch's GPU build is installed, and often there is no network. COMMIT
+# names the files' commit outside of a repository. Every script is a separate process with a limit on its time, and
 # appends each result to $(OUT)/gpu/rows.jsonl as it is measured; `make gpu SCRIPTS=tune` runs only what it names.
 SCRIPTS ?= tests bandwidth steps host ncu
 GPU := $(OUT)/gpu

@@ -64,14 +64,14 @@ def cpu_name() -> str:
 
 
 def cpu_model() -> str:
-    """Which CPU it is, where its name does not tell: "family 25, model 1, stepping 1"; empty where unknown."""
+    """The CPU's model, where its name does not say: "family 25, model 1, stepping 1"; empty where unknown."""
     said = _cpu_says()
     names = {"cpu family": "family", "model": "model", "stepping": "stepping"}
     return ", ".join(f"{name} {said[key]}" for key, name in names.items() if key in said)
 
 
 def commit(digits: int = 40) -> str | None:
-    """The package's commit, where it is in a repository of its own, and whether something differs from it."""
+    """The package's commit, where it is in its own repository, and whether something differs from it."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None

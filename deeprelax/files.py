@@ -30,7 +30,7 @@ def check_writable(path: Path, *, make_folder: bool = True) -> None:
     if make_folder:
         path.parent.mkdir(parents=True, exist_ok=True)
     elif not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent}")
+        raise FileNotFoundError(f"no folder {path.parent}")
     if path.exists() and not path.is_file():
         raise OSError(f"{path} exists and is not a file")
     with replacing(path, keep=True) as partial:

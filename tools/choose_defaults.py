@@ -7,7 +7,7 @@
 
     python tools/choose_defaults.py            # about 10 minutes on one core; writes bench/results/choose_defaults.json
 
-The seeds are other ones than those of ``deeprelax train``.
+The seeds differ from those of ``deeprelax train``.
 """
 
 from __future__ import annotations

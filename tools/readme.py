@@ -112,7 +112,7 @@ def host(workloads: list[dict[str, Any]]) -> list[str]:
 
 
 def on_gpu(source: Path) -> str:
-    """Markdown for one ``make gpu``: what it was run with, what was to be reached, and the picture if there is one."""
+    """Markdown for one ``make gpu``: what it was run with, the targets, and the picture, if any."""
     folder = source.parent
     lines = [*report.summary(report.load(folder)), f"`{folder.relative_to(ROOT)}/gpu.md` has every row.", ""]
     if (folder / "bandwidth.png").exists():
@@ -132,7 +132,7 @@ python tools/readme.py
 """
 
 NO_SIZES = """How much one program of the Triton kernels does (`kernels/triton/sizes.py`) has not been measured on a GPU
-either: the sizes there are reasoned, and what would be fastest is still owed. This command measures it, and prints what
+either: the sizes in that file were chosen by reasoning. This command measures the fastest ones, and prints what
 that file should say:
 
 ```

@@ -59,7 +59,7 @@ def plan(asked: argparse.Namespace) -> list[Run]:
 
 
 def keep(runs: Sequence[Run], out: Path, folder: Path) -> None:
-    """Copy the files of the runs that have ended, and draw Figure 2 of what is there."""
+    """Copy the files of the runs that have ended, and draw Figure 2 from them."""
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     for run in runs:
         path = store.path_of(run, out)

@@ -209,7 +209,7 @@ def figures(
     Args:
         samples: of all.
         name, calls, moved: whose.
-        copied: bytes that one call of the contestant "copy" moves; 0: there is none.
+        copied: bytes that one call of the contestant "copy" moves; 0 without one.
     """
     us = spread([1e6 * s.cost / calls for s in samples[name]])
     found = {
@@ -246,7 +246,7 @@ class Rows:
 
     @contextlib.contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """An exception inside becomes a row, and the script goes on, unless the device is lost."""
+        """An exception inside becomes a row, and the script continues, unless the device is lost."""
         try:
             yield
         except Exception:
@@ -278,7 +278,7 @@ class Rows:
 
 
 def about(device: torch.device) -> dict[str, Any]:
-    """GPU, driver, versions, commit (COMMIT names it where there is no repository), date."""
+    """GPU, driver, versions, commit (COMMIT names it outside of a repository), date."""
     try:
         built = importlib.import_module("deeprelax._cuda")
     except ImportError:

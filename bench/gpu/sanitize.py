@@ -111,7 +111,7 @@ def main() -> None:
     rows, found = Rows(given.out, "sanitizer", device), program()
     result = "not installed", "looked for compute-sanitizer on the PATH and in CUDA_HOME"
     if found:
-        # Calls that fail inside torch or the driver are no fault of these kernels. Every tensor gets memory of its own:
+        # Calls that fail inside torch or the driver are no fault of these kernels. Every tensor gets its own memory:
         # torch's pool would hide what reaches past the end of one.
         options = [f"--error-exitcode={FOUND_ERRORS}", "--report-api-errors=no"]
         command = [found, "--tool", given.tool, *options, sys.executable, __file__, "--backend", given.backend]

@@ -65,7 +65,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"{result['yardstick']} of {copy['bytes'] / 2e6:,.0f} MB: {copy['gb_per_s']:,.1f} GB/s, both directions "
         "counted; "
         + (
-            "kernels: the device's time between events, which runs beside the host's"
+            "kernels: the device's time between events, which overlaps the host's"
             if on_device
             else "kernels: the backend's run"
         ),
@@ -109,7 +109,7 @@ BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # numbers stand o
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Where the time goes, and the bandwidth beside that of a copy; told apart by greys and hatching alone."""
+    """Where the time goes, and the bandwidth next to a copy's; distinguished by greys and hatching alone."""
     rows = [(f"{r['kind']} call" if r["kind"] != "only" else "every call", r) for r in result["calls"]]
     rows += [(f"average of {result['inner_steps']}", result["average"])] if len(rows) > 1 else []
     peers = [(r["name"].removeprefix("torch.optim."), r) for r in result["peers"]]
@@ -134,7 +134,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def draw_times(ax: Axes, ours: list[dict[str, Any]], peers: list[dict[str, Any]], on_device: bool) -> None:
-    """Milliseconds; the host's come on top on the CPU, and stand beside as a mark where the device runs behind it."""
+    """Milliseconds; the host's come on top on the CPU, and are a separate mark where the device runs behind it."""
     for i, r in enumerate(ours):
         ax.barh(i, r["kernel_us"] / 1e3, label="kernels" if i == 0 else None, **KERNELS)
         if not on_device:

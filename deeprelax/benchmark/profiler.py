@@ -50,7 +50,7 @@ class Plan:
     Args:
         workload: the parameters' shapes.
         optimizer: a key of ``OPTIMIZERS``.
-        options: arguments of the optimizer beside ``QUIET``'s, ``inner_steps`` and ``backend``.
+        options: arguments of the optimizer besides ``QUIET``'s, ``inner_steps`` and ``backend``.
         inner_steps: L; default the optimizer's.
         dtype: of the parameters.
         device: where they lie.
@@ -83,7 +83,7 @@ class Plan:
 
     @property
     def moving(self) -> dict[str, Any]:
-        """The arguments that decide what is moved: options, else the optimizer's defaults."""
+        """The arguments that decide what is moved: options, otherwise the optimizer's defaults."""
         defaults = {name: p.default for name, p in inspect.signature(OPTIMIZERS[self.optimizer]).parameters.items()}
         known = inspect.signature(streams).parameters
         return {name: value for name, value in {**defaults, **self.options}.items() if name in known}
@@ -93,7 +93,7 @@ class Plan:
         return bytes_moved(self.optimizer, self.dtype, kind, **self.moving)
 
     def make(self) -> Relaxation:
-        """The optimizer, with parameters of its own, in a cycle that has every kind of call once.
+        """The optimizer, with its own parameters, in a cycle that has every kind of call once.
 
         Raises:
             ValueError, RuntimeError: as the optimizer's constructor.
@@ -128,7 +128,7 @@ def yardstick(device: torch.device) -> tuple[str, Step]:
     """What memory allows, in words and as what to run: a large copy, which on a CPU goes to where it came from.
 
     Stores of a CPU first fetch the lines that they overwrite. torch's copy from one buffer to another so moves three
-    bytes where two are counted, and is no ceiling: the kernels write in place or past the caches, and would come out
+    bytes where two are counted, and is not a ceiling: the kernels write in place or past the caches, and would come out
     above it. In place nothing moves that is not counted.
     """
     source = torch.randn(COPY_BYTES[device.type] // 4, device=device)

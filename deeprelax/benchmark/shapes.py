@@ -92,7 +92,7 @@ def torchvision_shapes(model: str) -> Shapes:
     if model not in known:
         raise ValueError(f"no model is called {model!r}{near(model, [*known, *BUILT_IN])}; {instead}")
     with parameters_without_memory(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the initial values, of which there are none
+        warnings.simplefilter("ignore")  # about initial values: the tensors have none
         return tuple(tuple(p.shape) for p in models.get_model(model, weights=None).parameters())
 
 

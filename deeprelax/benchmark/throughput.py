@@ -65,7 +65,7 @@ def is_host(workload: Workload) -> bool:
 
 
 def contestants(shapes: Sequence[tuple[int, ...]], preset: str) -> dict[str, Step]:
-    """Steps by name; each has parameters of its own, with random values. The first call is not an inner one."""
+    """Steps by name; each has its own parameters, with random values. The first call is not an inner one."""
 
     def parameters() -> list[Tensor]:
         params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
@@ -121,7 +121,7 @@ def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
             begin = time.perf_counter()
             steps[name]()
             times[name].append(time.perf_counter() - begin)
-            if name == COMPILED:  # it brings an OpenMP runtime of its own, whose threads spin on for 200 ms
+            if name == COMPILED:  # it brings its own OpenMP runtime, whose threads spin on for 200 ms
                 time.sleep(0.4)
 
         return call

@@ -35,7 +35,7 @@ class Sample(NamedTuple):
 
     Attributes:
         kernel: seconds in kernels. On the CPU those of a backend's run, 0 for other optimizers.
-        host: seconds of step() beside the kernels on the CPU; all of step() where the device runs behind the host.
+        host: seconds of step() without the kernels on the CPU; all of step() where the device runs behind the host.
         cost: seconds that the step takes: kernel + host on the CPU, kernel on a device.
         launches: runs of a backend.
         waited: the device had nothing to do while the host was in step(), so that ``kernel`` includes waiting.
@@ -139,7 +139,7 @@ class Event(Protocol):
 
 
 def new_event() -> Event:
-    """One of the current CUDA device that tells times."""
+    """An event of the current CUDA device that records the time."""
     event: Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     return event
 
@@ -147,8 +147,8 @@ def new_event() -> Event:
 class DeviceClock:
     """For a device that runs behind the host: events before and after a step, the host's clock without synchronising.
 
-    The device is given copies to do first, enough for the host to be done with the step before they are: else the time
-    between the events would be the host's.
+    The device first gets copies that outlast the step on the host: otherwise the time between the events would be the
+    host's.
 
     Args:
         watch: counts the runs of a backend.

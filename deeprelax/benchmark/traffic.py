@@ -43,7 +43,7 @@ STREAMS: dict[str, dict[str, tuple[str, str]]] = {
         "last": ("g w x e q", "w e q"),
         "only": ("g w e q", "w e q"),
     },
-    # Its kernel alone; the exchange of the last call has passes of its own.
+    # Its kernel alone; the exchange of the last call adds its own passes.
     "ElasticSGD": dict.fromkeys(KINDS, ("g w x", "w")),
     # Its own pass alone, after the inner optimizer's.
     "OuterLoop": {"first": ("", ""), "inner": ("", ""), "last": ("w x", "w"), "only": ("w x", "w")},

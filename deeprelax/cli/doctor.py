@@ -13,7 +13,7 @@ from deeprelax import environment, kernels
 
 @click.command()
 def doctor() -> None:
-    """What there is on this machine: versions, instruction sets, backends, and what to do about missing ones."""
+    """What this machine has: versions, instruction sets, backends, and what to do about missing ones."""
     about = environment.describe()
     lines = [("python", about["python"])]
     lines += [(name, environment.version(name) or "not installed") for name in environment.PACKAGES]

@@ -70,7 +70,7 @@ def profile(
     plot: Path | None,
     **tuned: float | None,
 ) -> None:
-    """Where a step's time goes: kernels, bytes moved, bandwidth beside a copy's, launches, host.
+    """Where a step's time goes: kernels, bytes moved, bandwidth next to a copy's, launches, host.
 
     The first, an inner and the last call of a cycle are timed apart, with torch's optimizers between them.
 

@@ -15,7 +15,7 @@ from deeprelax.terminal import Pace
 
 
 def bars(console: Console, names: int) -> Progress:
-    """Bars with ``names`` columns for their names; nothing is drawn where there is no terminal."""
+    """Bars with ``names`` columns for their names; nothing is drawn without a terminal."""
     columns = (
         TextColumn(f"{{task.description:{names}}}"),
         BarColumn(bar_width=24),
@@ -28,7 +28,7 @@ def bars(console: Console, names: int) -> Progress:
 
 
 class Watch:
-    """Moves a run's bar, or prints a line every minute where there is no terminal."""
+    """Moves a run's bar, or prints a line every minute without a terminal."""
 
     def __init__(self, progress: Progress, task: TaskID, name: str, epochs: int) -> None:
         self._progress, self._task, self._name, self._epochs, self._pace = progress, task, name, epochs, Pace()

@@ -43,7 +43,7 @@ DIGITS = Plan(
     seeds=3,
     # Section 7.1 divides by 5 two or three times in a run; authors' SGD baselines: "divided by 5".
     drops=((0.6, 0.2), (0.85, 0.04)),
-    threads=1,  # measured: two save a third of the time on idle cores, and cost tenfold beside another busy process
+    threads=1,  # measured: two save a third of the time on idle cores, and cost tenfold next to another busy process
     # Measured: each is the best of those tried; learning rate and momentum for SGD, for the others γ as well.
     options={
         "sgd": {"lr": 0.3},  # Nesterov 0.9 lowers the training loss further, and the error no more

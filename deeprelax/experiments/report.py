@@ -58,7 +58,7 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def with_spread(values: Sequence[float], digits: int) -> str:
-    """Mean ± deviation; the value alone if there is only one."""
+    """Mean ± deviation; the value alone if it is the only one."""
     mean, deviation = spread(values)
     return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if len(values) > 1 else "")
 

@@ -274,7 +274,7 @@ class Runner:
 
 
 def _in_tf32(run: Run) -> bool:
-    """Whether float32 products are rounded to TF32; of a bf16 run those of its evaluations, which would else be most of
+    """Whether float32 products are rounded to TF32; of a bf16 run those of its evaluations, otherwise most of
     its time."""
     return run.tf32 or bool(run.autocast)
 

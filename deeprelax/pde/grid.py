@@ -73,7 +73,7 @@ class Grid:
 
     @property
     def dimensions(self) -> int:
-        """How many axes there are."""
+        """The number of axes."""
         return len(self.axes)
 
     @property

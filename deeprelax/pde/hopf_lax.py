@@ -112,7 +112,7 @@ def _window(f: Function, grid: Grid, gamma: float) -> tuple[int, ...]:
     """Nodes beyond the grid on either side, so that the proximal points of all its nodes are among them.
 
     A proximal point y of x has |x - y|² ≤ 2γ(f(x) - inf f). For inf f stands the lowest value seen: where a search
-    finds a lower one, it goes on, farther out.
+    finds a lower one, it continues farther out.
     """
     f_here = grid.values(f)
     lowest, place = np.inf, np.zeros(grid.dimensions)
@@ -176,7 +176,7 @@ def proximal_points(
         x: one point, a number or (dimensions,).
         gamma: γ > 0.
         grid: where to look. For a callable, every local minimum over its nodes is refined between the neighbouring
-            nodes; two that come out less than a spacing apart count as one. For an array, the nodes are all there is:
+            nodes; two that come out less than a spacing apart count as one. For an array, only the nodes are known:
             the minimisers are nodes, neighbours and those on the edge too.
         tolerance: how much above the minimum a value of f(y) + |x - y|²/(2γ) still counts as minimal.
 

@@ -105,7 +105,7 @@ def gibbs_average(
 
     Args:
         h: takes one array of coordinates per dimension.
-        f, grid, gamma, viscosity: as in ``viscous``; an h beside an array f is mirrored with it.
+        f, grid, gamma, viscosity: as in ``viscous``; h is mirrored with an array f.
 
     Returns:
         Means of the grid's shape.

@@ -438,8 +438,8 @@ def test_bad_input_is_refused_by_name(arguments: list[str], named: str) -> None:
         ("--out", "/proc/foo", "--out: /proc/foo/profile.json cannot be written"),
         ("--trace", "/proc/x.json", "--trace: /proc/x.json cannot be written"),
         ("--trace", "/dev/full", "--trace: /dev/full cannot be written (/dev/full exists and is not a file)"),
-        ("--plot", "no/such/folder/a.png", "cannot be written (there is no folder no/such/folder)"),
-        ("--trace", "no/such/folder/a.json", "cannot be written (there is no folder no/such/folder)"),
+        ("--plot", "no/such/folder/a.png", "cannot be written (no folder no/such/folder)"),
+        ("--trace", "no/such/folder/a.json", "cannot be written (no folder no/such/folder)"),
     ],
 )
 def test_an_unwritable_file_is_refused_before_measuring(

@@ -103,7 +103,7 @@ def test_a_check_makes_the_folder_no_file_and_keeps_an_existing_one(tmp_path: Pa
 
 
 def test_a_check_can_refuse_a_missing_folder_and_refuses_what_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match="no folder"):
         files.check_writable(tmp_path / "new" / "a.png", make_folder=False)
     assert not (tmp_path / "new").exists()
     with pytest.raises(OSError, match="exists and is not a file"):

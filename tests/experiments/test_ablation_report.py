@@ -66,7 +66,7 @@ def test_nothing_is_said_where_nothing_was_switched_off() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seeds", "said"), [(1, "one seed: no difference here tells of an effect"), (3, "3 seeds: ± is one")]
+    ("seeds", "said"), [(1, "one seed: no difference here shows an effect"), (3, "3 seeds: ± is one")]
 )
 def test_the_page_says_what_so_many_seeds_allow(seeds: int, said: str) -> None:
     text = ablation_report.markdown(entropy(VARIANTS, 0.03, epochs=3, seeds=seeds), "authors")

@@ -75,7 +75,7 @@ def decay(optimizers: Sequence[Optimizer], fraction: float) -> None:
 
 def execute(run: Run, folder: Path | None) -> dict[str, Any]:
     """One run: its curve of ``POINTS`` values, at equal distances, and its seconds. A run that diverges ends with the
-    worst figure there is."""
+    worst possible figure."""
     torch.set_num_threads(1)
     task, contestant, start = tasks.make(run.task, run.preset, folder), EVERY[run.optimizer], time.perf_counter()
     torch.manual_seed(run.seed)

@@ -118,11 +118,11 @@ def _size(images: np.ndarray) -> str:
 
 
 def check_varied(path: Path, images: np.ndarray) -> None:
-    """DataError, which names the file, if every pixel of every image has one value: no deviation to divide by, and
+    """DataError, which names the file, if every pixel of every image has one value: no deviation to divide by,
     nothing to learn."""
     if images.min() == images.max():
         raise DataError(
-            f"{path} has {len(images)} images in which every pixel is {images.flat[0]}: there is nothing to learn; "
+            f"{path} has {len(images)} images in which every pixel is {images.flat[0]}: nothing can be learned; "
             "replace the file"
         )
 

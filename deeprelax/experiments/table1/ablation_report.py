@@ -84,7 +84,7 @@ def of_seeds(found: Iterable[Row]) -> str:
     if seeds == 0:
         return "a row without a finished run is compared with nothing."
     if seeds == 1:
-        return "one seed: no difference here tells of an effect, for nothing says what another seed would give."
+        return "one seed: no difference here shows an effect, because nothing says what another seed would give."
     return f"{seeds} seeds: ± is one standard deviation over them, and differences within two may be chance."
 
 

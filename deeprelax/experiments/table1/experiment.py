@@ -35,7 +35,7 @@ def plan(
     """The runs, most informative first: one seed of every row, then of every ablation, then the next seed.
 
     Args:
-        preset, models, optimizers: as ``protocol`` names them; SGD comes early, for it is what the others stand beside.
+        preset, models, optimizers: as ``protocol`` names them; SGD comes early: the others are compared with it.
         ablation: also the variants of Entropy-SGD without scoping and without noise.
         found: for a model and an optimizer, what a search chose: "options" and "drops" for ``protocol.run``.
         common: passed to ``protocol.run``: epochs, autocast, tf32, evaluate_every.
@@ -84,7 +84,7 @@ def execute(
     Args:
         load: gives a run's data.
         budget_minutes: no run is begun after it, and one that is under way is saved and left for the next call.
-        compare: load the data of every model, also where no run is missing, to see that those there are of them.
+        compare: load the data of every model, even if no run is missing, to check that existing runs used them.
         stop: when it returns True, the run under way is saved, and it and the rest are left for the next call.
 
     Returns:

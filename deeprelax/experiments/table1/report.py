@@ -1,4 +1,4 @@
-"""Table 1 from stored runs, beside the paper's figures: for a terminal, in Markdown and as JSON."""
+"""Table 1 from stored runs, next to the paper's figures: for a terminal, in Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def device_of(place: dict[str, Any]) -> str:
 
 
 def origin(stored: Stored) -> str:
-    """What runs have to share beside their settings to be compared: where they were begun, and the data."""
+    """What runs must share besides their settings to be compared: where they were begun, and the data."""
     return f"{device_of(stored.header)} {stored.header['data']}"
 
 
@@ -124,7 +124,7 @@ def _devices(found: Iterable[Stored]) -> str:
 def groups(runs: Iterable[Stored]) -> dict[Key, list[Stored]]:
     """Runs that differ in the seed only, by preset, model, optimizer and variant; of one device, and the same data.
 
-    Where runs of several settings are there, the first that one of these tells apart: some are finished, they are as
+    Where runs of several settings exist, the first that one of these distinguishes: some are finished, they are as
     the preset says, of the paper's length, in its precision, nearer to its length, more are finished, there are more
     of them. So a run that was only begun, or a longer one, takes no row away.
     """
@@ -238,7 +238,7 @@ def table(found: Sequence[Row], models: Sequence[str]) -> Table:
 
 
 def as_json(found: Sequence[Row]) -> list[dict[str, Any]]:
-    """Every row with the paper's figure; None where there is none."""
+    """Every row with the paper's figure; None where a value is missing."""
     return [
         {**asdict(each), "paper": asdict(PAPER[each.model, each.optimizer]) if not each.variant else None}
         for each in found

@@ -101,7 +101,7 @@ def opening(rows: Sequence[Row]) -> str:
         f"Run at the paper's length: {', '.join(names) or 'nothing'}.",
         f"Of these {len(of_length)} rows {near.count(True)} lie within two standard deviations of the paper's error "
         f"and {near.count(False)} do not{silent}.",
-        f"Not run at that length: {', '.join(owed) or 'nothing'}; what there is of them is shorter, and below.",
+        f"Not run at that length: {', '.join(owed) or 'nothing'}; shorter runs of them are below.",
     ]
     if of_length:
         lines += ["", "| model | optimizer | preset | paper | this program | says of the paper's figure |"]
@@ -136,7 +136,7 @@ def rendered(results: Path) -> str:
 
 GPU = """On a machine with a GPU, where `make gpu` has built the kernels, this takes the most informative runs first (a
 seed of each of the authors' eight rows, then of their ablation and of the paper's preset, then the next seed), stops
-after the budget, goes on with the next call, and keeps what has ended in `bench/results/<gpu>/reproduction`, for this
+after the budget, resumes with the next call, and keeps what has ended in `bench/results/<gpu>/reproduction`, for this
 page:
 
 ```
@@ -200,7 +200,7 @@ def _search(path: Path, machine: str) -> str:
     lines = [
         f"## Search, {content['preset']} preset, {machine}\n",
         "Every optimizer has as many trials of as many gradients; images held out of the training set decide. The last",
-        "trials of each go on from the best of those before, outward where it lies at the edge of what was tried. The",
+        "trials of each start from the best so far, outward where it lies at the edge of what was tried. The",
         "presets' tables use none of it, but the values of `protocol.py`: what is best in short trials need not be",
         "best in a long run.\n",
         "| model | optimizer | η | γ₀ | rate falls at | gradients | error on held-out images (%) |",

@@ -138,7 +138,7 @@ def best_of(
     lacking = [f"{m} {o}" for m in models for o in optimizers if (m, o) not in rows or not rows[m, o][0]]
     if lacking:
         raise ValueError(
-            f"{path} has not all trials of {', '.join(lacking)}: `deeprelax reproduce search` goes on with them, and "
+            f"{path} has not all trials of {', '.join(lacking)}: `deeprelax reproduce search` resumes them, and "
             "--models and --optimizers take those that are there"
         )
     return {model: {optimizer: rows[model, optimizer][1] for optimizer in optimizers} for model in models}

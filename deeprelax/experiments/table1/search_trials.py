@@ -59,7 +59,7 @@ def further(
 
 
 def after(tried: Sequence[Trial], scores: Sequence[tuple[float, float]]) -> Trial:
-    """From the best: further out where it lies at the edge of what was tried, in η and else in γ₀; inside of it, a
+    """From the best: further out where it lies at the edge of what was tried, in η, otherwise in γ₀; inside of it, a
     finer step of η. Where all diverged, a smaller η."""
     best = min(scores)
     rate, smoothing, early = tried[scores.index(best)]

@@ -3,8 +3,8 @@
 The first line of the file is the header: the run's settings, the machine, how it computes, the data's checksum. A line
 for each evaluation follows, and a last one says how the run ended, with a checksum of its last state. The checkpoint
 holds the same lines, so that after an interruption file and state agree: lines written after the checkpoint are dropped
-and come again. It goes when the run has ended. A line tells where a run was resumed on a machine that may give
-other bits.
+and written again. It is removed when the run has ended. A line records where a run was resumed on a machine that may
+give other bits.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Stored:
             (nats), lr, gamma, seconds.
         ended: "finished", "diverged", or None if it is not at its end.
         state: the checksum of the last state of an ended run; equal for runs of equal bits.
-        gone_on: "gone_on_at" (gradients), "machine" and "how", where another machine went on with it.
+        gone_on: "gone_on_at" (gradients), "machine" and "how", where another machine resumed it.
     """
 
     header: dict[str, Any]
@@ -155,7 +155,7 @@ def execute(
         stop: asked after every gradient; the run is then saved as at the deadline.
         checkpoint_seconds: between two checkpoints. The last one is removed when the run has ended.
         on_progress: called with the gradients taken, their total, and the last validation error.
-        warn: called when another machine goes on with the run, and when a GPU's steps cannot be captured.
+        warn: called when another machine resumes the run, and when a GPU's steps cannot be captured.
 
     Returns:
         "finished", "diverged" or "paused".
@@ -255,7 +255,7 @@ def _has_diverged(lines: Sequence[dict[str, Any]]) -> bool:
 
 
 def _check_device(lines: Sequence[dict[str, Any]], device: torch.device, saved: Path) -> None:
-    """StoreError where a CPU's run would go on on a GPU, or the other way round: dropout's generators are not alike."""
+    """StoreError where a CPU's run would resume on a GPU, or the other way round: dropout's generators differ."""
     there = next(line for line in reversed(lines) if "machine" in line)["machine"]["gpu"]
     if bool(there) != (device.type == "cuda"):
         raise StoreError(

@@ -40,7 +40,7 @@ def optimizer_average(
 ) -> Array:
     """(x - z)/γ of ``EntropySGD`` after ``TIME`` in its inner loop, a row of chains for each x: (len(x), chains).
 
-    One optimizer over one tensor: every element is a chain of its own. z averages over about the time ``AVERAGED``.
+    One optimizer over one tensor: every element is an independent chain. z averages over about the time ``AVERAGED``.
     """
     start = torch.as_tensor(x, dtype=torch.float64).reshape(-1, 1).repeat(1, chains)
     p = torch.nn.Parameter(start.clone())
