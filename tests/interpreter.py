@@ -1,5 +1,5 @@
 """Tests in Triton's interpreter. It is chosen when triton is imported, and other tests need the compiler: so they run
-in a process of their own, which one test of their file starts; and what those files share."""
+in a separate process, which one test of their file starts; and what those files share."""
 
 import os
 import random

@@ -151,7 +151,7 @@ class Loop:
     Attributes:
         instructions: how many.
         batches: wide loads that are made before any of their batch is waited for. A thread stands still at the first
-            instruction that reads a register which is not loaded yet; loads behind that are a batch of their own.
+            instruction that reads a register which is not loaded yet; loads behind that are a new batch.
         aligned: whether no load is narrower.
     """
 

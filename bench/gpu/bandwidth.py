@@ -41,7 +41,7 @@ def measure(rows: Rows, memory: Memory, backend: Backend, clock: Clock, rounds: 
 def group(
     rows: Rows, memory: Memory, backend: Backend, clock: Clock, rounds: int, dtype: str, kind: str, size: int
 ) -> None:
-    """One row a rule: calls of ``size`` elements beside copies of as many."""
+    """One row a rule: calls of ``size`` elements, and copies of as many."""
     calls = max(CALLS, min(MOST_CALLS, TOGETHER // size))
     contestants: dict[str, Step] = {"copy": memory.copies(size, calls)}
     for rule in RULES:
@@ -58,7 +58,7 @@ def group(
 
 
 def extras(rows: Rows, memory: Memory, backend: Backend, clock: Clock, rounds: int, dtype: str) -> None:
-    """Settings that move no more bytes than the plain inner call of Entropy-SGD, beside it."""
+    """Settings that move no more bytes than the plain inner call of Entropy-SGD, and that call."""
     rule, kind, size = RULES[0], DTYPES[dtype], memory.elements
     call = rule.call("inner")
     contestants = {"plain": memory.calls(backend, rule, call, kind, size, CALLS)}

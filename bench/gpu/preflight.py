@@ -28,7 +28,7 @@ def lacking(module: str, least: int) -> str:
         found = ""
     if found and int(found.split(".")[0]) >= least:
         return ""
-    said = f"{name} is {found}" if found else f"there is no {name}"
+    said = f"{name} is {found}" if found else f"no {name}"
     return f"make gpu needs {name} {least} or newer, and {said}. " + ADVICE.format(
         name=name, least=least, python=sys.executable
     )

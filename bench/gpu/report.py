@@ -83,7 +83,7 @@ def of_cycle(rows: Results, rule: str, dtype: str, backend: str) -> float | None
         return None
     weights = {"first": 1, "inner": LENGTHS[rule] - 2, "last": 1}
     moved = sum(n * kinds[kind]["bytes"] for kind, n in weights.items())
-    # Each kind's time in copies of its own rounds: bytes by that is the fraction.
+    # Each kind's time over that of a copy in the same rounds: bytes by that is the fraction.
     return float(moved / sum(n * kinds[k]["bytes"] / kinds[k]["of_copy"]["median"] for k, n in weights.items()))
 
 

@@ -28,7 +28,7 @@ DTYPES = {
     "triton": (torch.float32, torch.bfloat16),
 }
 SETTINGS = {"cuda": ((0.0, 0), (0.0, 1), (0.01, 0), (0.01, 3)), "triton": ((0.0, 0), (0.0, 1))}
-FOUND_ERRORS = 86  # the sanitizer's exit status, as it is told
+FOUND_ERRORS = 86  # the sanitizer's exit status, set by an option
 
 
 def at_offset(size: int, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -100,7 +100,7 @@ def group(rows: Rows, workload: Workload, backend: str, capturable: bool, clock:
 def plain(
     rows: Rows, workload: Workload, builders: Mapping[str, Callable[[list[Tensor]], Any]], clock: Clock, rounds: int = 3
 ) -> None:
-    """Those of PLAIN or COMPILED, beside AdamW."""
+    """Those of PLAIN or COMPILED, and AdamW."""
     params, moved = parameters(workload, rows.device), float(bytes_moved("EntropySGD", torch.float32, "inner"))
     adamw = repeated(PEERS[ADAMW](params).step, PEER_STEPS)
     contestants = {ADAMW: (adamw, PEER_STEPS, float(peer_bytes_moved(ADAMW, torch.float32)))}

@@ -1,4 +1,4 @@
-"""Tries other constants on inner calls, beside those that are installed.
+"""Tries other constants on inner calls, next to the installed ones.
 
 python bench/gpu/tune.py --backend triton    # what one program does; prints lines for kernels/triton/sizes.py
 python bench/gpu/tune.py --backend cuda      # macros of csrc/; each variant is built first, all of them at a time

@@ -130,6 +130,6 @@ def typed(text: str) -> Workload:
     shapes = []
     for shape in text.split(","):
         if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape.strip(), re.ASCII):
-            raise ValueError(f"{shape!r} in {text!r} is no shape; expected sizes joined by x: 4096x4096,4096")
+            raise ValueError(f"{shape!r} in {text!r} is not a shape; expected sizes joined by x: 4096x4096,4096")
         shapes.append(tuple(int(size) for size in shape.split("x")))
     return Workload(text if len(text) <= 40 else f"{len(shapes)} tensors", tuple(shapes))

@@ -42,7 +42,7 @@ def test_tensors_of_all_shapes_share_one_graph() -> None:
 
 def test_a_fallback_to_eager_mode_is_an_error() -> None:
     graphs = torch._dynamo.testing.CompileCounter()
-    opt = CompiledEntropySGD(parameters(((5,), (1,))), graphs)  # a size of 1 takes a graph of its own
+    opt = CompiledEntropySGD(parameters(((5,), (1,))), graphs)  # a size of 1 takes another graph
     with (
         torch._dynamo.config.patch(recompile_limit=1),
         pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit, match="fail_on_recompile_limit_hit"),

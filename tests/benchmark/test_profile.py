@@ -162,7 +162,7 @@ def test_watching_changes_no_bits_and_ends_with_the_backends_as_they_were(name: 
 
 
 class Device:
-    """Works off what is enqueued, one thing after the other, beside the host."""
+    """Works off what is enqueued, in order, while the host continues."""
 
     def __init__(self, host: Time) -> None:
         self.host, self.free_at = host, 0.0
@@ -416,7 +416,7 @@ def test_the_number_of_threads_is_that_asked_for_and_then_as_before(tmp_path: Pa
     ("arguments", "named"),
     [
         (["--model", "resnet50", "--shapes", "4"], "--model and --shapes exclude each other"),
-        (["--shapes", "4x"], "'4x' in '4x' is no shape"),
+        (["--shapes", "4x"], "'4x' in '4x' is not a shape"),
         (["--shapes", "4", "--optimizer", "hj", "--no-noise"], "--noise has no meaning for hj"),
         (["--shapes", "4", "--optimizer", "heat", "--inner-momentum", "0.9"], "--inner-momentum has no meaning"),
         (["--shapes", "4", "--momentum", "-1"], "invalid momentum: -1.0"),
@@ -463,7 +463,7 @@ def test_a_trace_that_was_not_written_is_an_error(tmp_path: Path, monkeypatch: p
     assert "written: " not in output
 
 
-def test_a_disk_that_fills_up_meanwhile_is_told_without_a_traceback(
+def test_a_disk_that_fills_up_meanwhile_is_named_without_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(result: dict[str, Any], path: Path) -> None:

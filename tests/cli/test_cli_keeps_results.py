@@ -81,7 +81,7 @@ def test_an_ascii_terminal_gets_its_table(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_refused_before_the_run(
     command: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("digits.png", "cpu.json", "curves.png"):  # folders where files are to be
+    for name in ("digits.png", "cpu.json", "curves.png"):  # folders where files are expected
         (tmp_path / "taken" / name).mkdir(parents=True)
     monkeypatch.setattr(progress, "run_all", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr(throughput, "main", lambda *_: pytest.fail("it ran"))

@@ -31,7 +31,7 @@ def test_the_variants_are_those_of_the_protocol() -> None:
     "other", [{"epochs": 80}, {"autocast": "bf16"}, {"tf32": True}, {"device": "B"}, {"data": "e"}]
 )
 def test_the_four_variants_are_of_one_length_precision_and_device(other: dict[str, Any]) -> None:
-    """A full row that is of another is no comparison for three short ablations, however much more it counts."""
+    """A full row of another length is not compared with three short ablations, however many more runs it has."""
     runs = entropy([""], 0.005, **{"epochs": 3, "seeds": 6, **other}) + entropy(ABLATION, 0.02, epochs=3)
     assert ablation_report.markdown(runs, "authors").splitlines()[2:6] == [
         "| LeNet | on | on | not run | 0 | | |",

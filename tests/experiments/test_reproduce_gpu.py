@@ -52,6 +52,6 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("this machine has a GPU")
     assert reproduce_gpu.main(["--data", "DIR"]) == 2
     assert "needs a GPU" in capsys.readouterr().err

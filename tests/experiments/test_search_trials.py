@@ -1,4 +1,4 @@
-"""A search goes on from its best trial: outward at an edge, else finer, with as many trials for every optimizer."""
+"""A search continues from its best trial: outward at an edge, otherwise finer; every optimizer has as many trials."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_the_header_says_what_may_change_the_bits(paused: Path) -> None:
     assert header["how"] == {"backend": "torch", "captured": False, "evaluation": "fp32"}
 
 
-def test_which_cpu_it_is_is_told_where_its_name_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpus_model_is_stored_where_its_name_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\nstepping\t: 2\n\nprocessor\t: 1\n"
     monkeypatch.setattr(Path, "read_text", lambda self: text)
     assert (environment.cpu_name(), environment.cpu_model()) == ("AMD EPYC", "family 25, model 1, stepping 2")

@@ -66,7 +66,7 @@ def test_a_replayed_step_gives_the_uncaptured_bits_when_scheduled(
 def test_an_odd_number_of_tensors_can_be_captured_more_than_once(
     name: str, backend: str, tensors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every capture has a place of its own for the gradients' addresses, 8 bytes each: Triton would compile another
+    """Every capture has its own place for the gradients' addresses, 8 bytes each: Triton would compile another
     kernel for a place that is no multiple of 16, and a capture cannot load one."""
     weights = [Parameter(torch.linspace(-1, 1, 5 + i)) for i in range(tensors)]
     mine, reference, theirs, opt = pair(name, backend, weights)
@@ -169,7 +169,7 @@ def captured_work(work: Callable[[], None]) -> Any:
 
 
 def test_two_graphs_of_one_optimizer_take_turns(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each has gradients of its own, at addresses of its own."""
+    """Each has its own gradients, at other addresses."""
     mine, reference, theirs, opt = pair(name, backend)
     set_gradients(mine, 0)
     give_gradients(mine, theirs)

@@ -55,7 +55,7 @@ def release(tensors: list[Tensor]) -> None:
     tensors.clear()
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # other processes test beside this one
+        torch.cuda.empty_cache()  # other processes test at the same time
 
 
 @pytest.mark.parametrize("rule", [HJ, ENTROPY_SGD], ids=lambda rule: rule.name)

@@ -31,7 +31,7 @@ def contiguous() -> list[Parameter]:
 
 
 def test_a_step_runs_on_the_current_stream_in_the_order_of_its_work(name: str, backend: str) -> None:
-    """The gradients come late on a stream of their own. On another stream the kernels would not find them yet."""
+    """The gradients come late on a side stream. On another stream the kernels would not find them yet."""
     mine = contiguous()
     theirs = parameters_there(mine)
     reference, opt = make(name, mine, backend="eager"), make(name, theirs, backend=backend)

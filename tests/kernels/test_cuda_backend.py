@@ -1,4 +1,4 @@
-"""The CUDA backend where there is no GPU: how it is built, what it says, what its structures look like."""
+"""The CUDA backend without a GPU: how it is built, what it says, what its structures look like."""
 
 import contextlib
 import importlib
@@ -76,7 +76,7 @@ class Recorder:
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """The backend's view of a machine with two: device 0 is current, and each has a current stream of its own."""
+    """The backend's view of a machine with two: device 0 is current, and each has its own current stream."""
     recorder = Recorder()
 
     @contextlib.contextmanager
@@ -291,7 +291,7 @@ def test_a_compiler_too_old_for_all_of_them_is_named(tmp_path: Path) -> None:
 def test_a_gpu_that_the_kernels_do_not_serve_leaves_the_others_to_them(
     module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An sm_75 that drives the screen beside an sm_90."""
+    """An sm_75 that drives the screen, next to an sm_90."""
     monkeypatch.setattr(module, "problem", lambda: "")
     monkeypatch.setattr(module, "architectures", "80;90;100;120")
     capabilities = [(9, 0), (7, 5)]

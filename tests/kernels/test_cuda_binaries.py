@@ -119,7 +119,7 @@ def test_the_ptx_in_the_module_fuses_and_approximates_nothing() -> None:
 def test_other_architectures_ptx_fuses_and_approximates_nothing(
     rule: str, header: str, architecture: str, tmp_path: Path
 ) -> None:
-    """Every architecture's code comes from PTX of its own, which is not in the module. HJ and Heat have the averages,
+    """Every architecture's code comes from its own PTX, which is not in the module. HJ and Heat have the averages,
     the noise and the outer update; Entropy-SGD, which shares them, would take half a minute."""
     made, file = tmp_path / "made.ptx", ROOT / "csrc" / "cuda_rule.cu"
     flags = [f"-DDR_RULE={rule}", f'-DDR_HEADER="{header}.h"', f"-arch={architecture.replace('sm_', 'compute_')}"]

@@ -249,7 +249,7 @@ def test_the_clock_and_every_scalar_are_those_of_the_host(rule: str, backend: st
                 assert (getattr(found.wide, name), getattr(found.narrow, name)) == (real, float32(real)), name
             for name in WIDE if RULES[rule].counts else ():
                 assert getattr(found.wide, name) == getattr(found.narrow, name) == getattr(expected, name), name
-            # csrc/options.h adds bits of its own, and leaves a warm start out where it says nothing.
+            # csrc/options.h adds further bits, and leaves a warm start out where it says nothing.
             compared = 0xFFFF if expected.flags & Flag.FIRST else 0xFFFF & ~Flag.WARM_START
             for each in (found.wide, found.narrow):
                 assert each.flags & compared == expected.flags & compared, f"step {step}"

@@ -1,5 +1,5 @@
-"""One kernel for every step: Triton compiles anew for arguments of another kind, which must not happen from one step to
-the next, and cannot happen while a CUDA graph is captured."""
+"""One kernel for every step: Triton compiles again for arguments of another kind, which must not happen from one step
+to the next, and cannot happen while a CUDA graph is captured."""
 
 import os
 from array import array
@@ -47,7 +47,7 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Bound:
-    """A rule on weights of one dtype, with a backend of its own."""
+    """A rule on weights of one dtype, with its own backend."""
 
     def __init__(self, rule: str, count: int = 1, dtype: torch.dtype = torch.float32) -> None:
         weights = [torch.zeros(5, dtype=dtype) for _ in range(count)]
@@ -68,7 +68,7 @@ class Bound:
 def test_a_captured_launch_is_of_the_kernel_that_was_launched_before(
     rule: str, tensors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a capture uploads goes to a place of its own each time."""
+    """What a capture uploads goes to a new place each time."""
     on, tick = Bound(rule, tensors), tick_of(rule)
     before = [specialization(on.ticked(tick)), specialization(on.backend.launch_tick(tick))]
     capture(monkeypatch)

@@ -20,7 +20,7 @@ def parameters(*sizes: int) -> list[torch.nn.Parameter]:
 
 
 class Wrapper(torch.Tensor):
-    """A tensor without memory of its own, as quantised and sharded ones are."""
+    """A tensor without its own memory, as quantised and sharded ones are."""
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor):
@@ -137,7 +137,7 @@ def test_a_frozen_parameter_does_not_send_the_others_down_the_slow_path(monkeypa
     assert not torch.equal(params[2], torch.arange(1.0, 5))
 
 
-def test_scoping_that_takes_the_outer_step_past_its_bound_is_told_once():
+def test_scoping_that_takes_the_outer_step_past_its_bound_warns_once():
     (p,) = parameters(2)
     opt = EntropySGD([p], lr=1.0, gamma=0.502, scoping=2e-3, inner_steps=1, inner_lr=0.01)
     with warnings.catch_warnings(record=True, action="always") as told:

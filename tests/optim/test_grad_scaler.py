@@ -69,7 +69,7 @@ def test_the_gradients_are_left_as_they_are(name: str, backend: str) -> None:
 def test_a_skipped_step_changes_nothing(
     name: str, backend: str, phase: int, capturable: bool, unchanged: Callable[..., Callable[[], bool]]
 ) -> None:
-    """Neither weights nor state, nor phase and noise counter: the run goes on as if the batch had not been."""
+    """Neither weights nor state, nor phase and noise counter: the run continues as if without the batch."""
     params = parameters()
     opt, amp = make(name, params, capturable=capturable), scaler(8.0)
     for step in range(phase):
@@ -113,7 +113,7 @@ def test_gradients_that_the_user_has_unscaled_are_not_unscaled_again(name: str, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_an_overflow_is_seen_in_whatever_dtype_it_is_told(name: str, backend: str, dtype: torch.dtype) -> None:
+def test_an_overflow_is_seen_in_any_dtype_of_found_inf(name: str, backend: str, dtype: torch.dtype) -> None:
     params = parameters()
     opt = make(name, params, capturable=True)
     set_gradients(params, 0)

@@ -85,7 +85,7 @@ def test_a_closure_that_fails_changes_nothing(name: str, unchanged: Any):
 def test_groups_have_their_own_values(name: str):
     together = parameters(seed=1) + parameters(seed=2)
     own = {"lr": 0.05, "gamma": 0.2, "momentum": 0.3, "weight_decay": 0.1, "maximize": True, "scoping": 0.2}
-    # The noise goes by the place over all groups, and this compares groups with optimizers of their own.
+    # The noise depends on the position over all groups, and this compares groups with separate optimizers.
     quiet = QUIET[name]
     own = {**own, **quiet} if name == "Heat" else own
     opt = make(name, [{"params": together[:6]}, {"params": together[6:], **own}], **quiet)

@@ -160,7 +160,7 @@ def test_restart_begins_a_new_cycle_at_what_the_parameters_hold(name: str, steps
     opt.restart()
     assert same_bits(params, here)
     assert (opt.phase, opt.outer_step_happened, opt.gamma) == (0, False, gamma)
-    assert opt.param_groups[0]["step"] == counter, "the noise goes on"
+    assert opt.param_groups[0]["step"] == counter, "the noise continues"
     run(opt, params, range(steps, steps + 1))
     opt.eval()
     assert same_bits(params, here)

@@ -13,7 +13,7 @@ from conftest import make, parameters, run, same_bits
 
 pytestmark = pytest.mark.parametrize("name", ["EntropySGD", "Heat"])
 
-# Two ranks with seeds of their own take the same gradients; "train first": Heat's train() draws before the first step.
+# Two ranks with different seeds take the same gradients; "train first": Heat's train() draws before the first step.
 RANK = """
 import sys, torch, torch.distributed as dist
 sys.path.insert(0, sys.argv[1])

@@ -84,7 +84,7 @@ def test_only_what_was_written_is_kept(name: str):
     assert same_bits(params[1:], x[1:])
 
 
-def test_a_write_in_mid_cycle_is_told_at_its_end_once(name: str):
+def test_a_write_in_mid_cycle_warns_once_at_its_end(name: str):
     params = parameters()
     opt = make(name, params)
     run(opt, params, range(2))

@@ -307,7 +307,7 @@ def test_every_statement_has_a_small_picture() -> None:
 
 
 @pytest.mark.parametrize("statement", STATEMENTS, ids=lambda s: s.key)
-def test_fresh_numbers_can_be_drawn_and_told(statement) -> None:
+def test_fresh_numbers_can_be_drawn_and_written(statement) -> None:
     numbers = json.loads(json.dumps(fresh(statement.key)))  # plain numbers, as stored
     assert statement.figure(numbers).axes
     assert len(statement.tell(numbers)) > 200
