@@ -266,7 +266,7 @@ def adopt(opt: Relaxation, i: int, base: int, at_any_phase: bool) -> None:
     group, members = plan.group, named(opt, i)
     buckets = {p: bucket for bucket in plan.buckets for p in bucket.params}
     seated = {j: p for bucket in plan.buckets for j, p in zip(bucket.positions, bucket.params)}
-    staying, changed, sources = set(group["params"]), [], {}
+    staying, frozen, changed, sources = set(group["params"]), set(plan.frozen), [], {}
     for j, (name, p) in enumerate(members):
         entry = opt.state.get(p)
         if p in buckets:
@@ -275,7 +275,7 @@ def adopt(opt: Relaxation, i: int, base: int, at_any_phase: bool) -> None:
             if not (buckets[p].holds(p) or with_state or part(p).untyped_storage().is_shared()):
                 changed.append(name)
             sources[p] = entry
-        elif p in plan.frozen:
+        elif p in frozen:
             sources[p] = None
         elif entry:
             sources[p] = entry
