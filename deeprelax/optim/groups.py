@@ -236,7 +236,7 @@ def momenta(opt: Relaxation, group: Mapping[str, Any]) -> list[str]:
 def drop_strangers(opt: Relaxation) -> None:
     """Forget the state of parameters that are in no group."""
     members = {p for group in opt.param_groups for p in group["params"]}
-    for p in [p for p in opt.state if p not in members]:
+    for p in [p for p in opt.state if isinstance(p, Tensor) and p not in members]:
         opt.state.drop(p)
 
 

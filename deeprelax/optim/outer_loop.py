@@ -223,7 +223,12 @@ class OuterLoop(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, and under "outer" the outer loop's."""
-        return {**self.inner.state_dict(), "outer": self.outer.state_dict()}
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        saved: dict[str, Any] = {**self.inner.state_dict(), "outer": self.outer.state_dict()}
+        for after in self._optimizer_state_dict_post_hooks.values():
+            saved = after(self, saved) or saved
+        return saved
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -233,12 +238,16 @@ class OuterLoop(Optimizer):
             ValueError: it is not an OuterLoop's, or not one of this optimizer and these parameters.
         """
         saved = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            saved = before(self, saved) or saved
         if "outer" not in saved:
             raise ValueError("the saved state is not that of an OuterLoop: it lacks 'outer'")
         self._follow()
         self.outer.load_state_dict(saved.pop("outer"))
         self.inner.load_state_dict(saved)
         self._follow()
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __repr__(self) -> str:
         return f"OuterLoop around {self.inner!r}\nwith {self.outer!r}"

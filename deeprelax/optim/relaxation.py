@@ -352,7 +352,8 @@ class Relaxation(Optimizer):
         with torch.no_grad():
             self._refresh_x()
         saved: dict[str, Any] = super().state_dict()
-        saved["state"] = {k: dict(entry) for k, entry in saved["state"].items()}  # for torch.load(weights_only=True)
+        # For torch.load(weights_only=True).
+        saved["state"] = {key: dict(e) if isinstance(e, dict) else e for key, e in saved["state"].items()}
         return saved_states.plain_groups(saved, [plan.clock.numbers() for plan in self._shared.plans])
 
     def _refresh_x(self) -> None:
@@ -382,7 +383,9 @@ class Relaxation(Optimizer):
         groups = saved_states.checked_groups(
             type(self).__name__, plans, state_dict["param_groups"], {**self.defaults}, {**SHARED, **self.ranges}
         )
-        saved_states.load(self, groups, saved_states.checked_entries(plans, groups, state_dict["state"]))
+        entries = saved_states.checked_entries(plans, groups, state_dict["state"])
+        self.state.update(saved_states.of_others(state_dict["state"], groups))
+        saved_states.load(self, groups, entries)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 

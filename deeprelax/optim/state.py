@@ -54,9 +54,9 @@ class Entry(dict[str, Any]):
         return dict, (dict(self),)
 
 
-class State(defaultdict[Tensor, Entry]):
+class State(defaultdict[Any, Any]):
     """Parameter → its ``Entry``. An entry that is put in as any mapping is copied into one. It is made as a
-    ``defaultdict`` is, whose factory it ignores."""
+    ``defaultdict`` is, whose factory it ignores. What other code puts in under a key that is not a tensor stays."""
 
     def __init__(self, default_factory: Any = None, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -80,23 +80,31 @@ class State(defaultdict[Tensor, Entry]):
         """Remove without a note, if it is there."""
         super().pop(p, None)
 
-    def __setitem__(self, p: Tensor, values: Mapping[str, Any]) -> None:
+    def __setitem__(self, p: Any, values: Any) -> None:
         self.note.written = True
-        self._put(p, values)
+        if isinstance(p, Tensor):
+            self._put(p, values)
+        else:
+            super().__setitem__(p, values)
 
     def setdefault(self, p: Tensor, default: Any = None) -> Entry:
         """As ``dict.setdefault``."""
         if p not in self:
             self[p] = default or {}
-        return self[p]
+        entry: Entry = self[p]
+        return entry
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """As ``dict.update``."""
         for p, values in dict(*args, **kwargs).items():
             self[p] = values
 
+    def plain(self) -> dict[Any, Any]:
+        """With entries that are plain dicts."""
+        return {key: dict(value) if isinstance(value, Entry) else value for key, value in self.items()}
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return defaultdict, (dict, {p: dict(entry) for p, entry in self.items()})
+        return defaultdict, (dict, self.plain())
 
 
 for _name in (*WRITES, "__setitem__", "setdefault", "update"):

@@ -122,6 +122,12 @@ def checked_entries(
     return saved
 
 
+def of_others(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> dict[Any, Any]:
+    """What the saved state holds that belongs to no parameter."""
+    keys = {key for group in groups for key in group["params"]}
+    return {key: value for key, value in state.items() if key not in keys}
+
+
 def load_group(group: dict[str, Any], saved: Mapping[str, Any]) -> None:
     """Write saved values to a group; tensors stay the same objects, because schedulers and graphs hold on to them."""
     for name, value in saved.items():
@@ -157,15 +163,16 @@ def portable(opt: Relaxation) -> dict[str, Any]:
     opt.state.note.written = True  # sending a tensor to another process moves it out of the flat buffers
     return {
         "defaults": opt.defaults,
-        "state": {p: dict(entry) for p, entry in opt.state.items()},
+        "state": opt.state.plain(),
         "param_groups": [plan.clock.portable() for plan in opt._shared.plans],
         "_shared": opt._shared.portable(),
     }
 
 
 @torch.no_grad()
-def rebuild(opt: Relaxation, entries: dict[Tensor, dict[str, Tensor]], groups: list[dict[str, Any]]) -> None:
+def rebuild(opt: Relaxation, entries: dict[Any, Any], groups: list[dict[str, Any]]) -> None:
     """Make the groups, clocks and buffers of a copy from what ``portable`` returned."""
+    opt.state.update({key: value for key, value in entries.items() if not isinstance(key, Tensor)})
     opt.param_groups = [
         {name: v.clone() if isinstance(v, Tensor) else v for name, v in group.items()}
         | {"params": list(group["params"])}
