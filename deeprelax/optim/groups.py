@@ -94,6 +94,7 @@ class Shared:
     warned: set[str] = dataclasses.field(default_factory=set)
     state: State = dataclasses.field(default_factory=State)
     plans: list[Plan] = dataclasses.field(default_factory=list)
+    begun: bool = False  # a step had a gradient since there was something to say
     why_slow: str = ""  # to be said at the first step: why the reference makes the updates
 
     @property
@@ -111,15 +112,6 @@ class Shared:
         while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
             level, frame = level + 1, frame.f_back
         warnings.warn(message, stacklevel=level)
-
-    def say_why_slow(self) -> None:
-        """Warn that the reference makes the updates."""
-        self.warn_once(
-            "slow",
-            "the eager reference makes the updates, about 15 times slower than the compiled kernels; backend='eager' "
-            f"asks for it without this warning. {self.why_slow}",
-        )
-        self.why_slow = ""
 
     def portable(self) -> Shared:
         """Without what is rebuilt from the optimizer's state and groups."""
@@ -346,7 +338,7 @@ def make_buckets(opt: Relaxation, i: int, base: int, sources: Mapping[Tensor, Ma
                 bucket.take_over(t, held.get(p, {}), opt.state, numbers["step"])
             buckets.append(bucket)
             if options.backend == "auto" and bucket.backend.name == "eager":
-                opt._shared.why_slow = why_eager(bucket.table.device)
+                opt._shared.why_slow, opt._shared.begun = why_eager(bucket.table.device), False
     except BaseException:
         for p in plan.group["params"]:
             opt.state.drop(p)

@@ -16,6 +16,7 @@ from deeprelax.kernels.device_table import capturing
 from deeprelax.kernels.scalars import OUTER
 from deeprelax.optim.bucket import Bucket
 from deeprelax.optim.clock import CURE
+from deeprelax.optim.first_step import speak
 from deeprelax.optim.groups import Plan, ready
 from deeprelax.optim.hyperparameters import UNIT
 from deeprelax.optim.relaxation import Relaxation
@@ -179,6 +180,8 @@ class OuterLoop(Optimizer):
         self._follow()
         self.outer.begin()
         loss = self.inner.step() if closure is None else self.inner.step(closure)
+        if not self.outer._shared.begun:
+            speak(self.outer)
         if any(p.grad is not None for group in self.param_groups for p in group["params"]):
             self.outer.advance()
         return loss

@@ -17,6 +17,7 @@ from deeprelax.kernels.device_table import capturing
 from deeprelax.optim import state_dict as saved_states
 from deeprelax.optim.bucket import Bucket
 from deeprelax.optim.clock import CLOCK, CURE, Gathered
+from deeprelax.optim.first_step import speak
 from deeprelax.optim.flat_storage import supported
 from deeprelax.optim.groups import Options, Shared, drop_strangers, ready, refuse_overlaps
 from deeprelax.optim.hyperparameters import SHARED, Range, plain
@@ -172,6 +173,8 @@ class Relaxation(Optimizer):
         work: list[list[Gathered]] = [[(b, *b.gather()) for b in plan.buckets] for plan in plans]
         if self._shared.seed_pending:
             self._agree_on_seed()
+        if not self._shared.begun:
+            speak(self)
         # Not the addresses: an empty part of a sharded parameter has none.
         if not any(not missing or any(g is not None for g in grads) for each in work for _, grads, _, missing in each):
             for plan in plans:
@@ -183,8 +186,6 @@ class Relaxation(Optimizer):
         scaler = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
         for plan, each in zip(plans, work):
             plan.clock.launch(each, scaler)
-        if self._shared.why_slow:
-            self._shared.say_why_slow()
 
     def _refuse_in_eval(self, method: str) -> None:
         if not self.param_groups[0]["training"]:
@@ -352,7 +353,6 @@ class Relaxation(Optimizer):
         with torch.no_grad():
             self._refresh_x()
         saved: dict[str, Any] = super().state_dict()
-        # For torch.load(weights_only=True).
         saved["state"] = {key: dict(e) if isinstance(e, dict) else e for key, e in saved["state"].items()}
         return saved_states.plain_groups(saved, [plan.clock.numbers() for plan in self._shared.plans])
 

@@ -1,0 +1,54 @@
+"""What an optimizer says at its first step: that it is slow here, or that the model's parameters are others by now."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from deeprelax.optim.groups import named
+
+if TYPE_CHECKING:
+    from deeprelax.optim.relaxation import Relaxation
+
+
+def replaced(params: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether parameters without a gradient were a model's, which has others in their place.
+
+    So it is if they are in no module of this process, but as many of the same shapes are, and have gradients. The
+    modules are found through the garbage collector, which takes some 50 ms where there are a million objects.
+
+    Args:
+        params: those without a gradient.
+        others: what else the optimizer has.
+    """
+    modules = [module for module in gc.get_objects() if issubclass(type(module), nn.Module)]
+    theirs = {p for module in modules for p in module.__dict__.get("_parameters", {}).values() if p is not None}
+    missing = [p for p in params if p not in theirs]
+    trained = Counter(q.shape for q in theirs.difference(others) if q.is_leaf and q.grad is not None)
+    return bool(missing) and Counter(p.shape for p in missing) <= trained
+
+
+def speak(opt: Relaxation) -> None:
+    """Until a step had a gradient: warn of what would otherwise go unnoticed."""
+    shared = opt._shared
+    members = [(name, p) for i in range(len(opt.param_groups)) for name, p in named(opt, i) if p.requires_grad]
+    idle = [(name, p) for name, p in members if p.grad is None]
+    if idle and replaced([p for _, p in idle], [p for _, p in members]):
+        shared.warn_once(
+            "replaced",
+            f"{idle[0][0]} and every other parameter without a gradient ({len(idle)} of {len(members)}) is in no "
+            "module, while parameters of the same shapes are and have gradients: the optimizer was built before "
+            "fully_shard(), or before a conversion, that gave the model new parameters, and does not train them. Build "
+            "it after that, from model.parameters()",
+        )
+    shared.begun = len(idle) < len(members)
+    if shared.begun and shared.why_slow:
+        shared.warn_once(
+            "slow",
+            "the eager reference makes the updates, about 15 times slower than the compiled kernels; backend='eager' "
+            f"asks for it without this warning. {shared.why_slow}",
+        )
