@@ -12,7 +12,7 @@ from conftest import same_bits, values
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from timm.utils import CheckpointSaver, ModelEmaV3
+from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler
 
 from deeprelax.integrations.timm import NAMES, register
 
@@ -86,3 +86,26 @@ def test_timms_saver_resumes_in_mid_cycle_with_the_same_bits(tmp_path: Path) -> 
     again.load_state_dict(torch.load(tmp_path / "last.pth.tar", weights_only=False)["optimizer"])
     train(other, again, 5)
     assert same_bits(model.parameters(), other.parameters())
+
+
+def test_timms_scaler_clips_and_skips_as_a_plain_loop() -> None:
+    plain, scaled = network(), network()
+    opts: list[Any] = [create_optimizer_v2(model, "hj", lr=0.1, inner_steps=3) for model in (plain, scaled)]
+    scaler = NativeScaler(device="cpu")
+    draw = torch.Generator().manual_seed(1)
+    for step in range(7):
+        inputs = torch.randn(4, 3, 8, 8, generator=draw)
+        for model in (plain, scaled):
+            model.zero_grad()
+        loss = plain(inputs).square().mean()
+        loss.backward()
+        if step == 4:  # one overflow in the middle of a cycle
+            overflow = scaled(inputs).square().mean() * float("inf")
+            scaler(overflow, opts[1], clip_grad=0.1, parameters=scaled.parameters())
+            scaled.zero_grad()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+        opts[0].step()
+        scaler(scaled(inputs).square().mean(), opts[1], clip_grad=0.1, parameters=scaled.parameters())
+        assert opts[0].phase == opts[1].phase
+    for a, b in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
