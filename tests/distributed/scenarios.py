@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import sys
@@ -103,12 +104,82 @@ def uneven(rank: int) -> str:
     return ""
 
 
+def zero(rank: int) -> dict[str, Any]:
+    """torch's ZeroRedundancyOptimizer, a seed for each rank, interrupted in mid-cycle and resumed."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    options = {"inner_lr": 0.1, "inner_steps": 4, "temperature": 1.0, "momentum": 0.5}
+
+    def new() -> tuple[list[torch.nn.Parameter], Any]:
+        params = [torch.nn.Parameter(torch.zeros(500)) for _ in range(2)]
+        return params, ZeroRedundancyOptimizer(params, deeprelax.EntropySGD, lr=0.5, seed=7 + rank, **options)
+
+    def advance(params: list[torch.nn.Parameter], opt: Any, steps: range) -> None:
+        for step in steps:
+            for p in params:
+                p.grad = p.detach() * step  # as after DDP's average: the same on every rank
+            opt.step()
+
+    params, opt = new()
+    advance(params, opt, range(1))
+    noise = [p.detach().clone() for p in params]
+    advance(params, opt, range(1, 6))
+    opt.consolidate_state_dict(0)
+    box = [opt.state_dict() if rank == 0 else None, [p.detach().clone() for p in params]]
+    dist.broadcast_object_list(box, src=0)
+    others, resumed = new()
+    resumed.load_state_dict(copy.deepcopy(box[0]))  # it loads without a copy
+    for p, value in zip(others, box[1]):
+        p.data.copy_(value)
+    resumed.param_groups[0]["seed"] = 7 + rank  # the saved groups are rank 0's
+    advance(params, opt, range(6, 11))
+    advance(others, resumed, range(6, 11))
+    ends = [[p.detach().clone() for p in each] for each in (params, others)]
+    return {"noise": noise, "end": ends[0], "resumed": ends[1]}
+
+
+def overflow(rank: int) -> dict[str, Any]:
+    """An infinity on one rank only, with gradients that are averaged and with those that workers keep."""
+    from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+    found = {}
+    for kind, shared in (("HJ", True), ("ElasticSGD", False)):
+        for overflows in (True, False):
+            params = parameters()
+            options = OPTIONS["ElasticSGD"] if kind == "ElasticSGD" else {"lr": 0.1, "inner_steps": 3}
+            opt = getattr(deeprelax, kind)(params, **options)
+            kinds = {"init_scale": 256.0, "growth_interval": 1000}
+            scaler: Any = torch.amp.GradScaler("cpu", **kinds) if shared else ShardedGradScaler(device="cpu", **kinds)
+            scaler.scale(torch.zeros(()))
+            phases = []
+            for step in range(9):
+                for bad in (True, False) if step == 4 and overflows else (False,):
+                    for k, p in enumerate(params):
+                        p.grad = gradient(p.detach(), rank, step, k) * scaler.get_scale()
+                        if bad and rank == 1 and k == 0:
+                            p.grad[0] = torch.inf
+                        if shared:
+                            dist.all_reduce(p.grad)
+                            p.grad /= 2
+                    scaler.step(opt)
+                    scaler.update()
+                    phases.append(opt.phase)
+            found[kind, overflows] = [p.detach().clone() for p in params], phases
+    return found
+
+
+def partitions(rank: int) -> dict[str, Any]:
+    """Both of these."""
+    return {"zero": zero(rank), "overflow": overflow(rank)}
+
+
 def main() -> None:
     """Run it, leave the result, and go without torch's own clean-up, which sometimes crashes."""
     rank, _ = start_group(timeout=3 if sys.argv[1] == "hung" else 20)
-    result = {"bits": bits, "killed": killed, "hung": hung, "uneven": uneven}[sys.argv[1]](rank)
+    scenarios = {"bits": bits, "killed": killed, "hung": hung, "uneven": uneven, "partitions": partitions}
+    result = scenarios[sys.argv[1]](rank)
     Path(os.environ["RESULT"]).write_bytes(pickle.dumps(result))
-    if sys.argv[1] == "bits":
+    if sys.argv[1] in ("bits", "partitions"):
         dist.barrier()
     os._exit(0)
 

@@ -1,0 +1,99 @@
+"""Optimizers of a part of the model: ZeRO's partitions, one for each parameter; and an overflow on one rank only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import make, parameters, run, same_bits, set_gradients, values
+from torch import Tensor, nn
+from torch.nn import Parameter
+from workers import processes
+
+import deeprelax
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    return abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1]))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What two processes over gloo made of ZeRO, and of an overflow on one of them."""
+    return processes(2, "partitions", tmp_path_factory.mktemp("partitions"), timeout=200)
+
+
+def test_zero_with_a_seed_a_rank_draws_its_own_noise_and_resumes_exactly(ranks: list[Any]) -> None:
+    for found in (rank["zero"] for rank in ranks):
+        assert same_bits(found["end"], ranks[0]["zero"]["end"])
+        assert same_bits(found["resumed"], found["end"])
+        assert all(n.std() > 0.1 for n in found["noise"])
+        assert correlation(*found["noise"]) < 0.2
+
+
+def test_an_overflow_on_one_rank_is_skipped_by_all_and_leaves_no_trace(ranks: list[Any]) -> None:
+    for kind in ("HJ", "ElasticSGD"):
+        for found in (rank["overflow"] for rank in ranks):
+            weights, phases = found[kind, True]
+            expected, counted = found[kind, False]
+            assert same_bits(weights, expected)
+            assert phases == [*counted[:4], counted[3], *counted[4:]]
+    assert same_bits(*(rank["overflow"]["HJ", True][0] for rank in ranks))
+
+
+def each_its_own(name: str, params: list[Parameter], seeds: Any) -> list[Any]:
+    """An optimizer for each parameter."""
+    own = [{"seed": seed} if name != "HJ" else {} for seed in seeds]
+    return [make(name, [p], **changes) for p, changes in zip(params, own, strict=True)]
+
+
+def test_steps_in_backward_hooks_are_those_after_the_backward_pass(name: str) -> None:
+    ends = []
+    for hooked in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        params = list(model.parameters())
+        opts = dict(zip(params, each_its_own(name, params, range(4))))
+
+        def step(p: Tensor, opts: dict[Tensor, Any] = opts) -> None:
+            opts[p].step()
+            opts[p].zero_grad()
+
+        for p in params if hooked else ():
+            p.register_post_accumulate_grad_hook(step)
+        for batch in range(9):
+            inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(batch))
+            model(inputs).square().mean().backward()
+            assert all((p.grad is None) == hooked for p in params)
+            for p in () if hooked else params:
+                step(p)
+        assert {opt.phase for opt in opts.values()} == {1}
+        ends.append(values(params))
+    assert same_bits(*ends)
+
+
+def test_a_parameters_optimizer_gives_the_bits_of_a_group_but_for_its_noise(name: str) -> None:
+    together, apart = parameters(), parameters()
+    quiet = {"Heat": {"gamma": 1e-30}, "HJ": {}}.get(name, {"temperature": 0.0})
+    opt, alone = make(name, together, **quiet), [make(name, [p], **quiet) for p in apart]
+    run(opt, together, range(9))
+    for step in range(9):
+        set_gradients(apart, step)
+        for one in alone:
+            one.step()
+    assert same_bits(together, apart)
+
+
+@pytest.mark.parametrize("seeds", [(3, 3), (3, 4)])
+def test_optimizers_of_one_seed_share_their_noise_and_others_do_not(seeds: tuple[int, int]) -> None:
+    params = [Parameter(torch.zeros(1000)) for _ in range(2)]
+    for p, seed in zip(params, seeds):
+        p.grad = torch.zeros(1000)
+        deeprelax.EntropySGD([p], lr=1.0, temperature=1.0, seed=seed).step()
+    if seeds[0] == seeds[1]:
+        assert same_bits([params[0]], [params[1]])
+    else:
+        assert correlation(params[0].detach(), params[1].detach()) < 0.15
