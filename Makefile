@@ -98,7 +98,7 @@ $(VENV)/.python:
 
 $(STAMP): $(VENV)/.python $(SOURCES)
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[experiments,triton,integrations,test,check]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[experiments,triton,integrations,torchft,test,check]'
 	touch $@
 
 $(OLDEST_TRITON)/.installed: $(STAMP)

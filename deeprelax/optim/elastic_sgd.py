@@ -55,6 +55,10 @@ def join(opt: Relaxation, exchange: Exchange) -> None:
     Raises:
         ValueError: on every worker, with the name of the first thing that differs.
     """
+    if hasattr(exchange.replicas, "join"):
+        exchange.replicas.join(opt)
+        exchange.joined = True
+        return
     members = [(i, name, p) for i in range(len(opt.param_groups)) for name, p in named(opt, i)]
     device = members[0][2].device
     numbers = {"the number of parameters": len(members), "their elements": sum(p.numel() for *_, p in members)}
@@ -222,9 +226,12 @@ class ElasticSGD(Relaxation):
         return [bucket.points() - bucket.buffers["x"] for _, bucket in ready_buckets(self)]
 
     def _move_centre(self) -> None:
-        means = exchange_of(self).end()
+        exchange = exchange_of(self)
+        means = exchange.end()
         for (plan, bucket), mean in zip(ready_buckets(self), means or ()):
             outer_update(bucket.buffers["x"], -mean, bucket.buffers.get("momentum_buffer"), plan.clock.numbers())
+            if exchange.joining:
+                bucket.put_x()
 
     @torch.no_grad()
     def finish(self) -> bool:
@@ -259,7 +266,7 @@ class ElasticSGD(Relaxation):
 
 def shared_by_all(saved: dict[str, Any], exchange: Exchange) -> dict[str, Any]:
     """A saved state in eval mode without what is one worker's own, if there are several."""
-    if not saved["param_groups"] or saved["param_groups"][0]["training"] or exchange.replicas.size == 1:
+    if not saved["param_groups"] or saved["param_groups"][0]["training"] or exchange.alone:
         return saved
     own = ("inner", "inner_momentum_buffer")
     for entry in saved["state"].values():

@@ -117,7 +117,7 @@ class Parle(Relaxation):
 
     @property
     def _tied(self) -> bool:
-        return exchange_of(self).replicas.size > 1 and any(group["rho"] < math.inf for group in self.param_groups)
+        return not exchange_of(self).alone and any(group["rho"] < math.inf for group in self.param_groups)
 
     def _step(self) -> None:
         exchange = exchange_of(self)
@@ -155,7 +155,10 @@ class Parle(Relaxation):
                     continue
                 if not bucket.is_wide:
                     bucket.refresh_x()  # of such weights the last call leaves x in the parameters alone
-                bucket.buffers["x"] -= (start - mean) * (float(group["lr"]) / group["rho"])
+                if exchange.joining:
+                    bucket.buffers["x"].copy_(mean)
+                else:
+                    bucket.buffers["x"] -= (start - mean) * (float(group["lr"]) / group["rho"])
                 bucket.put_x()
                 bucket.forget_versions()
         for plan in self._shared.plans:
@@ -184,7 +187,7 @@ class Parle(Relaxation):
     # Evaluation is at the mean.
 
     def _show_x(self) -> None:
-        if exchange_of(self).replicas.size == 1:
+        if exchange_of(self).alone:
             super()._show_x()
             return
         buckets = ready_buckets(self)
@@ -193,7 +196,7 @@ class Parle(Relaxation):
                 bucket.refresh_x()
             bucket.show_x(self.state, bucket.foreign_writes())
         exchange = Exchange(exchange_of(self).replicas)  # the cycle's own may be on its way
-        exchange.begin([bucket.buffers["x"].clone() for _, bucket in buckets])
+        exchange.begin([bucket.buffers["x"].clone() for _, bucket in buckets], aside=True)
         for (_, bucket), mean in zip(buckets, exchange.end() or ()):
             for t in range(len(bucket.params)):
                 bucket.put(t, bucket.part(mean, t))
@@ -203,7 +206,7 @@ class Parle(Relaxation):
         """As ``EntropySGD.state_dict``: this worker's. In eval mode the mean's, from which any number of workers
         resumes, each at the mean."""
         saved, exchange = super().state_dict(), exchange_of(self)
-        if exchange.replicas.size > 1 and not self.param_groups[0]["training"]:
+        if not exchange.alone and not self.param_groups[0]["training"]:
             params = [p.detach() for group in self.param_groups for p in group["params"]]
             for k, entry in saved["state"].items():
                 held = {name: params[k].to(t.dtype) for name, t in entry.items() if name in ("x", "y", "z")}

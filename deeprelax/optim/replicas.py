@@ -17,6 +17,10 @@ CHECKED = 4  # numbers at the buffer's end by which the workers notice that they
 class Replicas(Protocol):
     """The workers, as an optimizer sees them.
 
+    Where workers come and go an object also has ``join(opt)``, which is called before the first exchange in place of a
+    comparison of the workers, and ``joining``: whether this worker had no part in the last mean, and has taken the
+    others' state into ``opt`` meanwhile. It then begins at the centre.
+
     Attributes:
         rank: this worker's number.
         size: how many there are.
@@ -157,13 +161,14 @@ class Exchange:
         dtype: of what is sent; None: the widest of the parts.
 
     Attributes:
+        alone: whether this is the only worker, and stays it.
         joined: whether it is known that the workers began alike.
         sent: the parts of the exchange that has begun and not ended.
     """
 
     def __init__(self, replicas: Replicas, overlap: bool = False, dtype: torch.dtype | None = None) -> None:
         self.replicas, self.overlap, self._dtype = replicas, overlap, dtype
-        self.joined = replicas.size == 1
+        self.alone = self.joined = replicas.size == 1 and not hasattr(replicas, "join")
         self.sent: Sequence[Tensor] = ()
         self._flat: Tensor | None = None
         self._wait: Callable[[], None] | None = None
@@ -174,16 +179,20 @@ class Exchange:
         """Whether an exchange has begun and not ended."""
         return self._flat is not None
 
-    def begin(self, parts: Sequence[Tensor], *, finishing: bool = False, active: bool = True) -> None:
+    def begin(
+        self, parts: Sequence[Tensor], *, finishing: bool = False, active: bool = True, aside: bool = False
+    ) -> None:
         """Send the parts, one-dimensional and on one device.
 
         Args:
             parts: what is averaged.
             finishing: whether this worker has no more gradients.
             active: whether it has had any since the last exchange.
+            aside: whether this is no outer step: the mean is looked at only.
         """
         dtype = self._dtype or max((part.dtype for part in parts), key=lambda d: d.itemsize)
-        turn = self._turn % (2 if dtype.itemsize == 2 else 64)  # sums of small integers are exact
+        # Sums of small integers are exact.
+        turn = -1 if aside else self._turn % (2 if dtype.itemsize == 2 else 64)
         numbers = [float(finishing), float(active), turn, turn * turn]
         self._flat = torch.cat(
             [*(part.to(dtype) for part in parts), torch.tensor(numbers, dtype=dtype, device=parts[0].device)]
@@ -192,6 +201,11 @@ class Exchange:
         if self.overlap and isinstance(self.replicas, Processes):
             self._wait = self.replicas.begin(self._flat)
         self._turn += 1
+
+    @property
+    def joining(self) -> bool:
+        """Whether this worker begins at the centre, and not where it stood at the last exchange."""
+        return getattr(self.replicas, "joining", False)
 
     def drop(self) -> None:
         """Forget what was sent, if anything was: it says nothing of where this worker stands now."""
@@ -222,6 +236,10 @@ class Exchange:
             )
         if abs(square - mean * mean) > 0.4 / size**2:
             raise RuntimeError(f"the {size} workers are at different outer steps; this one has made {self._turn}")
+        if self.joining:
+            if mean < 0:
+                raise RuntimeError("the other workers are evaluating: start this one again")
+            self._turn = round(mean) + 1
         pieces = torch.split(flat[:-CHECKED], [part.numel() for part in sent])
         return [piece.to(part.dtype).clone() for piece, part in zip(pieces, sent)] if active else None
 
