@@ -1,4 +1,4 @@
-"""Time of a training step on several processes over gloo: Elastic-SGD and Parle next to DDP and PostLocalSGD.
+"""Time of a training step on several processes over gloo: Elastic-SGD and Parle next to DDP, PostLocalSGD and DiLoCo.
 
     python bench/workers.py --out out/workers.json          # starts 2, then 3 processes itself
 
@@ -30,6 +30,9 @@ from torch.distributed.algorithms.model_averaging.averagers import PeriodicModel
 from torch.distributed.optim import PostLocalSGDOptimizer
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
+from torchft import Manager, ProcessGroupGloo
+from torchft.coordination import LighthouseServer
+from torchft.local_sgd import DiLoCo
 
 import deeprelax
 from deeprelax.benchmark.throughput import ratio
@@ -63,6 +66,8 @@ def contestants() -> dict[str, tuple[nn.Module, Any]]:
     averager = PeriodicModelAverager(period=L)
     sgd = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     found["PostLocalSGDOptimizer"] = model, PostLocalSGDOptimizer(sgd, averager)
+    model = network()
+    found["DiLoCo of torchft"] = model, diloco(model)
     options = {"inner_lr": 0.01, "inner_steps": L, "temperature": 1e-8, "seed": 0}
     for name, make, more in (
         ("ElasticSGD", deeprelax.ElasticSGD, {}),
@@ -73,6 +78,28 @@ def contestants() -> dict[str, tuple[nn.Module, Any]]:
         model = network()
         found[name] = model, make(model.parameters(), **options, **more)
     return found
+
+
+def diloco(model: nn.Module) -> torch.optim.Optimizer:
+    """SGD whose every L-th step is DiLoCo's, under the lighthouse of ``run``."""
+    sgd = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    outer = torch.optim.SGD(model.parameters(), lr=0.7, momentum=0.9, nesterov=True)
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    manager = Manager(
+        pg=ProcessGroupGloo(timeout=datetime.timedelta(seconds=60)),
+        load_state_dict=None,
+        state_dict=None,
+        min_replica_size=dist.get_world_size(),
+        use_async_quorum=False,
+        replica_id=f"worker{dist.get_rank()}",
+        rank=0,
+        world_size=1,
+        store_addr="localhost",
+        store_port=store.port,
+    )
+    manager.own_store = store  # lives as long as the manager
+    DiLoCo(manager, [model], sgd, outer, sync_every=L).__enter__()
+    return sgd
 
 
 def cycle(model: nn.Module, opt: Any, inputs: Tensor, targets: Tensor) -> None:
@@ -118,12 +145,15 @@ def row(times: dict[str, list[float]], name: str) -> dict[str, Any]:
 
 def run(size: int) -> list[dict[str, Any]]:
     """The rows of so many processes, started here."""
+    lighthouse = LighthouseServer("[::]:0", min_replicas=size)
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "WORLD_SIZE": str(size), "STORE": f"{folder}/store", "OMP_NUM_THREADS": "1"}
+        environment["TORCHFT_LIGHTHOUSE"] = lighthouse.address()
         command = [sys.executable, __file__, "--out", f"{folder}/rows.json"]
         started = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(size)]
         for each in started:
             each.wait()
+        lighthouse.shutdown()
         found: list[dict[str, Any]] = json.loads(Path(folder, "rows.json").read_text())
         return found
 
