@@ -143,7 +143,8 @@ class ElasticSGD(Relaxation):
         comm_dtype: of the exchange, bfloat16 for example. What travels is xᵃ - x, and the centre keeps its precision.
 
     Raises:
-        ValueError: a hyper-parameter out of range; at the first step, workers that differ, with what differs.
+        ValueError: a hyper-parameter out of range; several processes and no process group; at the first step, workers
+            that differ, with what differs.
         TypeError: a parameter that no kernel can serve, or ``replicas``.
         RuntimeError: at an outer step, on every worker: one is gone, has finished, or stands at another step.
     """
@@ -208,6 +209,8 @@ class ElasticSGD(Relaxation):
         exchange = exchange_of(self)
         if not exchange.joined:
             join(self, exchange)
+        if exchange.pending and self.phase == 0 and any(b.foreign_writes() for _, b in ready_buckets(self)):
+            exchange.drop()  # weights were loaded, which what was sent must not move
         super()._step()
         if not is_captured(self) and self.outer_step_happened:
             self.exchange()

@@ -51,7 +51,8 @@ class Parle(Relaxation):
         overlap: exchange while the next cycle is computed; the same bits.
 
     Raises:
-        ValueError: a hyper-parameter out of range; at the first step, workers that differ, with what differs.
+        ValueError: a hyper-parameter out of range; several processes and no process group; at the first step, workers
+            that differ, with what differs.
         TypeError: a parameter that no kernel can serve, or ``replicas``.
         RuntimeError: at an outer step, on every worker: one is gone, has finished, or stands at another step.
     """

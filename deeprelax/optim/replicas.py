@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -112,11 +113,17 @@ def replicas_of(given: Any, deterministic: bool) -> Replicas:
 
     Raises:
         TypeError: it is none of these.
-        ValueError: a mesh has more than one dimension.
+        ValueError: a mesh has more than one dimension; None, and ``WORLD_SIZE`` says that there are other processes.
     """
+    if given is None and dist.is_available() and dist.is_initialized():
+        return Processes(dist.group.WORLD, deterministic)  # type: ignore[arg-type]
     if given is None:
-        there = dist.is_available() and dist.is_initialized()
-        return Processes(dist.group.WORLD, deterministic) if there else Alone()  # type: ignore[arg-type]
+        if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
+            raise ValueError(
+                f"this is one of {size} processes (WORLD_SIZE), and there is no process group: call "
+                "torch.distributed.init_process_group() before constructing the optimizer"
+            )
+        return Alone()
     if isinstance(given, dist.ProcessGroup):
         return Processes(given, deterministic)
     if isinstance(given, dist.device_mesh.DeviceMesh):

@@ -7,11 +7,13 @@ import os
 import pickle
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 sys.path.insert(0, str(Path(__file__).parent))
 from simulation import OPTIONS, gradient, parameters
@@ -23,7 +25,7 @@ import deeprelax
 def trained(kind: str, rank: int, steps: int = 9, **options: Any) -> dict[str, Any]:
     """Weights, centres and how many collectives each step had."""
     params = parameters()
-    opt = getattr(deeprelax, kind)(params, **{**OPTIONS[kind], **options})
+    opt = getattr(deeprelax, kind)(params, **{**OPTIONS.get(kind, {}), **options})
     counted = {"n": 0}
     for name in ("all_reduce", "all_to_all_single", "all_gather_into_tensor", "broadcast", "broadcast_object_list"):
         real = getattr(dist, name)
@@ -54,6 +56,7 @@ def bits(rank: int) -> dict[str, Any]:
     return {
         **{f"elastic {d}": trained("ElasticSGD", rank, deterministic=d) for d in (False, True)},
         "elastic bf16": trained("ElasticSGD", rank, comm_dtype=torch.bfloat16),
+        "elastic mesh": trained("ElasticSGD", rank, replicas=init_device_mesh("cpu", (dist.get_world_size(),))),
         "parle": trained("Parle", rank, deterministic=True),
         "parle overlap": trained("Parle", rank, deterministic=True, overlap=True),
     }
@@ -72,7 +75,9 @@ def hung(rank: int) -> dict[str, Any]:
 def lost(rank: int, hangs: bool) -> dict[str, Any]:
     """What the others see of a worker that is lost."""
     params = parameters()
-    opt = deeprelax.ElasticSGD(params, **OPTIONS["ElasticSGD"])
+    dist.barrier()
+    group = dist.new_group(timeout=timedelta(seconds=3))
+    opt = deeprelax.ElasticSGD(params, **OPTIONS["ElasticSGD"], replicas=group)
     for step in range(9):
         if step == 6 and rank == dist.get_world_size() - 1:
             time.sleep(9 if hangs else 0)
@@ -175,7 +180,9 @@ def partitions(rank: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run it, leave the result, and go without torch's own clean-up, which sometimes crashes."""
-    rank, _ = start_group(timeout=3 if sys.argv[1] == "hung" else 20)
+    # What a first step loads takes seconds on a busy machine, and a group may wait three.
+    trained("EntropySGD", 0, steps=1, backend="eager")
+    rank, _ = start_group(timeout=60)
     scenarios = {"bits": bits, "killed": killed, "hung": hung, "uneven": uneven, "partitions": partitions}
     result = scenarios[sys.argv[1]](rank)
     Path(os.environ["RESULT"]).write_bytes(pickle.dumps(result))

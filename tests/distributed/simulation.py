@@ -39,11 +39,16 @@ def _start(size: int) -> list[list[np.ndarray]]:
     return [[p.detach().numpy().copy() for p in parameters()] for _ in range(size)]
 
 
-def elastic(size: int, steps: int = 9) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
-    """Eq. 3: the workers' weights, and the centre after each step."""
+def _offsets(w: list[list[np.ndarray]], x: list[np.ndarray]) -> list[np.ndarray]:
+    """The workers' mean offset from x, summed in the order of ranks."""
+    return [sum((each[k] - x[k] for each in w[1:]), start=w[0][k] - x[k]) / F(len(w)) for k in range(len(x))]
+
+
+def elastic(size: int, steps: int = 9, late: bool = False) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
+    """Eq. 3: the workers' weights, and the centre after each step; ``late``: it moves by the exchange before."""
     o = OPTIONS["ElasticSGD"]
     w, x = _start(size), _start(1)[0]
-    m, gamma, centres = [np.zeros_like(t) for t in x], o["gamma"], []
+    m, gamma, centres, means = [np.zeros_like(t) for t in x], o["gamma"], [], []
     for step in range(steps):
         for rank in range(size):
             for k, y in enumerate(w[rank]):
@@ -51,13 +56,11 @@ def elastic(size: int, steps: int = 9) -> tuple[list[list[np.ndarray]], list[lis
                 d = g + y * F(o["weight_decay"]) + (y - x[k]) * F(1 / gamma)
                 w[rank][k] = y - d * F(o["inner_lr"])
         if step % L == L - 1:
-            for k in range(len(x)):
-                total = w[0][k] - x[k]
-                for rank in range(1, size):
-                    total = total + (w[rank][k] - x[k])
-                f = -(total / F(size)) * F(1 / gamma)
-                m[k] = m[k] * F(o["momentum"]) + f
+            means = means if late else _offsets(w, x)
+            for k, mean in enumerate(means):
+                m[k] = m[k] * F(o["momentum"]) + -mean * F(1 / gamma)
                 x[k] = x[k] - m[k] * F(o["lr"])
+            means = _offsets(w, x)
             gamma *= 1 - o["scoping"]
         centres.append([t.copy() for t in x])
     return w, centres

@@ -50,6 +50,12 @@ def test_workers_follow_the_equations_bit_for_bit(kind: str, size: int, backend:
     assert all(same(a, b) for a, b in zip(ours, theirs, strict=True)), ours
 
 
+def test_overlap_moves_the_centre_of_elastic_sgd_a_cycle_late() -> None:
+    ours = threads(3, lambda worker: run("ElasticSGD", worker, overlap=True))
+    assert all(same(a, b) for a, b in zip(ours, simulation.elastic(3, late=True)[0], strict=True))
+    assert not same(ours[0], simulation.elastic(3)[0][0])
+
+
 @pytest.fixture(scope="module", params=[2, 3])
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What the processes of a group over gloo made of both optimizers."""
@@ -68,6 +74,7 @@ def test_processes_over_gloo_give_the_bits_of_the_equations(group: list[Any]) ->
         if len(group) == 2:
             assert same(plain, weights[rank])
         assert all(np.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(plain, weights[rank]))
+        assert same(found["elastic mesh"]["params"], plain)
         lossy = zip(found["elastic bf16"]["params"], weights[rank])
         assert all(np.allclose(a, b, rtol=0, atol=2e-2) for a, b in lossy)
 
@@ -94,12 +101,33 @@ def test_an_outer_step_has_one_collective_and_no_other_step_any(group: list[Any]
         assert sum(found["parle"]["calls"][1:]) == 3 * ordered
 
 
+@pytest.mark.parametrize(
+    ("kind", "comm_dtype", "itemsize"), [("ElasticSGD", None, 4), ("ElasticSGD", torch.bfloat16, 2), ("Parle", None, 4)]
+)
+def test_a_gradient_costs_the_bytes_of_ddp_by_l(kind: str, comm_dtype: Any, itemsize: int) -> None:
+    """DDP sends every gradient whole; the buffer has four numbers more."""
+    sent = 0
+
+    def mean_(flat: Tensor) -> None:
+        nonlocal sent
+        sent += flat.numel() * flat.element_size()
+
+    p, options = Parameter(torch.zeros(64, 64)), {} if comm_dtype is None else {"comm_dtype": comm_dtype}
+    replicas: Any = SimpleNamespace(rank=0, size=2, mean_=mean_)
+    opt = getattr(deeprelax, kind)([p], inner_steps=20, seed=0, replicas=replicas, **options)
+    opt._shared.exchange.joined = True
+    for _ in range(40):
+        p.grad = torch.ones_like(p)
+        opt.step()
+    assert sent == 40 * itemsize * p.numel() / 20 + 2 * 4 * itemsize
+
+
 def test_overlapping_the_exchange_changes_no_bit_of_parle(group: list[Any]) -> None:
     assert all(same(found["parle"]["params"], found["parle overlap"]["params"]) for found in group)
 
 
 @pytest.mark.parametrize("kind", ["ElasticSGD", "Parle"])
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 4])
 def test_any_number_of_workers_resumes_from_a_centre(kind: str, size: int, group: list[Any]) -> None:
     found = group[0]["elastic True" if kind == "ElasticSGD" else "parle"]
     saved, shown = found["saved"], found["shown"]
@@ -157,16 +185,19 @@ def test_workers_draw_their_own_noise_also_in_a_captured_step() -> None:
     assert same(host, device)
 
 
-def mean_force(x: float, inner_lr: float) -> float:
+def mean_force(kind: str, x: float, inner_lr: float) -> float:
     """Of the springs on a centre that stands at x, over time 40 after 4: f = (x² - 1)², γ = 0.1, temperature 2, three
-    workers of 4,096 elements."""
+    workers of 4,096 elements; of Entropy-SGD's, on as many elements."""
     forces = []
-    for rank in range(3):
+    for rank in range(3 if kind == "ElasticSGD" else 1):
         worker: Any = SimpleNamespace(rank=rank, size=3, mean_=lambda flat: None)
-        p = Parameter(torch.full((4096,), x, dtype=torch.float64))
-        options = {"lr": 0.0, "inner_steps": 10**6, "gamma": 0.1, "temperature": 2.0, "scoping": 0.0, "seed": 5}
-        opt = deeprelax.ElasticSGD([p], replicas=worker, inner_lr=inner_lr, **options)
-        opt._shared.exchange.joined = True  # type: ignore[union-attr]
+        p = Parameter(torch.full((4096 if kind == "ElasticSGD" else 3 * 4096,), x, dtype=torch.float64))
+        options: dict[str, Any] = {"lr": 0.0, "inner_steps": 10**6, "gamma": 0.1, "temperature": 2.0, "scoping": 0.0}
+        if kind == "ElasticSGD":
+            options["replicas"] = worker
+        opt = getattr(deeprelax, kind)([p], inner_lr=inner_lr, seed=5, **options)
+        if kind == "ElasticSGD":
+            opt._shared.exchange.joined = True
         found = []
         for number in range(round(44 / inner_lr)):
             p.grad = 4 * p.detach() * (p.detach() ** 2 - 1)
@@ -180,11 +211,12 @@ def mean_force(x: float, inner_lr: float) -> float:
 @pytest.mark.parametrize(("x", "expected", "bound"), [(1.2, 1.3170, 0.007), (0.3, -0.7941, 0.015)])
 def test_the_springs_force_is_the_gradient_of_local_entropy(x: float, expected: float, bound: float) -> None:
     """``expected`` is the discrete chain's, by its transition matrix; the gap to ∇f_γ is of the order of η′."""
-    assert mean_force(x, 0.01) == pytest.approx(expected, abs=bound)
+    assert mean_force("ElasticSGD", x, 0.01) == pytest.approx(expected, abs=bound)
+    assert mean_force("EntropySGD", x, 0.01) == pytest.approx(expected, abs=bound)
     y = np.linspace(-4, 4, 20001)
     density = np.exp(-((y * y - 1) ** 2 + (x - y) ** 2 / 0.2))
     exact = (x - (y * density).sum() / density.sum()) / 0.1
-    gaps = [mean_force(x, inner_lr) - exact for inner_lr in (0.04, 0.02, 0.01)]
+    gaps = [mean_force("ElasticSGD", x, inner_lr) - exact for inner_lr in (0.04, 0.02, 0.01)]
     assert gaps[0] / gaps[1] >= 1.6
     assert gaps[1] / gaps[2] >= 1.6
 
@@ -288,6 +320,22 @@ def test_a_run_begun_again_is_not_moved_by_what_was_sent_before(kind: str, again
     assert all(same(a, b) for a, b in zip(threads(2, lambda w: work(w, 4)), threads(2, lambda w: work(w, 0))))
 
 
+def test_weights_loaded_between_two_cycles_are_the_centre_with_overlap() -> None:
+    def work(worker: Thread) -> bool:
+        p = Parameter(torch.zeros(3))
+        opt = deeprelax.ElasticSGD([p], inner_steps=2, seed=1, replicas=worker, overlap=True)
+        for number in range(4):
+            if number == 2:
+                with torch.no_grad():
+                    p.fill_(5.0)
+            p.grad = torch.full((3,), 1.0 + worker.rank + number)
+            opt.step()
+        return torch.equal(opt.state[p]["x"], torch.full((3,), 5.0))
+
+    with pytest.warns(UserWarning, match="is taken up as x"):
+        assert threads(2, work) == [True, True]
+
+
 def test_a_worker_with_fewer_batches_is_named_on_all_of_them(tmp_path: Path) -> None:
     for said in processes(3, "uneven", tmp_path):
         assert "1 of 3 workers have called finish()" in said
@@ -307,6 +355,13 @@ def test_a_lost_worker_is_an_error_on_the_others(scenario: str, within: float, t
 def test_other_replicas_are_refused_by_name(given: Any) -> None:
     with pytest.raises(TypeError, match="replicas must be None, a ProcessGroup"):
         deeprelax.ElasticSGD(parameters(), replicas=given)
+
+
+@pytest.mark.parametrize("kind", ["ElasticSGD", "Parle"])
+def test_several_processes_without_a_group_are_an_error(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=r"one of 3 processes .*init_process_group\(\) before"):
+        getattr(deeprelax, kind)(parameters())
 
 
 def test_without_a_process_group_there_is_one_worker() -> None:
