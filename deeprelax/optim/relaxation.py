@@ -383,9 +383,7 @@ class Relaxation(Optimizer):
         groups = saved_states.checked_groups(
             type(self).__name__, plans, state_dict["param_groups"], {**self.defaults}, {**SHARED, **self.ranges}
         )
-        entries = saved_states.checked_entries(plans, groups, state_dict["state"])
-        self.state.update(saved_states.of_others(state_dict["state"], groups))
-        saved_states.load(self, groups, entries)
+        saved_states.load(self, groups, state_dict["state"])
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 

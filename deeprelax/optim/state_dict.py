@@ -139,8 +139,14 @@ def load_group(group: dict[str, Any], saved: Mapping[str, Any]) -> None:
             group[name] = value.clone() if isinstance(value, Tensor) else value
 
 
-def load(opt: Relaxation, groups: Sequence[Mapping[str, Any]], entries: Mapping[Tensor, Mapping[str, Any]]) -> None:
-    """Take over groups and entries that were checked."""
+def load(opt: Relaxation, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any]) -> None:
+    """Take over groups that were checked, and the state if it is of these parameters.
+
+    Raises:
+        ValueError: it is not.
+    """
+    entries = checked_entries(opt._shared.plans, groups, state)
+    opt.state.update(of_others(state, groups))
     if opt._shared.exchange is not None:
         opt._shared.exchange.drop()
     for plan, group in zip(opt._shared.plans, groups):

@@ -1,4 +1,4 @@
-"""What the processes of the tests with sharded parameters do: python sharded.py NAME, as ``workers.processes`` starts."""
+"""What processes of the tests with sharded parameters do: python sharded.py NAME, started by ``workers.processes``."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from workers import start_group
 
 import deeprelax
+from deeprelax.kernels.cuda import Cuda
 from deeprelax.optim.replicas import Alone
 from deeprelax.optim.schedules import AdaptiveGamma
 
@@ -46,7 +47,9 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "Parle": (deeprelax.Parle, {"lr": 0.3, "replicas": Alone(), **COMMON, **NOISE}),
 }
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-SHAPES = [(1,), (1, 3), (57, 37), (5, 6, 7), (2, 3, 1026), (3, 8, 4, 4)]
+SHAPES: list[tuple[int, ...]] = [(1,), (1, 3), (57, 37), (5, 6, 7), (2, 3, 1026), (3, 8, 4, 4)]
+if os.environ.get("TRITON_INTERPRET"):  # each run of elements takes it milliseconds
+    SHAPES = [(1,), (1, 3), (6, 9), (3, 2, 2, 2)]
 
 
 def backends() -> dict[str, Any]:
@@ -55,9 +58,7 @@ def backends() -> dict[str, Any]:
         return {"triton": "triton"}
     found: dict[str, Any] = {"cpu": "cpu", "eager": "eager"}
     with contextlib.suppress(ImportError):
-        found["cuda"] = importlib.import_module("deeprelax.kernels.cuda").Cuda(
-            importlib.import_module("deeprelax._cuda"), emulated=True
-        )
+        found["cuda"] = Cuda(importlib.import_module("deeprelax._cuda"), emulated=True)
     return found
 
 
@@ -72,8 +73,7 @@ def whole_tensors(dtype: torch.dtype) -> list[Tensor]:
 def trained(name: str, params: list[Tensor], steps: int = STEPS, **options: Any) -> Any:
     """The optimizer after so many steps. A gradient is a function of the weight, element by element, of operations that
     are rounded alike everywhere."""
-    kind, settings = OPTIMIZERS[name]
-    opt = kind(params, **{**settings, **options})
+    opt = OPTIMIZERS[name][0](params, **{**OPTIMIZERS[name][1], **options})
     step_all(opt, steps)
     return opt
 
@@ -164,9 +164,7 @@ def network(seed: int = 0, hidden: int = 20) -> nn.Module:
 
 def fully_sharded(model: nn.Module, **options: Any) -> nn.Module:
     """FSDP2 on every block and on the whole."""
-    for block in model:
-        fully_shard(block, **options)
-    return fully_shard(model, **options)
+    return [fully_shard(each, **options) for each in (*model, model)][-1]
 
 
 def tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
@@ -373,15 +371,13 @@ def refusals(rank: int) -> dict[str, Any]:
 
     partial = nn.Parameter(DTensor.from_local(torch.ones(2), mesh, [Partial()]))
     found["partial"] = said(lambda: deeprelax.HJ([partial]))
-    p = tensor(Shard(0))
-    opt = trained("EntropySGD", [p], 6)
+    opt = trained("EntropySGD", [p := tensor(Shard(0))], 6)
     found["adaptive gamma"] = said(lambda: AdaptiveGamma(deeprelax.HJ([p], scoping=0.0)))
     other = trained("EntropySGD", [tensor(Shard(1))], 6)
     before = [v.to_local().clone() for v in opt.state[p].values()]
     found["another placement"] = said(lambda: opt.load_state_dict(other.state_dict()))
     plain = trained("EntropySGD", [nn.Parameter(torch.ones(8, 8))], 6)
     found["whole tensors"] = said(lambda: opt.load_state_dict(plain.state_dict()))
-    p.grad = None
     opt.eval()
     found["eval mode"] = said(opt.state_dict)
     opt.train()
