@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deeprelax.optim.sharding import part
+
 CHECKED = 4  # numbers at the buffer's end by which the workers notice that they do not stand at one place
 
 
@@ -149,7 +151,8 @@ def agree(replicas: Replicas, values: Sequence[int], device: torch.device) -> li
 
 
 def checksum(t: Tensor) -> int:
-    """20 bits of a tensor."""
+    """20 bits of a tensor, or of this process's part of it."""
+    t = part(t)
     if t.numel() == 0:
         return 0
     integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}[t.element_size()]
@@ -247,8 +250,8 @@ class Exchange:
             if mean < 0:
                 raise RuntimeError("the other workers are evaluating: start this one again")
             self._turn = round(mean) + 1
-        pieces = torch.split(flat[:-CHECKED], [part.numel() for part in sent])
-        return [piece.to(part.dtype).clone() for piece, part in zip(pieces, sent)] if active else None
+        pieces = torch.split(flat[:-CHECKED], [each.numel() for each in sent])
+        return [piece.to(each.dtype).clone() for piece, each in zip(pieces, sent)] if active else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_flat": None, "_wait": None, "sent": ()}

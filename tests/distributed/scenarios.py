@@ -178,15 +178,48 @@ def partitions(rank: int) -> dict[str, Any]:
     return {"zero": zero(rank), "overflow": overflow(rank)}
 
 
+def sharded_workers(rank: int) -> dict[str, list[Any]]:
+    """Two workers of one process each, and two of two processes that share the weights: those of worker ``rank // 2``
+    after every step, and the centre at the end."""
+    from sharded import fully_sharded, network, wholes
+    from torch.distributed.device_mesh import DeviceMesh
+
+    mesh = DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("replica", "shard"))
+    pair = DeviceMesh("cpu", [0, 2])  # of the workers of one process each
+    found: dict[str, list[Any]] = {}
+    for kind in ("ElasticSGD", "Parle"):
+        for shared in (False, True):
+            if not shared and rank % 2:
+                continue
+            model = network()
+            if shared:
+                fully_sharded(model, mesh=mesh["shard"])
+            replicas = mesh["replica"] if shared else pair
+            opt = getattr(deeprelax, kind)(
+                model.parameters(), **{**OPTIONS[kind], "replicas": replicas, "deterministic": True}
+            )
+            after = found[f"{kind} {'shared' if shared else 'whole'}"] = []
+            for _ in range(9):
+                for p in model.parameters():
+                    p.grad = p.detach() * 0.7 - 0.1 * (rank // 2 + 1)
+                opt.step()
+                after.append(wholes(model))
+            opt.eval()
+            after.append(wholes(model))
+            opt.train()
+    return found
+
+
 def main() -> None:
     """Run it, leave the result, and go without torch's own clean-up, which sometimes crashes."""
     # What a first step loads takes seconds on a busy machine, and a group may wait three.
     trained("EntropySGD", 0, steps=1, backend="eager")
     rank, _ = start_group(timeout=60)
     scenarios = {"bits": bits, "killed": killed, "hung": hung, "uneven": uneven, "partitions": partitions}
+    scenarios["sharded_workers"] = sharded_workers
     result = scenarios[sys.argv[1]](rank)
     Path(os.environ["RESULT"]).write_bytes(pickle.dumps(result))
-    if sys.argv[1] in ("bits", "partitions"):
+    if sys.argv[1] in ("bits", "partitions", "sharded_workers"):
         dist.barrier()
     os._exit(0)
 

@@ -75,7 +75,7 @@ def test_steps_in_backward_hooks_are_those_after_the_backward_pass(name: str) ->
     assert same_bits(*ends)
 
 
-def test_a_parameters_optimizer_gives_the_bits_of_a_group_but_for_its_noise(name: str) -> None:
+def test_an_optimizer_of_one_parameter_gives_a_groups_bits_without_noise(name: str) -> None:
     together, apart = parameters(), parameters()
     quiet = {"Heat": {"gamma": 1e-30}, "HJ": {}}.get(name, {"temperature": 0.0})
     opt, alone = make(name, together, **quiet), [make(name, [p], **quiet) for p in apart]

@@ -86,3 +86,14 @@ def test_what_sharded_runs_refuse_is_said_by_every_process(tmp_path: Path) -> No
         assert "is a plain tensor, and the parameter (Shard(dim=0),)" in result["whole tensors"]
         assert "call opt.train() first" in result["eval mode"]
         assert result["unchanged"]
+
+
+def test_workers_that_share_their_weights_have_the_bits_of_whole_ones(tmp_path: Path) -> None:
+    """Elastic-SGD and Parle on two workers of one process each, and of two."""
+    results = processes(4, "sharded_workers", tmp_path, timeout=200.0)
+    for rank, found in enumerate(results):
+        for kind in ("ElasticSGD", "Parle"):
+            whole = results[rank - rank % 2][f"{kind} whole"]
+            for a, b in zip(whole, found[f"{kind} shared"], strict=True):
+                assert all(map(torch.equal, a, b)), (kind, rank)
+            assert not any(map(torch.equal, whole[4], results[2 - rank // 2 * 2][f"{kind} whole"][4]))
