@@ -181,6 +181,7 @@ def main() -> None:
     every: dict[str, Callable[[int], float]] = {
         DDP: lambda size: model_of(compute, 4 * elements, 1, size),
         "ElasticSGD, Parle": lambda size: model_of(compute, 4 * elements, L, size),
+        "Parle, overlap": lambda size: max(compute, model_of(0.0, 4 * elements, L, size)),
     }
     result = {
         **{"machine": describe(), "date": datetime.date.today().isoformat(), "elements": elements},
