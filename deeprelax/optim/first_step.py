@@ -25,7 +25,9 @@ def replaced(params: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
         params: those without a gradient.
         others: what else the optimizer has.
     """
-    modules = [module for module in gc.get_objects() if issubclass(type(module), nn.Module)]
+    objects = gc.get_objects()
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, nn.Module)}
+    modules = [each for each in objects if type(each) in kinds] if kinds else []
     theirs = {p for module in modules for p in module.__dict__.get("_parameters", {}).values() if p is not None}
     missing = [p for p in params if p not in theirs]
     trained = Counter(q.shape for q in theirs.difference(others) if q.is_leaf and q.grad is not None)

@@ -35,7 +35,9 @@ from deeprelax.kernels.cuda import Cuda
 from deeprelax.optim.replicas import Alone
 from deeprelax.optim.schedules import AdaptiveGamma
 
-STEPS, L = 9, 4
+# Triton's interpreter takes milliseconds for each run of elements.
+INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
+STEPS, L = 5 if INTERPRETED else 9, 4
 COMMON = {"inner_steps": L, "momentum": 0.6, "weight_decay": 0.02}
 NOISE = {"temperature": 1e-3, "seed": 3}
 OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -48,13 +50,13 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES: list[tuple[int, ...]] = [(1,), (1, 3), (57, 37), (5, 6, 7), (2, 3, 1026), (3, 8, 4, 4)]
-if os.environ.get("TRITON_INTERPRET"):  # each run of elements takes it milliseconds
-    SHAPES = [(1,), (1, 3), (6, 9), (3, 2, 2, 2)]
+if INTERPRETED:
+    SHAPES = [(1, 3), (6, 9), (3, 2, 2, 2)]
 
 
 def backends() -> dict[str, Any]:
     """Those of CPU tensors, with the CUDA kernels' code run on the host."""
-    if os.environ.get("TRITON_INTERPRET"):
+    if INTERPRETED:
         return {"triton": "triton"}
     found: dict[str, Any] = {"cpu": "cpu", "eager": "eager"}
     with contextlib.suppress(ImportError):
@@ -117,8 +119,9 @@ def bits(rank: int) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     count = 0
     made = list(layouts(rank))
-    most, turn = int(os.environ.get("LAYOUTS", "15")), itertools.cycle(made)
-    for (backend, on), name, dtype in itertools.product(backends().items(), OPTIMIZERS, DTYPES):
+    turn = itertools.cycle(made)
+    names = os.environ.get("NAMES", " ".join(OPTIMIZERS)).split()
+    for (backend, on), name, dtype in itertools.product(backends().items(), names, DTYPES):
         cases: list[dict[str, Any]] = [{}]
         if dtype == torch.bfloat16 and name in ("EntropySGD", "EntropyAdamW", "ElasticSGD"):
             cases.append({"stochastic_rounding": True})
@@ -128,8 +131,8 @@ def bits(rank: int) -> dict[str, list[str]]:
             whole = [nn.Parameter(t) for t in whole_tensors(dtype)]
             reference = trained(name, whole, backend=on, **options)
             # One to four parts of everything; what else there is takes turns.
-            chosen = [each for each in made if each[0].endswith("parts")] if backend == "cpu" and most > 1 else []
-            for layout, mesh, placements in [*chosen, *itertools.islice(turn, min(most, 2))]:
+            chosen = [each for each in made if each[0].endswith("parts")] if backend == "cpu" else []
+            for layout, mesh, placements in [*chosen, *itertools.islice(turn, 1)]:
                 parts = [
                     nn.Parameter(distribute_tensor(t, mesh, placements(t.ndim), src_data_rank=None))
                     for t in whole_tensors(dtype)
