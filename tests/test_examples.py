@@ -24,6 +24,7 @@ RUNS = {
     "trainer.py": (["--steps", "3"], "tuned: from ", "tuned/model.safetensors"),
     "lightning_digits.py": (["--epochs", "2"], "epoch 2: ", "digits.ckpt"),
     "elastic.py": (["--epochs", "2"], "% at the centre", None),
+    "fsdp.py": (["--epochs", "2"], "epoch 2: ", "fsdp/.metadata"),
     "smoothing.py": ([], "local entropy", "smoothing.png"),
 }
 
@@ -63,7 +64,7 @@ def test_an_example_runs_and_says_how_far_it_is(name: str, tmp_path: Path, monke
     if "--data" in arguments:
         write_mnist(tmp_path / "data", train=640, test=40)
         write_cifar(tmp_path / "data")
-    assert said in (processes if name == "elastic.py" else program)(name, arguments)
+    assert said in (processes if name in ("elastic.py", "fsdp.py") else program)(name, arguments)
     assert left is None or (tmp_path / left).stat().st_size > 1000
     pyplot.close("all")
 
