@@ -57,8 +57,8 @@ def test_the_programs_of_a_page_run_one_after_the_other(
 @pytest.mark.parametrize("page", IN_A_GROUP)
 def test_a_program_for_several_processes_runs_on_one(page: str) -> None:
     group = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}
-    # The second program of workers.md needs torchft's lighthouse: tests/distributed/test_torchft.py has its steps. Tearing
-    # a gloo group down crashes now and then.
+    # The second program of workers.md needs torchft's lighthouse; tests/distributed/test_torchft.py has its steps.
+    # Tearing a gloo group down crashes now and then.
     code = "\n".join([GIVEN, programs(page)[0], "import os", "print(opt, flush=True)", "os._exit(0)"])
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **group}, capture_output=True, text=True, timeout=120

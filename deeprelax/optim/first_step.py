@@ -39,7 +39,8 @@ def speak(opt: Relaxation) -> None:
     shared = opt._shared
     members = [(name, p) for i in range(len(opt.param_groups)) for name, p in named(opt, i) if p.requires_grad]
     idle = [(name, p) for name, p in members if p.grad is None]
-    if idle and replaced([p for _, p in idle], [p for _, p in members]):
+    # Where most have a gradient, the others are unused, and looking for them would take longer than the step.
+    if 2 * len(idle) >= len(members) > 0 and replaced([p for _, p in idle], [p for _, p in members]):
         shared.warn_once(
             "replaced",
             f"{idle[0][0]} and every other parameter without a gradient ({len(idle)} of {len(members)}) is in no "
