@@ -1,4 +1,4 @@
-"""What the processes of the tests over gloo do: python scenarios.py NAME, with RANK, WORLD_SIZE, STORE and RESULT."""
+"""What the processes of the tests over gloo do: python scenarios.py NAME, started by ``workers.processes``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 sys.path.insert(0, str(Path(__file__).parent))
 from simulation import OPTIONS, gradient, parameters
-from workers import start_group
+from workers import fork, start_group
 
 import deeprelax
 
@@ -225,4 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    fork(main)

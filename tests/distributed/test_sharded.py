@@ -28,7 +28,7 @@ def test_every_number_of_parts_gives_the_bits_of_whole_tensors(tmp_path: Path) -
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_triton_gives_these_bits_as_well(tmp_path: Path) -> None:
     for result in run(2, "bits", tmp_path, TRITON_INTERPRET="1", NAMES="EntropySGD"):
-        assert int(result.pop("count")[0]) > 25
+        assert int(result.pop("count")[0]) > 10
         assert result == {}
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,26 +68,39 @@ def processes(
     size: int, scenario: str, folder: Path, timeout: float = 100.0, program: str = "scenarios.py", **settings: str
 ) -> list[Any]:
     """What the scenario of the program returns on each of so many processes; None of one that left nothing."""
-    store, programs = folder / f"store-{scenario}-{size}", []
-    for rank in range(size):
-        command = [sys.executable, str(ROOT / "tests" / "distributed" / program), scenario]
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "WORLD_SIZE": str(size),
-            "STORE": str(store),
-            "RESULT": str(folder / f"{scenario}-{size}-{rank}.pickle"),
-            "OMP_NUM_THREADS": "1",
-            **settings,
-        }
-        programs.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=folder))
-    said = [program.communicate(timeout=timeout)[1] for program in programs]
+    command = [sys.executable, str(ROOT / "tests" / "distributed" / program), scenario]
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(size),
+        "STORE": str(folder / f"store-{scenario}-{size}"),
+        "RESULT": str(folder / f"{scenario}-{size}"),
+        "OMP_NUM_THREADS": "1",
+        **settings,
+    }
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=folder, timeout=timeout)
     results = []
     for rank in range(size):
         path = folder / f"{scenario}-{size}-{rank}.pickle"
         results.append(pickle.loads(path.read_bytes()) if path.exists() else None)
-    assert any(result is not None for result in results), said
+    assert any(result is not None for result in results), done.stderr
     return results
+
+
+def fork(main: Callable[[], None]) -> None:
+    """Run it in WORLD_SIZE processes, each with its RANK and RESULT. They share what this one has imported, which takes
+    seconds."""
+    children = []
+    for rank in range(int(os.environ["WORLD_SIZE"])):
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.environ.update(RANK=str(rank), RESULT=f"{os.environ['RESULT']}-{rank}.pickle")
+            try:
+                main()
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
+    for child in children:
+        os.waitpid(child, 0)
 
 
 def start_group(timeout: float) -> tuple[int, int]:
