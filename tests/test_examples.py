@@ -10,10 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from matplotlib import pyplot
 from test_cli import write_mnist
+from test_whitening import write_cifar
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUNS = {
@@ -27,16 +27,6 @@ RUNS = {
     "fsdp.py": (["--epochs", "2"], "epoch 2: ", "fsdp/.metadata"),
     "smoothing.py": ([], "local entropy", "smoothing.png"),
 }
-
-
-def write_cifar(folder: Path) -> None:
-    """cifar10.npz with a few batches of noise."""
-    draw = np.random.default_rng(0)
-    arrays = {}
-    for part, count in (("train", 256), ("test", 32)):
-        arrays[f"x_{part}"] = draw.integers(0, 256, (count, 32, 32, 3), np.uint8)
-        arrays[f"y_{part}"] = draw.integers(0, 10, count)
-    np.savez(folder / "cifar10.npz", **arrays)
 
 
 def program(name: str, arguments: list[str]) -> str:
@@ -63,7 +53,7 @@ def test_an_example_runs_and_says_how_far_it_is(name: str, tmp_path: Path, monke
     arguments, said, left = RUNS[name]
     if "--data" in arguments:
         write_mnist(tmp_path / "data", train=640, test=40)
-        write_cifar(tmp_path / "data")
+        write_cifar(tmp_path / "data", "npz", train=256, test=32)
     assert said in (processes if name in ("elastic.py", "fsdp.py") else program)(name, arguments)
     assert left is None or (tmp_path / left).stat().st_size > 1000
     pyplot.close("all")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import pickle
 import sys
 import time
 from datetime import timedelta
@@ -17,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 sys.path.insert(0, str(Path(__file__).parent))
 from simulation import OPTIONS, gradient, parameters
-from workers import fork, start_group
+from workers import serve
 
 import deeprelax
 
@@ -210,19 +209,6 @@ def sharded_workers(rank: int) -> dict[str, list[Any]]:
     return found
 
 
-def main() -> None:
-    """Run it, leave the result, and go without torch's own clean-up, which sometimes crashes."""
-    # What a first step loads takes seconds on a busy machine, and a group may wait three.
-    trained("EntropySGD", 0, steps=1, backend="eager")
-    rank, _ = start_group(timeout=60)
-    scenarios = {"bits": bits, "killed": killed, "hung": hung, "uneven": uneven, "partitions": partitions}
-    scenarios["sharded_workers"] = sharded_workers
-    result = scenarios[sys.argv[1]](rank)
-    Path(os.environ["RESULT"]).write_bytes(pickle.dumps(result))
-    if sys.argv[1] in ("bits", "partitions", "sharded_workers"):
-        dist.barrier()
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    fork(main)
+    # What a first step loads takes seconds on a busy machine, and a group may wait three.
+    serve(globals(), prepare=lambda: trained("EntropySGD", 0, steps=1, backend="eager"))

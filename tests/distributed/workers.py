@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
+LOSE_SOME = ("killed", "hung", "uneven")  # scenarios in which not all processes reach the end
 
 
 class Meeting:
@@ -86,28 +88,32 @@ def processes(
     return results
 
 
-def fork(main: Callable[[], None]) -> None:
-    """Run it in WORLD_SIZE processes, each with its RANK and RESULT. They share what this one has imported, which takes
-    seconds."""
-    children = []
-    for rank in range(int(os.environ["WORLD_SIZE"])):
+def serve(scenarios: Mapping[str, Callable[[int], Any]], prepare: Callable[[], object] = lambda: None) -> None:
+    """Run the scenario that the command line names in WORLD_SIZE processes, and leave what it returns on each of them.
+
+    The processes share what this one has imported, which takes seconds. At the end they wait for each other, unless
+    some never get there, and leave without torch's own clean-up, which sometimes crashes.
+
+    Args:
+        scenarios: by name; each is called with the rank.
+        prepare: called in each process before it joins the group. GROUP=0: there is none.
+    """
+    name, size, children = sys.argv[1], int(os.environ["WORLD_SIZE"]), []
+    for rank in range(size):
         children.append(os.fork())
-        if children[-1] == 0:
-            os.environ.update(RANK=str(rank), RESULT=f"{os.environ['RESULT']}-{rank}.pickle")
-            try:
-                main()
-            except BaseException:
-                traceback.print_exc()
+        if children[-1]:
+            continue
+        try:
+            prepare()
+            if group := os.environ.get("GROUP") != "0":
+                store, minute = f"file://{os.environ['STORE']}", timedelta(seconds=60)
+                dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=minute)
+            Path(f"{os.environ['RESULT']}-{rank}.pickle").write_bytes(pickle.dumps(scenarios[name](rank)))
+            if group and name not in LOSE_SOME:
+                dist.barrier()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
             os._exit(1)
     for child in children:
         os.waitpid(child, 0)
-
-
-def start_group(timeout: float) -> tuple[int, int]:
-    """Join the process group that the environment describes; rank and size."""
-    from datetime import timedelta
-
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = f"file://{os.environ['STORE']}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
-    return rank, size

@@ -1,4 +1,4 @@
-"""torch's own tests of optimizers, written anew: the loss goes the right way, per group and under schedulers."""
+"""The promises of torch's own tests of optimizers: the loss goes the right way, per group and under schedulers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch's own tests of optimizers, written anew: kernels follow the reference, in mixed dtypes and while frozen."""
+"""The promises of torch's own tests of optimizers: kernels follow the reference, in mixed dtypes and while frozen."""
 
 from __future__ import annotations
 

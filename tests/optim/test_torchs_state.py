@@ -1,4 +1,4 @@
-"""torch's own tests of optimizers, written anew: saved states, hooks and copies, with every setting."""
+"""The promises of torch's own tests of optimizers: saved states, hooks and copies, with every setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings with which torch's own tests of optimizers, written anew, run ours."""
+"""The settings in which the promises of torch's own tests of optimizers are held to ours."""
 
 from __future__ import annotations
 
