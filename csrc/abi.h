@@ -77,7 +77,7 @@ namespace deeprelax {
   FIELD(uint32_t, rule) FIELD(uint32_t, dtype)
 
 #define DR_CPU_LAUNCH(FIELD)                                                           \
-  DR_LAUNCH(FIELD, CpuTensor, CpuChunk) FIELD(const int64_t*, weights)                    \
+  DR_LAUNCH(FIELD, int64_t, CpuChunk) FIELD(const int64_t*, weights)                   \
   FIELD(uint32_t, flags) FIELD(uint32_t, instruction_set)                              \
   FIELD(uint32_t, threads) FIELD(uint32_t, pieces) FIELD(Parallel, parallel)
 
@@ -113,10 +113,8 @@ struct Sources {
   DR_SOURCES(DR_DECLARE)
 };
 
-struct CpuTensor {
-  int64_t index;
-};
-struct CpuChunk {  // a row of Table.chunks
+// A row of Table.chunks; of tensors the CPU is told their indices.
+struct CpuChunk {
   int64_t tensor, first, start, place, begin, end;
 };
 

@@ -82,7 +82,7 @@ void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type
 
   for (int64_t k = begin; k < end; ++k) {
     const CpuChunk chunk = launch.chunks[k];
-    const int64_t index = launch.tensors[chunk.tensor].index, grad = launch.grads[chunk.tensor];
+    const int64_t index = launch.tensors[chunk.tensor], grad = launch.grads[chunk.tensor];
     const auto state = [&](void* base) { return base ? static_cast<T*>(base) + chunk.place : nullptr; };
     const Tile<P, T> whole{
         {reinterpret_cast<P*>(launch.weights[chunk.tensor]) + chunk.first,

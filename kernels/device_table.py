@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .table import Table
 
-# The last number of a chunk is TENSOR * tensor + LEADS * end + begin; every begin is less than LEADS.
-LEADS, TENSOR = 8, 2**32
+# The last number of a chunk has the tensor above its lower 32 bits, which are LEADS * end + begin; every begin is less
+# than LEADS.
+LEADS, TENSOR_SHIFT = 8, 32
 
 
 def guard(device: torch.device) -> AbstractContextManager[Any]:
@@ -73,7 +74,7 @@ class DeviceTable:
 
     Attributes:
         chunks: ``table.chunks`` in packs as int64, shape (n, 4): the chunk's element 0 in the weight, in the unsharded
-            parameter and in the flat buffers; ``TENSOR * tensor + LEADS * end + begin``.
+            parameter and in the flat buffers; ``tensor << TENSOR_SHIFT | LEADS * end + begin``.
         tensors: int64, shape (t, 2): address of the weight, noise's parameter index.
         counts: number of chunks of each tensor, int64, on the host.
     """
@@ -81,7 +82,7 @@ class DeviceTable:
     def __init__(self, table: Table, chunk: int) -> None:
         tensor, first, start, place, begin, end = table.chunks(chunk, packs=True).unbind(1)
         self.counts = torch.bincount(tensor, minlength=len(table.weights))
-        rows = torch.stack((first, start, place, TENSOR * tensor + LEADS * end + begin), dim=1)
+        rows = torch.stack((first, start, place, (tensor << TENSOR_SHIFT) + LEADS * end + begin), dim=1)
         self.chunks = rows.to(table.device)
         addresses = torch.frombuffer(table.weight_addresses, dtype=torch.int64)
         indices = torch.tensor(table.indices, dtype=torch.int64, device="cpu")

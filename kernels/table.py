@@ -95,7 +95,7 @@ class Table:
                 torch.tensor(numbers, dtype=torch.int64, device="cpu")
                 for numbers in (self.sizes, self.starts, self.offsets, self.lengths, self.strides, self.steps)
             )
-            t, r = _repeated(torch.where(sizes > 0, sizes // lengths.clamp(min=1), 0))
+            t, r = _repeated(sizes // lengths.clamp(min=1))
             start, length = starts[t] + r * strides[t], lengths[t]
             lead = start % self._pack if packs else torch.zeros_like(start)
             run, k = _repeated((length + lead + chunk - 1) // chunk)

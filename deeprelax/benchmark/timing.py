@@ -84,7 +84,7 @@ class Watched:
 @contextlib.contextmanager
 def watched(opt: Relaxation, around: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Iterator[Watch]:
     """The updates of the optimizer's buckets are ``Watched`` meanwhile."""
-    buckets = [bucket for plan in opt._shared.plans for bucket in plan.buckets]
+    buckets = opt._shared.buckets
     updates, watch = [bucket.update for bucket in buckets], Watch()
     for bucket in buckets:
         bucket.update = Watched(bucket.update, watch, around)

@@ -16,13 +16,13 @@ from deeprelax.kernels.layout import Layout, same_strides
 from deeprelax.kernels.reference import take_x
 from deeprelax.optim.flat_storage import contiguous_strides, is_dense, move_into_flat_buffer, own_storage
 from deeprelax.optim.sharding import (
+    dense_strides,
     gradient_part,
     is_sharded,
     like,
     part,
     place_of_part,
     same_placement,
-    strides_of_part,
 )
 from deeprelax.optim.state import State
 
@@ -104,14 +104,15 @@ class Bucket:
             move_into_flat_buffer(params)
         self.params = params
         self.sharded = is_sharded(params[0])
-        self.parts = parts = list(map(part, params)) if self.sharded else params
+        self.parts = parts = list(map(part, params))
         self.positions = positions
         self.names = names
         self._capturable = capturable
         self.addresses = array("q", map(Tensor.data_ptr, parts))
-        self.strides = [p.stride() if is_dense(p) else contiguous_strides(p.shape) for p in parts]
         if self.sharded:
-            self.strides = list(map(strides_of_part, params))
+            self.strides = [dense_strides(p, local.shape) for p, local in zip(params, parts)]
+        else:
+            self.strides = [p.stride() if is_dense(p) else contiguous_strides(p.shape) for p in params]
         # One with gaps, or in another order than the whole one, is served by a copy, in and out.
         self.gaps = {
             t: torch.empty_strided(p.shape, strides, dtype=p.dtype, device=p.device)
@@ -152,7 +153,7 @@ class Bucket:
                     new[name] = flat, [self._view(name, flat, t) for t in range(len(self.params))]
         for name, (flat, views) in new.items():
             self.buffers[name], self.views[name] = flat, views
-            self.shown[name] = [self._shown(name, t, view) for t, view in enumerate(views)] if self.sharded else views
+            self.shown[name] = [self._shown(name, t, view) for t, view in enumerate(views)]
             for p, shown in zip(self.params, self.shown[name]):
                 state[p].put(name, shown)
         if new.keys() - {"inner"}:

@@ -17,7 +17,6 @@ from deeprelax.optim.groups import Plan, named, ready
 from deeprelax.optim.hyperparameters import check_nesterov
 from deeprelax.optim.relaxation import ParamsT, Relaxation
 from deeprelax.optim.replicas import Exchange, agree, checksum, replicas_of
-from deeprelax.optim.sharding import part, reshard
 
 
 def outer_update(x: Tensor, f: Tensor, m: Tensor | None, group: Mapping[str, Any]) -> None:
@@ -35,7 +34,7 @@ def outer_update(x: Tensor, f: Tensor, m: Tensor | None, group: Mapping[str, Any
 
 def is_captured(opt: Relaxation) -> bool:
     """Whether a CUDA graph is being captured, which has no exchange in it."""
-    return any(capturing(bucket.table.device) for plan in opt._shared.plans for bucket in plan.buckets)
+    return any(capturing(bucket.table.device) for bucket in opt._shared.buckets)
 
 
 def exchange_of(opt: Relaxation) -> Exchange:
@@ -94,7 +93,7 @@ def centre(opt: Relaxation, i: int, p: Tensor) -> Tensor:
 
 def warn_of_equal_gradients(opt: Relaxation, exchange: Exchange) -> None:
     """Once: gradients that are the same on all workers were averaged over them, or come from the same data."""
-    grads = [part(p.grad) for group in opt.param_groups for p in group["params"] if p.grad is not None]
+    grads = [p.grad for group in opt.param_groups for p in group["params"] if p.grad is not None]
     total = sum(checksum(g) for g in grads) & 0xFFFFF
     device = opt.param_groups[0]["params"][0].device
     if all(agree(exchange.replicas, [total], device)) and total != 0:
@@ -258,7 +257,6 @@ class ElasticSGD(Relaxation):
         self._move_centre()
         for _, bucket in ready_buckets(self):
             bucket.put_x()
-        reshard(self.param_groups)
         return active
 
     def state_dict(self) -> dict[str, Any]:

@@ -98,6 +98,11 @@ class Shared:
     why_slow: str = ""  # to be said at the first step: why the reference makes the updates
 
     @property
+    def buckets(self) -> list[Bucket]:
+        """Of all groups."""
+        return [bucket for plan in self.plans for bucket in plan.buckets]
+
+    @property
     def replica(self) -> int:
         """Of the noise: workers draw their own."""
         return self.exchange.replicas.rank if self.exchange else 0

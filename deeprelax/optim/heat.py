@@ -11,7 +11,6 @@ from deeprelax.optim.bucket import Bucket
 from deeprelax.optim.groups import ready
 from deeprelax.optim.hyperparameters import check_nesterov
 from deeprelax.optim.relaxation import ParamsT, Relaxation, outside_graphs
-from deeprelax.optim.sharding import reshard
 
 
 class Heat(Relaxation):
@@ -111,16 +110,15 @@ class Heat(Relaxation):
             scale, stream = noise_scale(numbers["gamma"]), Stream(seed, numbers["step"] & MASK32)
             for bucket in plan.buckets:
                 bucket.refresh_x()
-                for t in range(len(bucket.params)):
-                    self._perturb(bucket, t, scale, stream)
+                self._perturb(bucket, scale, stream)
                 bucket.note_versions()
             plan.clock.set(fresh=False)
-        reshard(self.param_groups, modules)
 
-    def _perturb(self, bucket: Bucket, t: int, scale: float, stream: Stream) -> None:
-        """The parameter becomes x + w."""
+    def _perturb(self, bucket: Bucket, scale: float, stream: Stream) -> None:
+        """The parameters become x + w."""
         table, x, w = bucket.table, bucket.buffers["x"], torch.empty_like(bucket.buffers["x"])
-        for part, place, start in table.runs(t):
-            n = normal(stream, table.indices[t], start, part.stop - part.start, table.device).to(x.dtype)
-            w[place] = x[place] + n * scale
-        bucket.put(t, bucket.part(w, t))
+        for t, index in enumerate(table.indices):
+            for part, place, start in table.runs(t):
+                n = normal(stream, index, start, part.stop - part.start, table.device).to(x.dtype)
+                w[place] = x[place] + n * scale
+            bucket.put(t, bucket.part(w, t))

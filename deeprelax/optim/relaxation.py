@@ -206,13 +206,13 @@ class Relaxation(Optimizer):
         self._refuse_in_eval("finish")
         with torch.no_grad():
             finished = any([plan.clock.finish(plan.buckets) for plan in ready(self, check=True)])
-            reshard(self.param_groups)
+            reshard(self)
             return finished
 
     def _agree_on_seed(self) -> None:
         """With ``seed=None`` and a process group, all ranks take rank 0's: DDP's replicas must draw the same noise."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            if any(capturing(bucket.table.device) for plan in self._shared.plans for bucket in plan.buckets):
+            if any(capturing(bucket.table.device) for bucket in self._shared.buckets):
                 raise RuntimeError("run one step() before capturing one: the ranks agree on the noise's seed in it")
             box = [self.param_groups[0]["seed"]]
             torch.distributed.broadcast_object_list(box, src=0)
@@ -242,7 +242,7 @@ class Relaxation(Optimizer):
         if self.param_groups[0]["training"]:
             self._show_x()
             self._set(training=False)
-            reshard(self.param_groups, modules)
+            reshard(self, modules)
 
     @outside_graphs
     @torch.no_grad()
@@ -254,7 +254,7 @@ class Relaxation(Optimizer):
         """
         self._show_inner()
         self._set(training=True)
-        reshard(self.param_groups, modules)
+        reshard(self, modules)
 
     @contextlib.contextmanager
     def at_x(self, *modules: torch.nn.Module) -> Iterator[None]:

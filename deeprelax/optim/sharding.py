@@ -6,11 +6,14 @@ on how many processes share a parameter. Everything here takes plain tensors as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from deeprelax.optim.relaxation import Relaxation
 
 # A part within the memory order of the unsharded parameter: its first element there, and, where it is not one range,
 # the length of its runs and their distance.
@@ -27,12 +30,15 @@ def part(t: Tensor) -> Tensor:
     return t._local_tensor if is_sharded(t) else t  # type: ignore[attr-defined]
 
 
-def strides_of_part(p: Tensor) -> tuple[int, ...]:
-    """Strides that put the part into the memory order of the unsharded parameter, without gaps."""
-    shape = part(p).shape
-    outward = sorted(range(p.ndim), key=lambda d: (p.stride(d), -d))
+def inner_first(p: Tensor) -> list[int]:
+    """The dimensions of the unsharded parameter, from that with the smallest stride on."""
+    return sorted(range(p.ndim), key=lambda d: (p.stride(d), -d))
+
+
+def dense_strides(p: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides without gaps for the shape of the unsharded parameter or of its part, in the former's memory order."""
     strides, step = [0] * p.ndim, 1
-    for d in outward:
+    for d in inner_first(p):
         strides[d] = step
         step *= max(shape[d], 1)
     return tuple(strides)
@@ -56,10 +62,10 @@ def place_of_part(p: Tensor, name: str) -> Place:
         raise TypeError(f"{name}: its part has shape {tuple(part(p).shape)}; {spec.placements} say {tuple(shape)}")
     if 0 in shape:
         return 0, None
-    strides = whole_strides(p)
+    strides = dense_strides(p, p.shape)
     start = sum(offset * stride for offset, stride in zip(offsets, strides))
     length, step, reach = 1, 0, 1  # of the runs, their distance, and where the next one is expected
-    for d in sorted(range(p.ndim), key=lambda d: (strides[d], -d)):
+    for d in inner_first(p):
         if step and shape[d] > 1 and strides[d] != reach:
             raise TypeError(
                 f"{name} is sharded along two dimensions that are not its outermost one ({spec.placements} of shape "
@@ -74,15 +80,6 @@ def place_of_part(p: Tensor, name: str) -> Place:
     return start, (length, step) if length < part(p).numel() else None
 
 
-def whole_strides(p: Tensor) -> tuple[int, ...]:
-    """The strides of a dense tensor with the unsharded parameter's order of dimensions."""
-    strides, step = [0] * p.ndim, 1
-    for d in sorted(range(p.ndim), key=lambda d: (p.stride(d), -d)):
-        strides[d] = step
-        step *= max(p.shape[d], 1)
-    return tuple(strides)
-
-
 def like(p: Tensor, value: Tensor) -> Tensor:
     """A tensor of the part's shape as state of the parameter: a DTensor with its placement where it is one."""
     if not is_sharded(p):
@@ -91,7 +88,7 @@ def like(p: Tensor, value: Tensor) -> Tensor:
 
     spec: Any = p._spec  # type: ignore[attr-defined]
     return DTensor.from_local(
-        value, spec.mesh, spec.placements, run_check=False, shape=p.shape, stride=whole_strides(p)
+        value, spec.mesh, spec.placements, run_check=False, shape=p.shape, stride=dense_strides(p, p.shape)
     )
 
 
@@ -119,17 +116,17 @@ def gradient_part(p: Tensor, name: str, g: Tensor) -> Tensor:
     return part(g)
 
 
-def reshard(groups: Iterable[Mapping[str, Any]], modules: Sequence[torch.nn.Module] = ()) -> None:
+def reshard(opt: Relaxation, modules: Sequence[torch.nn.Module] = ()) -> None:
     """Let FSDP gather the weights again: it would ignore what was written to the parts since it last did.
 
     Args:
-        groups: with the parameters that were written to.
-        modules: that hold them; without any, all FSDP modules of the process are found.
+        opt: the optimizer that has written to them.
+        modules: that hold its parameters; without any, all FSDP modules of the process are found.
 
     Raises:
         RuntimeError: they cannot be found.
     """
-    if not any(is_sharded(p) for group in groups for p in group["params"]):
+    if not any(bucket.sharded for bucket in opt._shared.buckets):
         return
     from torch.distributed.fsdp import FSDPModule
 

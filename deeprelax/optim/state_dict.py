@@ -23,9 +23,8 @@ GONE = ("gamma_schedule", "norm", "norm_before")
 def refuse_inner_point_in_eval(opt: Relaxation) -> None:
     """RuntimeError if the state holds the inner points of sharded parameters: a distributed checkpoint is loaded only
     into what a new optimizer has."""
-    alone = opt._shared.exchange is None or opt._shared.exchange.replicas.size == 1
-    buckets = [bucket for plan in opt._shared.plans for bucket in plan.buckets]
-    if alone and any(bucket.sharded and "inner" in bucket.buffers for bucket in buckets):
+    alone = opt._shared.exchange is None or opt._shared.exchange.alone
+    if alone and any(bucket.sharded and "inner" in bucket.buffers for bucket in opt._shared.buckets):
         raise RuntimeError("state_dict() of sharded parameters in eval mode: call opt.train() first")
 
 

@@ -20,7 +20,7 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # Where the float32 scalars of ``DeviceScalars`` begin, in words of 4 bytes.
 NARROW = tl.constexpr(DeviceScalars.narrow.offset // 4)
 
-LEADS = tl.constexpr(device_table.LEADS)
+LEADS, TENSOR_SHIFT = tl.constexpr(device_table.LEADS), tl.constexpr(device_table.TENSOR_SHIFT)
 
 
 class Reals(NamedTuple):
@@ -131,7 +131,7 @@ def locate(chunks, tensors, grads, missed, P: tl.constexpr):
     """This program's chunk: a row of ``DeviceTable.chunks``."""
     row = chunks + 4 * tl.program_id(0)
     first, start, place, rest = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
-    t, bounds = rest >> 32, rest.to(tl.int32)
+    t, bounds = rest >> TENSOR_SHIFT, rest.to(tl.int32)
     w, index, g = tl.load(tensors + 2 * t), tl.load(tensors + 2 * t + 1), tl.load(grads + t)
     has_grad = g != 0
     w, g = w.to(tl.pointer_type(P)) + first, g.to(tl.pointer_type(P)) + first
