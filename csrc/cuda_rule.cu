@@ -143,6 +143,9 @@ DR_HD void run_fast_packs(const Q& q, Scalars<T> s, int begin, int end) {
   run_packs<P, R, V>(q, Call<T, kKnown, On | kUnscale>(s), begin, end);
 }
 
+// Options of calls that draw.
+constexpr uint32_t kDraws = kNoise | kStochasticRounding;
+
 // All packs of a thread. Returns whether they were taken: not where the host could not know that a ticked call is none
 // of the fast ones (Heat's very first gradient), which is then computed element by element.
 template <class P, class R, uint32_t On, class V, class Q, class T>
@@ -211,13 +214,18 @@ DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
     const Bounds<kSize> b(chunk, ticked);
     const int from = b.packs_begin() + thread * kSize, to = b.packs_end();
     const Scalars<T> s = scalars_of(a);
-    if (!Fast) {
+    // Packs would write each sector of an unaligned weight in several parts. Element by element the lanes of a warp are
+    // side by side, but each would make a whole Philox call: not where the call draws.
+    taken = q.aligned_weight || (s.flags & kDraws);
+    if (!taken) {
+    } else if (!Fast) {
       run_packs<P, R, V>(q, AnyCall(s), from, to);
     } else if (q.aligned_weight && q.aligned_grad) {
       // Two loops: with a branch inside, a loop would wait for some of its loads before it makes the others.
       q.aligned_weight = q.aligned_grad = true;
       taken = run_fast_packs_of_phase<P, R, On, V>(q, s, from, to);
     } else {
+      if (!(On & kDraws)) q.aligned_weight = true;
       taken = run_fast_packs_of_phase<P, R, On, V>(q, s, from, to);
     }
   }

@@ -153,11 +153,13 @@ class Loop:
         batches: wide loads that are made before any of their batch is waited for. A thread stands still at the first
             instruction that reads a register which is not loaded yet; loads behind that are a new batch.
         aligned: whether no load is narrower.
+        stores_aligned: whether no store is.
     """
 
     instructions: int
     batches: tuple[int, ...]
     aligned: bool
+    stores_aligned: bool
 
     def __str__(self) -> str:
         return f"{self.instructions}: {' + '.join(map(str, self.batches))}"
@@ -189,7 +191,8 @@ def loops(text: str) -> list[Loop]:
         body = [i for i in every if start <= i.address <= end]
         loads = [i for i in body if i.operation.startswith("LDG")]
         if any(i.wide_load() for i in loads):
-            found.append(Loop(len(body), batches(body), all(i.wide_load() for i in loads)))
+            stored = all(".128" in i.operation for i in body if i.operation.startswith("STG"))
+            found.append(Loop(len(body), batches(body), all(i.wide_load() for i in loads), stored))
     return found
 
 

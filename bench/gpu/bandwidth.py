@@ -62,7 +62,11 @@ def extras(rows: Rows, memory: Memory, backend: Backend, clock: Clock, rounds: i
     rule, kind, size = RULES[0], DTYPES[dtype], memory.elements
     call = rule.call("inner")
     contestants = {"plain": memory.calls(backend, rule, call, kind, size, CALLS)}
-    contestants["gradient unaligned"] = memory.calls(backend, rule, call, kind, size, CALLS, shift=1)
+    contestants["gradient unaligned"] = memory.calls(backend, rule, call, kind, size, CALLS, "g")
+    contestants["weight unaligned"] = memory.calls(backend, rule, call, kind, size, CALLS, "w")
+    noisy = RULES[1].call("inner")
+    contestants["noise"] = memory.calls(backend, RULES[1], noisy, kind, size, CALLS)
+    contestants["noise, weight unaligned"] = memory.calls(backend, RULES[1], noisy, kind, size, CALLS, "w")
     contestants["weight decay"] = memory.calls(backend, rule, rule.call("inner", 1e-4), kind, size, CALLS)
     contestants["captured, GradScaler"] = memory.captured(backend, rule, kind, CALLS)
     samples = sample(contestants, clock, rounds)

@@ -97,7 +97,7 @@ class Memory:
     def __init__(self, elements: int, device: torch.device, cache: int | None = None) -> None:
         self.elements, self.device = elements, device
         self.cache = cache_of(device) if cache is None else cache
-        self.wide = {name: torch.randn(elements + (name == "g"), device=device) for name in ("w", "g")}
+        self.wide = {name: torch.randn(elements + 1, device=device) for name in ("w", "g")}
         self.narrow = {name: t.to(torch.bfloat16) for name, t in self.wide.items()}
         self.x, self.y, self.average, self.target = (torch.randn(elements, device=device) for _ in range(4))
         self.square = torch.randn(elements, device=device).abs_()
@@ -105,15 +105,15 @@ class Memory:
         self._turn: dict[int, int] = {}
 
     def launch(
-        self, backend: Backend, rule: Rule, dtype: torch.dtype, at: slice, shift: int = 0
+        self, backend: Backend, rule: Rule, dtype: torch.dtype, at: slice, unaligned: str = ""
     ) -> Callable[[Scalars | Tick], None]:
-        """Makes calls on that slice; ``shift``: elements by which gradients miss the alignment of 16 bytes."""
+        """Makes calls on that slice; ``unaligned``: "w" or "g", weights or gradients begin one element later."""
         own = self.wide if dtype == torch.float32 else self.narrow
         state = {name: self.average[at] for name in ("z", "p", "s", "exp_avg")}
         state |= {"x": self.x[at], "y": self.y[at], "exp_avg_sq": self.square[at], "missed": self.missed}
         buffers = {name: state[name] for name in buffers_of(rule.kernel, dtype != torch.float32, False)}
-        grad = own["g"][at.start + shift : at.stop + shift]
-        update = backend.bind(rule.kernel, Table([own["w"][at]], [0]), buffers)
+        weight, grad = (own[name][at.start + (name == unaligned) :][: at.stop - at.start] for name in ("w", "g"))
+        update = backend.bind(rule.kernel, Table([weight], [0]), buffers)
         grads, addresses = [grad], array("q", [grad.data_ptr()])
 
         def run(call: Scalars | Tick) -> None:
@@ -138,14 +138,14 @@ class Memory:
         return step
 
     def calls(
-        self, backend: Backend, rule: Rule, call: Scalars, dtype: torch.dtype, size: int, count: int, shift: int = 0
+        self, backend: Backend, rule: Rule, call: Scalars, dtype: torch.dtype, size: int, n: int, unaligned: str = ""
     ) -> Step:
-        """``count`` calls. Every slice has one before this returns: tables are uploaded, and what fails has failed."""
-        runs = [self.launch(backend, rule, dtype, at, shift) for at in self.slices(size, count)]
+        """``n`` calls. Every slice has one before this returns: tables are uploaded, and what fails has failed."""
+        runs = [self.launch(backend, rule, dtype, at, unaligned) for at in self.slices(size, n)]
         for run in runs:
             run(call)
         synchronize(self.device)
-        return self.rotated([lambda run=run: run(call) for run in runs], size, count)
+        return self.rotated([lambda run=run: run(call) for run in runs], size, n)
 
     def copies(self, size: int, count: int) -> Step:
         """Copies of fp32 elements on the same slices."""

@@ -90,7 +90,8 @@ def test_every_rule_kind_dtype_and_size_is_measured_by_a_copy(
             assert row["gb_per_s"] == pytest.approx(moved * 2**10 * calls / 6e-3 / 1e9)
         assert len(report.only(found, "made", rule=rule.name, elements=2**7)) == 2
     extras = [(r["extra"], r["dtype"]) for r in found if "extra" in r]
-    names = ("plain", "gradient unaligned", "weight decay", "captured, GradScaler")
+    unaligned = ("gradient unaligned", "weight unaligned", "noise", "noise, weight unaligned")
+    names = ("plain", *unaligned, "weight decay", "captured, GradScaler")
     assert extras == [(name, dtype) for dtype in ("fp32", "bf16") for name in names]
 
 
@@ -99,17 +100,17 @@ def test_every_rule_kind_dtype_and_size_is_measured_by_a_copy(
 def test_what_is_timed_is_the_reference_call(rule: Rule, dtype: torch.dtype, emulated: Backend) -> None:
     """Every kind of call differs, and changes the memory as the reference does, on its own slices alone."""
 
-    def run(backend: Backend, kind: str, shift: int = 0) -> list[Tensor]:
+    def run(backend: Backend, kind: str, unaligned: str = "") -> list[Tensor]:
         torch.manual_seed(0)
         memory = Memory(2**9, CPU, cache=0)
-        memory.calls(backend, rule, rule.call(kind), dtype, 2**7, 2, shift)
+        memory.calls(backend, rule, rule.call(kind), dtype, 2**7, 2, unaligned)
         return [memory.wide["w"], memory.narrow["w"], memory.x, memory.y, memory.average, memory.square]
 
-    seen = [run(emulated, kind) for kind in KINDS] + [run(emulated, "inner", 1)]
-    theirs = [run(Eager(), kind) for kind in KINDS] + [run(Eager(), "inner", 1)]
+    runs = [(kind, "") for kind in KINDS] + [("inner", name) for name in ("w", "g")]
+    seen, theirs = ([run(backend, *each) for each in runs] for backend in (emulated, Eager()))
     for ours, reference in zip(seen, theirs):
         assert all(map(torch.equal, ours, reference))
-    assert len({tuple(map(float, [t.float().sum() for t in tensors])) for tensors in seen}) == 4
+    assert len({tuple(map(float, [t.float().sum() for t in tensors])) for tensors in seen}) == 5
     torch.manual_seed(0)
     untouched = Memory(2**9, CPU).wide["w"]
     assert torch.equal(seen[0][0][2**8 :], untouched[2**8 :])

@@ -190,8 +190,12 @@ def test_a_pass_of_a_fast_loop_makes_all_its_loads_before_it_waits_for_one(archi
             continue
         every = binaries.loops(text)
         aligned, others = ([loop for loop in every if loop.aligned is is_aligned] for is_aligned in (True, False))
+        if kernel.rule == "Outer":  # which reads no gradient
+            aligned, others = aligned[:3], aligned[3:]
         assert len(aligned) == 3, (str(kernel), aligned)
-        # An unaligned gradient leaves the weight's wide loads, and an unaligned weight the gradient's.
+        # An unaligned gradient leaves the weight's wide accesses; a call that draws no noise takes no packs of an
+        # unaligned weight.
+        assert kernel.noise or kernel.rounding or all(loop.stores_aligned for loop in every), (str(kernel), every)
         assert sorted(sum(loop.batches) for loop in others) == sorted(sum(loop.batches) for loop in aligned)
         if (architecture, kernel.dtype) != ("sm_120", "float64"):
             assert all(len(loop.batches) == 1 for loop in aligned), (str(kernel), aligned)
@@ -211,8 +215,8 @@ SASS = """
 
 
 def test_a_conversion_between_two_loads_is_seen_as_a_wait() -> None:
-    assert binaries.loops(SASS) == [binaries.Loop(7, (1, 2), True)]
-    assert binaries.loops(SASS.replace("R20, R4,", "R20, R24,")) == [binaries.Loop(7, (3,), True)]
+    assert binaries.loops(SASS) == [binaries.Loop(7, (1, 2), True, True)]
+    assert binaries.loops(SASS.replace("R20, R4,", "R20, R24,")) == [binaries.Loop(7, (3,), True, True)]
     assert binaries.loops(SASS.replace("@P1 LDG.E.EF.128", "@P1 LDG.E.EF.U16"))[0].aligned is False
 
 
