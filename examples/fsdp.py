@@ -1,4 +1,4 @@
-"""A network sharded over processes with FSDP2, validated at x, and saved so that any number of processes resumes it.
+"""A network sharded over processes with FSDP2, validated at x, and saved; a second run resumes on any number of them.
 
 torchrun --nproc-per-node 3 examples/fsdp.py [--epochs 30] [--out fsdp]
 """
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.distributed import checkpoint
-from torch.distributed.checkpoint.state_dict import get_state_dict
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 
 import deeprelax
@@ -35,7 +35,11 @@ model = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in ran
 for block in model:
     fully_shard(block)
 fully_shard(model)
-opt = deeprelax.HJ(model.parameters(), lr=0.1)  # after fully_shard: the parameters are other objects now
+opt = deeprelax.HJ(model.parameters())  # after fully_shard: the parameters are other objects now
+if os.path.isdir(args.out):
+    weights, state = get_state_dict(model, opt)
+    checkpoint.load({"weights": weights, "state": state}, checkpoint_id=args.out)
+    set_state_dict(model, opt, model_state_dict=weights, optim_state_dict=state)
 draws = torch.Generator().manual_seed(rank)
 for epoch in range(1, args.epochs + 1):
     for batch in ours[torch.randperm(len(ours), generator=draws)][: 449 // 32 * 32].split(32):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -24,7 +25,6 @@ RUNS = {
     "trainer.py": (["--steps", "3"], "tuned: from ", "tuned/model.safetensors"),
     "lightning_digits.py": (["--epochs", "2"], "epoch 2: ", "digits.ckpt"),
     "elastic.py": (["--epochs", "2"], "% at the centre", None),
-    "fsdp.py": (["--epochs", "2"], "epoch 2: ", "fsdp/.metadata"),
     "smoothing.py": ([], "local entropy", "smoothing.png"),
 }
 
@@ -37,9 +37,9 @@ def program(name: str, arguments: list[str]) -> str:
         return said.getvalue()
 
 
-def processes(name: str, arguments: list[str]) -> str:
-    """What it prints as three processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+def processes(name: str, arguments: list[str], count: int = 3) -> str:
+    """What it prints as so many processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     command = [sys.executable, *launcher, str(EXAMPLES / name), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
@@ -54,10 +54,20 @@ def test_an_example_runs_and_says_how_far_it_is(name: str, tmp_path: Path, monke
     if "--data" in arguments:
         write_mnist(tmp_path / "data", train=640, test=40)
         write_cifar(tmp_path / "data", "npz", train=256, test=32)
-    assert said in (processes if name in ("elastic.py", "fsdp.py") else program)(name, arguments)
+    assert said in (processes if name == "elastic.py" else program)(name, arguments)
     assert left is None or (tmp_path / left).stat().st_size > 1000
     pyplot.close("all")
 
 
+def test_the_sharded_example_resumes_on_another_number_of_processes(tmp_path: Path) -> None:
+    arguments = ["--epochs", "2", "--out", str(tmp_path / "saved")]
+    begun, resumed = (
+        [float(error) for error in re.findall(r": ([0-9.]+) % error at x", processes("fsdp.py", arguments, count))]
+        for count in (2, 1)
+    )
+    assert len(begun) == len(resumed) == 2
+    assert resumed[0] < begun[-1]  # from the start it would be about 88 % after one epoch
+
+
 def test_every_example_is_run() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(RUNS)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*RUNS, "fsdp.py"}

@@ -187,9 +187,9 @@ def comparison(source: Path) -> str:
     machine = source.parent.parent.name
     lines = [compare_report.table([r for r in runs if r["run"]["preset"] == "small"])]
     lines += [f"`{source.relative_to(ROOT)}` ({machine}), three seeds; curves, with bands from seed to seed:", ""]
-    lines += [f"![curves of all optimizers]({(source.parent / 'curves.png').relative_to(ROOT)})", ""]
+    lines += [f"![curves of all optimizers](../{(source.parent / 'curves.png').relative_to(ROOT)})", ""]
     if long := [r for r in runs if r["run"]["preset"] == "long"]:
-        lines += ["The defaults after 100,000 gradients at constant rates, one seed:", "", compare_report.table(long)]
+        lines += ["After 100,000 gradients, one seed:", "", compare_report.table(long)]
     return "\n".join(lines)
 
 

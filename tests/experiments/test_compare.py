@@ -101,8 +101,12 @@ def test_the_table_has_means_errors_and_differences_from_the_best_peer() -> None
     results += [result("AdamW", 0.1, 0, 0.5), result("SGD, Nesterov", 0.02, 0, 0.2)]
     results += [result("EntropyAdamW", 0.01, seed, end) for seed, end in enumerate((0.02, 0.02, 0.02))]
     text = report.table(results)
-    assert "| AdamW | 3.00 ± 0.58 (0.01, beta2 0.9) |" in text
+    assert "| AdamW | 3.00 ± 0.58 (0.01↑, beta2 0.9) |" in text  # the largest rate tried
     assert "| EntropyAdamW | −1.00 ± 0.58 |" in text
+    assert "| EntropyAdamW | 2.00 ± 0.00 (0.01↑, momentum 0.9) |" in text
+    alone = report.table([result("HJ()", 0.0, 0, 0.02)])
+    assert "| HJ() | 2.00 |" in alone
+    assert "Less the best peer" not in alone
 
 
 def test_an_unknown_optimizer_is_named(tmp_path: Path) -> None:

@@ -45,10 +45,13 @@ def rows(
         cells = []
         for task in present:
             values = last[task, optimizer]
-            figure = f"{number(statistics.mean(values), task)} ± {number(deviation(values), task)}" if values else ""
+            figure = number(statistics.mean(values), task) if values else ""
+            if len(values) > 1:
+                figure += f" ± {number(deviation(values), task)}"
             if values and contestant.other:
                 run = chosen[task, optimizer]
-                figure += f" ({run.rate:g}, {contestant.other} {run.other:g})"
+                edge = {min(contestant.rates): "↓", max(contestant.rates): "↑"}.get(run.rate, "")
+                figure += f" ({run.rate:g}{edge}, {contestant.other} {run.other:g})"
             cells.append(figure)
         if any(cells):
             lines.append(f"| {optimizer} | " + " | ".join(cells) + " |")
@@ -57,7 +60,7 @@ def rows(
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """One row an optimizer, one column a task: the mean over seeds, its standard error, and the chosen setting. Below,
-    each of ours less the best peer."""
+    each of ours less the best peer. An arrow marks a rate at an end of those tried."""
     present = [task for task in NAMES if any(r["run"]["task"] == task for r in results)]
     units = {task: "nats" if task == "text-transformer" else "error, %" for task in present}
     heading = [
@@ -70,11 +73,12 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         for task in present
         for optimizer in EVERY
     }
-    lines = heading + rows(last, chosen, present, CONTESTANTS)
+    lines: list[str] = []
+    if searched := rows(last, chosen, present, CONTESTANTS):
+        lines += [*heading, *searched, ""]
     if defaults := rows(last, chosen, present, DEFAULTS):
-        lines += ["", "As they are constructed without arguments, at constant rates:", "", *heading, *defaults]
-    lines += ["", "Less the best peer, with the standard error of the difference:", ""]
-    lines += ["| | " + " | ".join(present) + " |", "|---" * (len(present) + 1) + "|"]
+        lines += ["As they are constructed without arguments, at constant rates:", "", *heading, *defaults, ""]
+    differences = []
     peers = [name for name in CONTESTANTS if name not in OURS]
     for optimizer in OURS:
         cells = []
@@ -89,8 +93,12 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             difference = statistics.mean(mine) - statistics.mean(best)
             sign = "+" if difference >= 0 else "−"
             cells.append(f"{sign}{number(abs(difference), task)} ± {number(error, task)}")
-        lines.append(f"| {optimizer} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        if any(cells):
+            differences.append(f"| {optimizer} | " + " | ".join(cells) + " |")
+    if differences:
+        lines += ["Less the best peer, with the standard error of the difference:", ""]
+        lines += ["| | " + " | ".join(present) + " |", "|---" * (len(present) + 1) + "|", *differences, ""]
+    return "\n".join(lines)
 
 
 def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
