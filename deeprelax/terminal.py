@@ -17,7 +17,7 @@ import click
 
 # What is printed where the encoding lacks a character; "?" for others.
 SPELLED = {
-    **{"±": "+-", "×": "x", "µ": "u", "…": "...", "′": "'", "·": "*", "√": "sqrt", "∇": "grad "},
+    **{"±": "+-", "×": "x", "µ": "u", "…": "...", "′": "'", "·": "*", "−": "-", "√": "sqrt", "∇": "grad "},
     **{"η": "eta", "γ": "gamma", "β": "beta", "λ": "lambda", "ρ": "rho", "⁻¹": "^-1", "⁻": "^-", "¹": "1", "₀": "0"},
 }
 

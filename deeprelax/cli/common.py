@@ -13,7 +13,7 @@ import torch
 from deeprelax import files, kernels
 
 F = TypeVar("F", bound=Callable[..., Any])
-EXTRAS = {"numpy", "scipy", "sklearn", "matplotlib", "rich", "filelock", "torchvision"}
+EXTRAS = {"numpy", "scipy", "sklearn", "matplotlib", "rich", "filelock", "torchvision", "schedulefree"}
 
 
 @contextlib.contextmanager

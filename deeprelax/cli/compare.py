@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from deeprelax.cli.common import check_writable, data_option, out_option
+from deeprelax.cli.common import check_writable, data_option, extras_needed, out_option
 from deeprelax.files import write_text
 
 TASKS = ("digits-mlp", "digits-cnn", "mnist-cnn", "cifar-resnet", "text-transformer")
@@ -21,6 +21,7 @@ TASKS = ("digits-mlp", "digits-cnn", "mnist-cnn", "cifar-resnet", "text-transfor
 @click.option("--processes", type=click.IntRange(1), default=min(8, os.cpu_count() or 1), show_default=True)
 @data_option("Folder of MNIST and CIFAR-10.")
 @out_option("Runs, table and picture; existing runs are not run again.", default=Path("out/compare"))
+@extras_needed()
 def compare(
     preset: str,
     names: tuple[str, ...],
@@ -62,12 +63,12 @@ def compare(
                     f"{run['task']}, {run['optimizer']}, rate {run['rate']:g}, {run['other']:g}, seed {run['seed']}: "
                     f"{result['curve'][-1]:.4g} in {result['seconds']:.0f} s; {left} left of the {stage}"
                 )
+        shown = [r for r in results.all if r["run"]["preset"] == preset]
+        write_text(out / "table.md", report.table(shown))
+        report.draw(shown, out / "curves.png")
     except KeyboardInterrupt:
         click.echo(f"stopped; {len(results.all)} runs are in {results.path}, and the same command resumes")
         raise SystemExit(130) from None
     except (DataError, OSError) as error:
         raise click.ClickException(f"{error}; {len(results.all)} runs are in {results.path}") from error
-    shown = [r for r in results.all if r["run"]["preset"] == preset]
-    write_text(out / "table.md", report.table(shown))
-    report.draw(shown, out / "curves.png")
     click.echo(report.table(shown))

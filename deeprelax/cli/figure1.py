@@ -22,5 +22,7 @@ def figure1(out: Path, name: str, time: float, beta: float, temperature: float, 
         from deeprelax.pde import figure1 as laboratory
     try:
         laboratory.write(out, name, time, beta, temperature, animate, click.echo)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"--out: {error}") from error

@@ -266,6 +266,8 @@ def figure2(out: Path, preset: str) -> None:
                 f"{out / 'runs'} has no run of the {preset} preset that was evaluated: `deeprelax reproduce table1 "
                 f"--preset {preset} --out {out}` makes them"
             )
+        for path in figure.paths(preset, out):
+            check_writable("--out", path)
         paths = figure.draw(runs, preset, out)
     click.echo("written: " + ", ".join(str(path) for path in paths))
 

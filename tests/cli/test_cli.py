@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from deeprelax import kernels
 from deeprelax.cli.main import main
+from deeprelax.experiments.compare import runner
 from deeprelax.experiments.data.cifar import cifar10_arrays
 from deeprelax.experiments.data.datasets import MNIST_FILES, PUBLISHED, DataError, load, mnist_arrays
 from deeprelax.experiments.recipes import PLANS
@@ -113,9 +114,13 @@ def test_doctor_needs_only_torch_and_click(monkeypatch: pytest.MonkeyPatch) -> N
     assert "instruction set" in run("doctor").output
 
 
-def test_train_without_the_extras_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_without_the_extras_a_command_says_what_to_install(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "perform", lambda *_: [])  # the comparison's first need is its picture's
     without_extras(monkeypatch)
-    assert "pip install '.[experiments]'" in run("train", code=1).output
+    assert "pip install '.[experiments]'" in run(command, "--out", tmp_path, code=1).output
 
 
 def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:

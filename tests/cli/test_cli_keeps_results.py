@@ -23,8 +23,10 @@ from deeprelax.benchmark import throughput
 from deeprelax.benchmark.shapes import Workload
 from deeprelax.cli.main import main
 from deeprelax.experiments import progress, report
+from deeprelax.experiments.compare import report as comparison_report
 from deeprelax.experiments.compare import runner
 from deeprelax.experiments.training import DivergedError
+from deeprelax.pde import figure1
 from deeprelax.terminal import Pace
 
 TRAIN = ["train", "--optimizer", "sgd", "--epochs", "1", "--seeds", "2"]
@@ -76,16 +78,17 @@ def test_an_ascii_terminal_gets_its_table(tmp_path: Path) -> None:
     assert names(tmp_path) == FILES
 
 
-@pytest.mark.parametrize("command", ["train", "bench", "compare"])
+@pytest.mark.parametrize("command", ["train", "bench", "compare", "figure1"])
 @pytest.mark.parametrize("out", ["/proc/no", "taken"])
 def test_a_folder_that_cannot_be_written_is_refused_before_the_run(
     command: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("digits.png", "cpu.json", "curves.png"):  # folders where files are expected
+    for name in ("digits.png", "cpu.json", "curves.png", "figure1.svg"):  # folders where files are expected
         (tmp_path / "taken" / name).mkdir(parents=True)
     monkeypatch.setattr(progress, "run_all", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr(throughput, "main", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr(runner, "perform", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(figure1, "compute", lambda *_: pytest.fail("it ran"))
     assert "--out: " in run(command, "--out", tmp_path / out, code=1).output
 
 
@@ -104,6 +107,18 @@ def test_a_full_disk_is_named_and_the_table_shown(tmp_path: Path, monkeypatch: p
     output = run(*TRAIN, "--out", tmp_path, code=1).output
     assert f"No space left on device: '{tmp_path / 'digits.json'}'" in output.replace("\n", "")
     assert "effective" in output
+
+
+def test_a_comparison_on_a_full_disk_names_the_file_and_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(runner, "perform", lambda *_: [])
+    monkeypatch.setattr(comparison_report, "draw", full)
+    output = run("compare", "--out", tmp_path, code=1).output.replace("\n", "")
+    assert f"No space left on device: '{tmp_path / 'curves.png'}'; 0 runs are in {tmp_path / 'runs.jsonl'}" in output
 
 
 @pytest.mark.usefixtures("tiny")

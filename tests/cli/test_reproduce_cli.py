@@ -241,6 +241,10 @@ def test_figure2_draws_the_runs_that_are_there(data: Path, tmp_path: Path) -> No
     output = run("figure2", "--out", tmp_path).output
     assert str(tmp_path / "figure2-authors.svg") in output
     assert (tmp_path / "figure2-authors.png").exists()
+    (tmp_path / "figure2-authors.svg").unlink()
+    (tmp_path / "figure2-authors.svg").mkdir()
+    output = run("figure2", "--out", tmp_path, code=1).output
+    assert f"--out: {tmp_path / 'figure2-authors.svg'} cannot be written" in output
 
 
 def test_runs_of_one_table_are_of_one_data_set(data: Path, tmp_path: Path) -> None:

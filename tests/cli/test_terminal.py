@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from deeprelax.terminal import Pace, asked_to_stop, duration, guarded_output
+import deeprelax
+from deeprelax.terminal import SPELLED, Pace, asked_to_stop, duration, guarded_output
 
 
 def test_what_cannot_be_encoded_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +23,23 @@ def test_what_cannot_be_encoded_is_spelled(monkeypatch: pytest.MonkeyPatch) -> N
         print("0.50 ± 0.01, γ, 語")
         assert failure() is None
     assert screen.getvalue().decode() == "0.50 +- 0.01, gamma, ?\n"
+
+
+def printed(path: Path) -> set[str]:
+    """The characters of the strings of a source file; docstrings are printed for a command's help alone."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    docstrings = {node.value for node in nodes if isinstance(node, ast.Expr) and path.parent.name != "cli"}
+    strings = [node for node in nodes if isinstance(node, ast.Constant) and node not in docstrings]
+    return {character for node in strings if isinstance(node.value, str) for character in node.value}
+
+
+def test_every_character_that_a_command_prints_is_spelled() -> None:
+    package = Path(deeprelax.__file__).parent
+    sources = [path for name in ("cli", "benchmark", "experiments") for path in package.joinpath(name).rglob("*.py")]
+    pages = {"reproduction.py"}  # writes a page of the docs, in UTF-8
+    found = set().union(*(printed(path) for path in sources if path.name not in pages))
+    assert "±" in found
+    assert {character for character in found if not character.isascii()} <= set(SPELLED)
 
 
 def test_a_failure_to_print_is_kept_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:

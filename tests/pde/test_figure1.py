@@ -118,16 +118,6 @@ def test_on_a_wider_grid_the_numbers_are_as_right() -> None:
     assert numbers["mass"]["sgd"] == pytest.approx(1, abs=1e-9)
 
 
-def test_a_folder_that_cannot_be_made_is_named_before_anything_is_computed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(figure1, "compute", lambda *_: pytest.fail("computed"))
-    output = run("--out", tmp_path / "file" / "x", code=1).output
-    assert output.startswith("Error: ")
-    assert "file" in output
-
-
 def test_importing_deeprelax_imports_neither_scipy_nor_the_laboratory() -> None:
     program = (
         "import sys, deeprelax, deeprelax.cli.main; print([m for m in ('scipy', 'deeprelax.pde') if m in sys.modules])"

@@ -38,8 +38,13 @@ def curve(runs: Sequence[Stored], quantity: str) -> list[tuple[float, float, flo
     ]
 
 
+def paths(preset: str, out: Path) -> list[Path]:
+    """figure2-PRESET.png and .svg in ``out``."""
+    return [out / f"figure2-{preset}.{kind}" for kind in ("png", "svg")]
+
+
 def draw(runs: Sequence[Stored], preset: str, out: Path) -> list[Path]:
-    """Write figure2-PRESET.png and .svg into ``out``, with the panels that have runs; their paths."""
+    """Write the files of ``paths``, with the panels that have runs, and return them."""
     chosen = groups(runs)
     found_of = {model: [chosen.get((preset, model, name, ""), []) for name in OPTIMIZERS] for model, *_ in PANELS}
     panels = [panel for panel in PANELS if any(curve(found, panel[1]) for found in found_of[panel[0]])]
@@ -61,12 +66,12 @@ def draw(runs: Sequence[Stored], preset: str, out: Path) -> list[Path]:
         _decorate(ax)
     bands = "; bands: one standard deviation over the seeds" if several else ""
     figure.suptitle(f"{preset} preset{bands}; {_means(chosen, preset)}", fontsize="medium", wrap=True)
-    paths = [out / f"figure2-{preset}.{kind}" for kind in ("png", "svg")]
+    png, svg = paths(preset, out)
     # The same runs give the same file: no date, and names within the SVG that are not random.
     with matplotlib.rc_context({"svg.hashsalt": "deeprelax"}):
-        write_picture(paths[0], figure, dpi=150)
-        write_picture(paths[1], figure, metadata={"Date": None})
-    return paths
+        write_picture(png, figure, dpi=150)
+        write_picture(svg, figure, metadata={"Date": None})
+    return [png, svg]
 
 
 def _means(chosen: dict[Key, list[Stored]], preset: str) -> str:
