@@ -9,6 +9,7 @@ import readme
 import torch
 
 import deeprelax
+from deeprelax import integrations
 from deeprelax.experiments.table1.reproduction import rendered
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +61,16 @@ def test_every_file_that_a_page_names_exists(page: str) -> None:
         r"\b(?:tests|bench|tools|deeprelax|kernels|csrc)/[\w/]+\.(?:py|h|cu|cpp|md)\b", (ROOT / page).read_text()
     )
     assert not {name for name in named if not (ROOT / name).exists()}
+
+
+def test_the_page_on_the_api_has_every_public_name() -> None:
+    """A module on it shows its own: ruff asks for the docstrings without which it would not."""
+    expected = {f"deeprelax.{name}" for name in deeprelax.__all__ if name != "kernels"}
+    expected |= {f"kernels.{name}" for name in deeprelax.kernels.__all__}
+    glue = {path.stem for path in Path(integrations.__path__[0]).glob("*.py")} - {"__init__", "saving"}
+    expected |= {f"deeprelax.integrations.{name}" for name in glue}
+    expected |= {"deeprelax.pde", "deeprelax.optim.relaxation.Relaxation", "deeprelax.optim.schedules"}
+    assert set(re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)) == expected
 
 
 def kept(build: Any, dtype: torch.dtype) -> float:
