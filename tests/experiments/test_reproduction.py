@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 from test_table1_report import stored
 
+from deeprelax.experiments.table1 import protocol, reproduction, search, store
 from deeprelax.experiments.table1 import report as table1_report
-from deeprelax.experiments.table1 import reproduction, search, store
 from deeprelax.experiments.table1.protocol import PAPER
 
 
@@ -71,6 +72,28 @@ def test_the_page_names_what_was_not_run_with_its_command(tmp_path: Path) -> Non
     assert f"`{command} --models lenet --optimizers entropy-sgd,heat,sgd`" in missing
     assert "--preset authors --models allcnn --optimizers entropy-sgd,heat,hj,sgd`" in missing
     assert "The ablation at full length: LeNet, All-CNN." in missing
+
+
+def test_the_page_says_which_rows_collapse_at_the_papers_schedule(tmp_path: Path) -> None:
+    """A run may have stopped after ten effective epochs; one of other epochs, or that stopped before, says nothing."""
+    runs = [stored("lenet", "hj", seed, [0.01 - 0.001 * seed] * 35, epochs=70) for seed in range(2)]
+    begun = {
+        "entropy-sgd": [0.155, 0.887, 0.887, 0.887, 0.887],
+        "sgd": [0.012, 0.014, 0.01, 0.009, 0.017],
+        "heat": [0.02, 0.9, 0.9, 0.9],
+    }
+    for optimizer, errors in begun.items():
+        paper = PAPER["lenet", optimizer].epochs
+        whole = stored("lenet", optimizer, 0, [*errors, *[0.9] * (paper // 2 - len(errors))], epochs=paper // 2 * 2)
+        whole.header["run"].update(protocol.run("authors", "lenet", optimizer, 0).settings())
+        runs.append(dataclasses.replace(whole, records=whole.records[: len(errors)], ended=None))
+    runs.append(stored("lenet", "sgd", 1, [0.01, 0.9, 0.9, 0.9, 0.9], epochs=10))
+    write(runs, tmp_path / "machine" / "reproduction")
+    page = reproduction.rendered(tmp_path).partition("## The first 10 effective epochs")[2].partition("\n## ")[0]
+    assert "| LeNet | HJ | authors | 2 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 |" in page
+    assert "| LeNet | SGD | authors | 1 | 1.20 | 1.40 | 1.00 | 0.90 | 1.70 |" in page
+    assert "Collapsed, with an error more than twice an earlier one: LeNet with Entropy-SGD (authors preset)." in page
+    assert "Not run so far: LeNet with Heat (authors preset); All-CNN with Entropy-SGD, Heat, HJ, SGD (auth" in page
 
 
 def test_runs_of_a_search_have_a_table_for_each_preset(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections.abc import Collection, Iterable, Sequence
@@ -129,6 +130,7 @@ def rendered(results: Path) -> str:
                 every += rows
                 ablated |= {model for model in MODELS if ablation_report.is_whole(runs, preset, model)}
                 parts.append(_table(rows, runs, preset, machine, folder))
+        parts += _first(runs, machine)
         parts += _found(folder / "found", machine)
         parts += [_search(path, machine) for path in sorted(folder.glob("search-*.json"))]
     return "\n".join([HEAD.format(opening=opening(every)), *parts, NOTES, _not_run(every, ablated)])
@@ -178,6 +180,59 @@ def _table(rows: Sequence[Row], runs: Sequence[Stored], preset: str, machine: st
         path = f"../bench/results/{machine}/reproduction/{figure.name}"
         lines.append(f"\n![Figure 2: validation error and training loss over effective epochs]({path})")
     return "\n".join(lines) + "\n"
+
+
+FIRST = (2, 4, 6, 8, 10)  # effective epochs
+FIRST_TEXT = """Validation errors (%) at x, the largest of the seeds, while the rate is still that of the beginning. A
+short run, whose rate falls with its end, does not show whether a recipe holds at that rate.
+"""
+
+
+def _first(runs: Sequence[Stored], machine: str) -> list[str]:
+    """Of every row its errors in the first effective epochs at the schedule of the paper's length; which collapse: an
+    error is more than twice an earlier one, or the run diverged; and which rows were not run so far."""
+    found: dict[tuple[str, str, str], list[dict[float, float]]] = {}
+    fallen: dict[tuple[str, str, str], None] = {}
+    for stored in runs:
+        of = stored.settings
+        key, model, optimizer = (of["preset"], of["model"], of["optimizer"]), of["model"], of["optimizer"]
+        full = of["epochs"] == PAPER[model, optimizer].epochs and not of["variant"] and table1_report.as_preset(of)
+        errors = {record["effective_epoch"]: 100 * record["validation_error"] for record in stored.records}
+        if full and (stored.ended == store.DIVERGED or max(errors, default=0) >= FIRST[-1]):
+            found.setdefault(key, []).append(errors)
+            early = [error for at, error in errors.items() if at <= FIRST[-1]]
+            if stored.ended == store.DIVERGED or any(b > 2 * a for a, b in itertools.combinations(early, 2)):
+                fallen[key] = None
+    if not found:
+        return []
+    lines = [
+        f"## The first {FIRST[-1]} effective epochs at the schedule of the paper's length, {machine}\n",
+        FIRST_TEXT,
+        f"| model | optimizer | preset | seeds | {' | '.join(f'@ {at}' for at in FIRST)} |",
+        "|---" * (4 + len(FIRST)) + "|",
+    ]
+    every = [(preset, model, optimizer) for preset in PRESETS for model, optimizer in PAPER]
+    for key in (key for key in every if key in found):
+        preset, model, optimizer = key
+        at_each = [[errors[at] for errors in found[key] if at in errors] for at in FIRST]
+        cells = [NAMES[model], TITLES[optimizer], preset, str(len(found[key]))]
+        cells += [f"{max(values):.2f}" if values else "" for values in at_each]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Collapsed, with an error more than twice an earlier one: {_names(fallen)}.",
+        f"Not run so far: {_names(key for key in every if key not in found)}.",
+    ]
+    return ["\n".join(lines) + "\n"]
+
+
+def _names(rows: Iterable[tuple[str, str, str]]) -> str:
+    """ "LeNet with HJ, SGD (paper preset); ..." of presets, models and optimizers, in this order; "none" of none."""
+    parts = [
+        f"{NAMES[model]} with {', '.join(TITLES[optimizer] for *_, optimizer in of)} ({preset} preset)"
+        for (preset, model), of in itertools.groupby(rows, lambda row: row[:2])
+    ]
+    return "; ".join(parts) or "none"
 
 
 def _found(folder: Path, machine: str) -> list[str]:
