@@ -237,4 +237,16 @@ def cuda_extension() -> Extension:
     return Extension("deeprelax._cuda", ["csrc/cuda_rule.cu", "csrc/cuda_module.cu"], depends=HEADERS)
 
 
-setup(ext_modules=[cpu_extension(), cuda_extension()], cmdclass={"build_ext": BuildKernels})
+def long_description() -> str:
+    """README.md for a package index, which has no other file: relative pictures go, relative links leave their text."""
+    text = Path("README.md").read_text(encoding="utf-8")
+    text = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n+", "", text)
+    return re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+
+
+setup(
+    ext_modules=[cpu_extension(), cuda_extension()],
+    cmdclass={"build_ext": BuildKernels},
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+)

@@ -1,5 +1,6 @@
 """What is packed, and what an import from the source folder says."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -29,14 +30,21 @@ def test_an_import_from_the_source_folder_says_what_to_do_in_one_line(tmp_path: 
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Names in the source distribution, without the folder that they are in."""
+def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, unpacked."""
     folder = tmp_path_factory.mktemp("sdist")
     command = [sys.executable, "setup.py", "-q", "egg_info", "-e", str(folder), "sdist", "-d", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (file,) = folder.glob("*.tar.gz")
     with tarfile.open(file) as archive:
-        return {name.partition("/")[2] for name in archive.getnames()}
+        archive.extractall(folder, filter="data")
+    return folder / file.name.removesuffix(".tar.gz")
+
+
+@pytest.fixture(scope="module")
+def packed(distribution: Path) -> set[str]:
+    """Names of its files."""
+    return {str(path.relative_to(distribution)) for path in distribution.rglob("*") if path.is_file()}
 
 
 def test_the_source_distribution_holds_a_tree_whose_tests_run(packed: set[str]) -> None:
@@ -49,3 +57,13 @@ def test_the_source_distribution_holds_a_tree_whose_tests_run(packed: set[str]) 
 
 def test_the_source_distribution_holds_nothing_that_was_built(packed: set[str]) -> None:
     assert not {name for name in packed if name.endswith((".so", ".pyc", ".o")) or "_build_info" in name}
+
+
+def test_the_description_for_an_index_needs_no_other_file(distribution: Path) -> None:
+    head, _, description = (distribution / "PKG-INFO").read_text(encoding="utf-8").partition("\n\n")
+    assert "\nDescription-Content-Type: text/markdown\n" in head
+    assert description.startswith("# deeprelax\n")
+    assert "transformer: docs/recipes.md. With" in description
+    targets = re.findall(r"\]\(([^)]*)\)", description)
+    assert targets
+    assert all(target.startswith("https://") for target in targets)
