@@ -92,11 +92,12 @@ def test_an_interrupted_comparison_resumes_with_what_is_missing(tmp_path: Path, 
     assert (tmp_path / "curves.png").stat().st_size > 0
 
 
-def test_the_table_has_means_errors_and_differences_from_the_best_peer() -> None:
-    def result(optimizer: str, rate: float, seed: int, end: float) -> dict[str, Any]:
-        run = runner.Run("test", "digits-mlp", optimizer, rate, 0.9, seed)
-        return {"run": vars(run), "curve": [1.0] * 7 + [end], "seconds": 1.0}
+def result(optimizer: str, rate: float, seed: int, end: float) -> dict[str, Any]:
+    run = runner.Run("test", "digits-mlp", optimizer, rate, 0.9, seed)
+    return {"run": vars(run), "curve": [1.0] * 7 + [end], "seconds": 1.0}
 
+
+def test_the_table_has_means_errors_and_differences_from_the_best_peer() -> None:
     results = [result("AdamW", 0.01, seed, end) for seed, end in enumerate((0.02, 0.04, 0.03))]
     results += [result("AdamW", 0.1, 0, 0.5), result("SGD, Nesterov", 0.02, 0, 0.2)]
     results += [result("EntropyAdamW", 0.01, seed, end) for seed, end in enumerate((0.02, 0.02, 0.02))]
@@ -104,9 +105,16 @@ def test_the_table_has_means_errors_and_differences_from_the_best_peer() -> None
     assert "| AdamW | 3.00 ± 0.58 (0.01↑, beta2 0.9) |" in text  # the largest rate tried
     assert "| EntropyAdamW | −1.00 ± 0.58 |" in text
     assert "| EntropyAdamW | 2.00 ± 0.00 (0.01↑, momentum 0.9) |" in text
+
+
+def test_one_seed_has_no_error_and_what_has_no_run_no_table() -> None:
+    text = report.table([result("AdamW", 0.01, 0, 0.02), result("HJ", 0.01, 0, 0.03)])
+    assert "| AdamW | 2.00 (0.01↑, beta2 0.9) |" in text
+    assert "| HJ | +1.00 |" in text
+    assert "As they are constructed" not in text
     alone = report.table([result("HJ()", 0.0, 0, 0.02)])
-    assert "| HJ() | 2.00 |" in alone
-    assert "Less the best peer" not in alone
+    assert alone.splitlines()[0] == "As they are constructed without arguments, at constant rates:"
+    assert alone.endswith("| HJ() | 2.00 |\n")
 
 
 def test_an_unknown_optimizer_is_named(tmp_path: Path) -> None:

@@ -102,12 +102,14 @@ def test_fewer_images_than_the_papers_are_named() -> None:
     assert row.caveats == ["234 gradients an epoch instead of 468: not all images"]
 
 
-def test_settings_that_are_not_the_presets_are_named_and_come_last() -> None:
+def test_settings_that_are_not_the_presets_are_named_and_come_last(tmp_path: Path) -> None:
     found = hj(70, seeds=6)
     for run in found:
         run.settings["options"]["lr"] = 0.51
     (row,) = table1_report.rows(found, "authors")
     assert row.caveats == ["settings other than the preset's"]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        assert "HJ, other settings (6 seeds)" in figure2.draw(found, "authors", tmp_path)[1].read_text()
     (row,) = table1_report.rows(found + hj(3), "authors")
     assert (row.value, row.seeds) == ("1.00 @ 3", 1)
 

@@ -23,14 +23,21 @@ def curves_of(results: Sequence[dict[str, Any]], chosen: runner.Run | None) -> l
     return [r["curve"] for r in sorted(same, key=lambda r: r["run"]["seed"])]
 
 
-def deviation(values: Sequence[float]) -> float:
-    """The standard error of the mean; 0 for one value."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+def deviation(*samples: Sequence[float]) -> float | None:
+    """The standard error of a mean, or of the difference of two; None where one value says nothing of it."""
+    if min(map(len, samples)) < 2:
+        return None
+    return math.hypot(*(statistics.stdev(values) / math.sqrt(len(values)) for values in samples))
 
 
 def number(value: float, task: str) -> str:
     """In per cent, or nats."""
     return f"{value:.3f}" if task == "text-transformer" else f"{100 * value:.2f}"
+
+
+def with_error(value: float, error: float | None, task: str) -> str:
+    """ "1.20 ± 0.10", or "1.20" where no error is known."""
+    return number(value, task) + ("" if error is None else f" ± {number(error, task)}")
 
 
 def rows(
@@ -45,9 +52,7 @@ def rows(
         cells = []
         for task in present:
             values = last[task, optimizer]
-            figure = number(statistics.mean(values), task) if values else ""
-            if len(values) > 1:
-                figure += f" ± {number(deviation(values), task)}"
+            figure = with_error(statistics.mean(values), deviation(values), task) if values else ""
             if values and contestant.other:
                 run = chosen[task, optimizer]
                 edge = {min(contestant.rates): "↓", max(contestant.rates): "↑"}.get(run.rate, "")
@@ -59,8 +64,8 @@ def rows(
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """One row an optimizer, one column a task: the mean over seeds, its standard error, and the chosen setting. Below,
-    each of ours less the best peer. An arrow marks a rate at an end of those tried."""
+    """One row an optimizer, one column a task: the mean over seeds, its standard error where there are several, and the
+    chosen setting. Below, each of ours less the best peer."""
     present = [task for task in NAMES if any(r["run"]["task"] == task for r in results)]
     units = {task: "nats" if task == "text-transformer" else "error, %" for task in present}
     heading = [
@@ -73,13 +78,22 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         for task in present
         for optimizer in EVERY
     }
-    lines: list[str] = []
+    parts = []
     if searched := rows(last, chosen, present, CONTESTANTS):
-        lines += [*heading, *searched, ""]
+        parts.append([*heading, *searched])
     if defaults := rows(last, chosen, present, DEFAULTS):
-        lines += ["As they are constructed without arguments, at constant rates:", "", *heading, *defaults, ""]
-    differences = []
+        parts.append(["As they are constructed without arguments, at constant rates:", "", *heading, *defaults])
+    if differences := less_the_best_peer(last, present):
+        title = "Less the best peer, with the standard error of the difference:"
+        heading = ["| | " + " | ".join(present) + " |", heading[1]]
+        parts.append([title, "", *heading, *differences])
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def less_the_best_peer(last: Mapping[tuple[str, str], Sequence[float]], present: Sequence[str]) -> list[str]:
+    """A row for each of ours with results."""
     peers = [name for name in CONTESTANTS if name not in OURS]
+    lines = []
     for optimizer in OURS:
         cells = []
         for task in present:
@@ -89,16 +103,12 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 cells.append("")
                 continue
             best = min(theirs, key=statistics.mean)
-            error = math.hypot(deviation(mine), deviation(best))
             difference = statistics.mean(mine) - statistics.mean(best)
             sign = "+" if difference >= 0 else "−"
-            cells.append(f"{sign}{number(abs(difference), task)} ± {number(error, task)}")
+            cells.append(sign + with_error(abs(difference), deviation(mine, best), task))
         if any(cells):
-            differences.append(f"| {optimizer} | " + " | ".join(cells) + " |")
-    if differences:
-        lines += ["Less the best peer, with the standard error of the difference:", ""]
-        lines += ["| | " + " | ".join(present) + " |", "|---" * (len(present) + 1) + "|", *differences, ""]
-    return "\n".join(lines)
+            lines.append(f"| {optimizer} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def draw(results: Sequence[dict[str, Any]], path: Path) -> None:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from deeprelax.experiments.report import LINES, TITLES
 from deeprelax.experiments.table1.protocol import OPTIMIZERS
-from deeprelax.experiments.table1.report import PAPERS_PRECISION, Key, groups, precision_of, produced_with
+from deeprelax.experiments.table1.report import PAPERS_PRECISION, Key, as_preset, groups, precision_of, produced_with
 from deeprelax.experiments.table1.store import Stored
 from deeprelax.files import write_picture
 
@@ -55,8 +55,10 @@ def draw(runs: Sequence[Stored], preset: str, out: Path) -> list[Path]:
         for optimizer, found in zip(OPTIMIZERS, found_of[model]):
             points = curve(found, quantity)
             if points:
-                precision = precision_of(found[0].settings)
+                settings = found[0].settings
+                precision = precision_of(settings)
                 name = TITLES[optimizer] + ("" if precision == PAPERS_PRECISION else f" in {precision}")
+                name += "" if as_preset(settings) else ", other settings"
                 _line(ax, points, scale, optimizer, name, drawn)
                 drawn += 1
                 several |= any(count > 1 for *_, count in points)

@@ -96,13 +96,16 @@ def opening(rows: Sequence[Row]) -> str:
         for r in of_length
     ]
     done = {(row.model, row.optimizer) for row in of_length}
-    owed = [f"{NAMES[model]} with {TITLES[name]}" for model, name in PAPER if (model, name) not in done]
+    owed = {(model, name): f"{NAMES[model]} with {TITLES[name]}" for model, name in PAPER if (model, name) not in done}
+    begun = {(row.model, row.optimizer) for row in rows if row.error is not None}
+    shorter = ", ".join(title for key, title in owed.items() if key in begun)
     silent = f"; of {len(found) - len(near)} nothing can be said" if len(near) < len(found) else ""
     lines = [
         f"Run at the paper's length: {', '.join(names) or 'nothing'}.",
         f"Of these {len(of_length)} rows {near.count(True)} lie within two standard deviations of the paper's error "
         f"and {near.count(False)} do not{silent}.",
-        f"Not run at that length: {', '.join(owed) or 'nothing'}; shorter runs of them are below.",
+        f"Not run at that length: {', '.join(owed.values()) or 'nothing'}"
+        + (f"; below are shorter runs of {shorter}." if shorter else "."),
     ]
     if of_length:
         lines += ["", "| model | optimizer | preset | paper | this program | says of the paper's figure |"]
