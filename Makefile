@@ -16,7 +16,7 @@ export DEEPRELAX_CUDA_ARCHS ?= $(if $(shell command -v nvidia-smi),,90)
 
 .PHONY: train test check docs bench gpu $(addprefix gpu-,tests bandwidth steps host ncu tune) architectures format clean
 
-train: $(STAMP)
+train: $(VENV)/.trains
 	$(BIN)/deeprelax train --out $(OUT)/train
 
 # The kernels have to compile with the oldest Triton, too, that pyproject.toml allows: torch brings its own.
@@ -96,10 +96,16 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
+# All that training needs: without the CUDA kernels where no GPU is.
+$(VENV)/.trains: $(VENV)/.python $(SOURCES)
+	$(BIN)/pip install -c constraints.txt torch
+	$(if $(shell command -v nvidia-smi),,DEEPRELAX_CUDA=0) $(BIN)/pip install -c constraints.txt -e '.[experiments]'
+	touch $@
+
 $(STAMP): $(VENV)/.python $(SOURCES)
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[experiments,triton,integrations,torchft,test,check]'
-	touch $@
+	touch $(VENV)/.trains $@
 
 $(OLDEST_TRITON)/.installed: $(STAMP)
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(OLDEST_TRITON) triton==3.6.0

@@ -37,10 +37,11 @@ for epoch in range(epochs):
         opt.step()
         opt.zero_grad()
     schedule.step()
-    # The statistics of batch norm are those of inner points: gather them again at x, and put them back afterwards.
+    # The statistics of batch norm are those of inner points: gather them again at x, and restore them afterwards.
     with opt.at_x(), deeprelax.recalibrate_batchnorm(model, (inputs[batch] for batch in order)), torch.no_grad():
         wrong = (model.eval()(held_inputs).argmax(1) != held_targets).float().mean()
     print(f"epoch {epoch + 1}: {100 * wrong:.2f} % error", flush=True)
 
-opt.finish()
+opt.finish()  # the parameters are x
+deeprelax.recalibrate_batchnorm(model, (inputs[batch] for batch in order))
 torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, "digits.pt")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 from pathlib import Path
 
@@ -17,6 +19,11 @@ def doctor() -> None:
     about = environment.describe()
     lines = [("python", about["python"])]
     lines += [(name, environment.version(name) or "not installed") for name in environment.PACKAGES]
+    with contextlib.suppress(ImportError):
+        try:
+            importlib.import_module("torchvision")
+        except RuntimeError as error:  # operators of a build for another torch
+            lines.append(("", f"torchvision is not a build for this torch, CPU or CUDA: install one ({error})"))
     lines += [("system", about["system"]), ("cpu", about["cpu"])]
     used, known = environment.instruction_sets()
     lines.append(("instruction set", f"{used} (this CPU runs {', '.join(known)})" if used else "none: no cpu backend"))

@@ -109,6 +109,13 @@ def test_doctor_names_versions_and_every_backend() -> None:
         assert kernels.why_not(name) in output or "no GPU found" in output
 
 
+def test_doctor_names_a_torchvision_of_another_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    assert "torchvision is not a build for this torch" in run("doctor").output
+
+
 def test_doctor_needs_only_torch_and_click(monkeypatch: pytest.MonkeyPatch) -> None:
     without_extras(monkeypatch)
     assert "instruction set" in run("doctor").output
