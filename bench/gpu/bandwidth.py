@@ -11,10 +11,10 @@ import statistics
 from typing import Any
 
 import torch
-from common import COPY_BYTES, DTYPES, KINDS, RULES, Memory, Rows, arguments, clock_of, figures, gpu, ratios, sample
+from common import COPY_BYTES, DTYPES, KINDS, RULES, Memory, Rows, arguments, figures, gpu, ratios, sample, timer_of
 
 from deeprelax import kernels
-from deeprelax.benchmark.timing import Clock, Step
+from deeprelax.benchmark.timing import Step, Timer
 from deeprelax.kernels import Backend
 
 ELEMENTS, ROUNDS = 2**28, 15
@@ -23,23 +23,23 @@ CALLS = 3  # between two events: some 5 ms at 2^28 elements
 TOGETHER, MOST_CALLS = 2**24, 128  # below that many elements a call is short: more of them, at most so many
 
 
-def measure(rows: Rows, memory: Memory, backend: Backend, clock: Clock, rounds: int = ROUNDS) -> None:
+def measure(rows: Rows, memory: Memory, backend: Backend, timer: Timer, rounds: int = ROUNDS) -> None:
     """Whole sizes first, then the others, then the extras; a row as soon as it is known."""
     for dtype in DTYPES:
         for kind in ("inner", "first", "last"):
             with rows.attempt(f"{dtype}, {kind}"):
-                group(rows, memory, backend, clock, rounds, dtype, kind, memory.elements)
+                group(rows, memory, backend, timer, rounds, dtype, kind, memory.elements)
     for size in sorted((size for size in SIZES if size < memory.elements), reverse=True):
         for dtype in DTYPES:
             with rows.attempt(f"{dtype}, {size} elements"):
-                group(rows, memory, backend, clock, rounds, dtype, "inner", size)
+                group(rows, memory, backend, timer, rounds, dtype, "inner", size)
     for dtype in DTYPES:
         with rows.attempt(f"{dtype}, extras"):
-            extras(rows, memory, backend, clock, rounds, dtype)
+            extras(rows, memory, backend, timer, rounds, dtype)
 
 
 def group(
-    rows: Rows, memory: Memory, backend: Backend, clock: Clock, rounds: int, dtype: str, kind: str, size: int
+    rows: Rows, memory: Memory, backend: Backend, timer: Timer, rounds: int, dtype: str, kind: str, size: int
 ) -> None:
     """One row a rule: calls of ``size`` elements, and copies of as many."""
     calls = max(CALLS, min(MOST_CALLS, TOGETHER // size))
@@ -47,7 +47,7 @@ def group(
     for rule in RULES:
         with rows.attempt(f"{rule.name} [{backend.name}], {dtype}, {kind}, {size} elements"):
             contestants[rule.name] = memory.calls(backend, rule, rule.call(kind), DTYPES[dtype], size, calls)
-    samples = sample(contestants, clock, rounds)
+    samples = sample(contestants, timer, rounds)
     copied = COPY_BYTES * size
     common: dict[str, Any] = {"backend": backend.name, "dtype": dtype, "kind": kind, "elements": size}
     common["copy_gb_per_s"] = figures(samples, "copy", calls, copied)["gb_per_s"]
@@ -57,7 +57,7 @@ def group(
             rows.add(rule=rule.name, **common, bytes=each, **figures(samples, rule.name, calls, each * size, copied))
 
 
-def extras(rows: Rows, memory: Memory, backend: Backend, clock: Clock, rounds: int, dtype: str) -> None:
+def extras(rows: Rows, memory: Memory, backend: Backend, timer: Timer, rounds: int, dtype: str) -> None:
     """Settings that move no more bytes than the plain inner call of Entropy-SGD, and that call."""
     rule, kind, size = RULES[0], DTYPES[dtype], memory.elements
     call = rule.call("inner")
@@ -69,7 +69,7 @@ def extras(rows: Rows, memory: Memory, backend: Backend, clock: Clock, rounds: i
     contestants["noise, weight unaligned"] = memory.calls(backend, RULES[1], noisy, kind, size, CALLS, "w")
     contestants["weight decay"] = memory.calls(backend, rule, rule.call("inner", 1e-4), kind, size, CALLS)
     contestants["captured, GradScaler"] = memory.captured(backend, rule, kind, CALLS)
-    samples = sample(contestants, clock, rounds)
+    samples = sample(contestants, timer, rounds)
     for name in contestants:
         by_plain = statistics.median(ratios(samples, name, "plain"))
         found = figures(samples, name, CALLS, rule.bytes(kind, "inner") * size)
@@ -96,7 +96,7 @@ def main() -> None:
     torch.manual_seed(0)
     rows, memory = Rows(given.out, "bandwidth", device), Memory(ELEMENTS, device)
     with rows.loaded():
-        measure(rows, memory, backend, clock_of(memory))
+        measure(rows, memory, backend, timer_of(memory))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from deeprelax import kernels
-from deeprelax.benchmark.timing import Clock, DeviceClock, Sample, Step, Watch, alternate
+from deeprelax.benchmark.timing import DeviceTimer, Sample, Step, Timer, Watch, alternate
 from deeprelax.benchmark.traffic import bytes_moved
 from deeprelax.environment import commit, describe
 from deeprelax.kernels import Backend, ClockMemory, CycleState, Hyper, Scalars, Table, Tick
@@ -178,15 +178,15 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def clock_of(memory: Memory) -> Clock:
+def timer_of(memory: Memory) -> Timer:
     """Times work on the device between events, which are kept from waiting for the host by copies before them."""
-    return DeviceClock(Watch(), lambda: memory.target.copy_(memory.x))
+    return DeviceTimer(Watch(), lambda: memory.target.copy_(memory.x))
 
 
-def sample(contestants: dict[str, Step], clock: Clock, rounds: int) -> dict[str, list[Sample]]:
+def sample(contestants: dict[str, Step], timer: Timer, rounds: int) -> dict[str, list[Sample]]:
     """Samples of each, one a round, in a new random order each; two rounds warm up."""
     samples: dict[str, list[Sample]] = {name: [] for name in contestants}
-    alternate({name: clock.timed(step, samples[name]) for name, step in contestants.items()}, rounds + 1)
+    alternate({name: timer.timed(step, samples[name]) for name, step in contestants.items()}, rounds + 1)
     return {name: values[2:] for name, values in samples.items()}
 
 

@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from common import KINDS, RULES, Memory, Rows, Rule, arguments, clock_of, figures, gpu, ratios, sample, synchronize
+from common import KINDS, RULES, Memory, Rows, Rule, arguments, figures, gpu, ratios, sample, synchronize, timer_of
 from torch import Tensor
 
 import deeprelax
 from deeprelax.benchmark.baselines import PEERS, CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
 from deeprelax.benchmark.shapes import Workload, named
-from deeprelax.benchmark.timing import Clock, Step
+from deeprelax.benchmark.timing import Step, Timer
 from deeprelax.benchmark.traffic import bytes_moved, peer_bytes_moved
 
 WORKLOADS = ("resnet50", "decoder-1.3b")
@@ -78,7 +78,7 @@ def repeated(step: Step, count: int) -> Step:
     return steps
 
 
-def group(rows: Rows, workload: Workload, backend: str, capturable: bool, clock: Clock, rounds: int = ROUNDS) -> None:
+def group(rows: Rows, workload: Workload, backend: str, capturable: bool, timer: Timer, rounds: int = ROUNDS) -> None:
     """A backend's optimizers and torch's, all on the same parameters."""
     device, params = rows.device, parameters(workload, rows.device)
     what = f"{backend}, graph" if capturable else backend
@@ -94,11 +94,11 @@ def group(rows: Rows, workload: Workload, backend: str, capturable: bool, clock:
     for name, build in PEERS.items():
         moved_by_peer = float(peer_bytes_moved(name, torch.float32))
         contestants[name] = repeated(build(params).step, PEER_STEPS), PEER_STEPS, moved_by_peer
-    add(rows, workload, what, contestants, clock, rounds)
+    add(rows, workload, what, contestants, timer, rounds)
 
 
 def plain(
-    rows: Rows, workload: Workload, builders: Mapping[str, Callable[[list[Tensor]], Any]], clock: Clock, rounds: int = 3
+    rows: Rows, workload: Workload, builders: Mapping[str, Callable[[list[Tensor]], Any]], timer: Timer, rounds: int = 3
 ) -> None:
     """Those of PLAIN or COMPILED, and AdamW."""
     params, moved = parameters(workload, rows.device), float(bytes_moved("EntropySGD", torch.float32, "inner"))
@@ -108,7 +108,7 @@ def plain(
         with rows.attempt(name):
             contestants[name] = repeated(build(params).step, 2), 2, moved
             contestants[name][0]()
-    add(rows, workload, "plain torch", contestants, clock, rounds)
+    add(rows, workload, "plain torch", contestants, timer, rounds)
 
 
 def add(
@@ -116,11 +116,11 @@ def add(
     workload: Workload,
     what: str,
     contestants: dict[str, tuple[Step, int, float]],
-    clock: Clock,
+    timer: Timer,
     rounds: int,
 ) -> None:
     """A row each: time and bandwidth of a step, time and time per byte by AdamW's."""
-    samples = sample({name: step for name, (step, _, _) in contestants.items()}, clock, rounds)
+    samples = sample({name: step for name, (step, _, _) in contestants.items()}, timer, rounds)
     steps, per_element = contestants[ADAMW][1:]
     for name, (_, calls, moved) in contestants.items():
         by_adamw = statistics.median(ratios(samples, name, ADAMW)) * steps / calls
@@ -134,15 +134,15 @@ def main() -> None:
     flags = [(name, {"action": "store_true"}) for name in ("--plain", "--compiled")]
     given = arguments(str(__doc__), *flags)
     rows = Rows(given.out, "steps", gpu())
-    clock = clock_of(Memory(2**26, rows.device))
+    timer = timer_of(Memory(2**26, rows.device))
     with rows.loaded():
         if given.plain:
-            plain(rows, named(WORKLOADS[0]), COMPILED if given.compiled else PLAIN, clock)
+            plain(rows, named(WORKLOADS[0]), COMPILED if given.compiled else PLAIN, timer)
             return
         for which in WORKLOADS:
             for capturable in (False, True):
                 with rows.attempt(which):
-                    group(rows, named(which), given.backend, capturable, clock)
+                    group(rows, named(which), given.backend, capturable, timer)
                 gc.collect()
 
 

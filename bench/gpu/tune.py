@@ -26,15 +26,15 @@ from common import (
     Rows,
     Rule,
     arguments,
-    clock_of,
     figures,
     gpu,
     ratios,
     sample,
+    timer_of,
 )
 
 from deeprelax import kernels
-from deeprelax.benchmark.timing import Clock, Step
+from deeprelax.benchmark.timing import Step, Timer
 from deeprelax.kernels import Backend
 from deeprelax.kernels.cuda import Cuda
 
@@ -101,7 +101,7 @@ def cuda_backends(folder: Path, variants: dict[str, str]) -> dict[str, Backend]:
 
 
 def try_all(
-    rows: Rows, memory: Memory, backends: dict[str, Backend], rule: Rule, dtype: str, clock: Clock, rounds: int = ROUNDS
+    rows: Rows, memory: Memory, backends: dict[str, Backend], rule: Rule, dtype: str, timer: Timer, rounds: int = ROUNDS
 ) -> str:
     """A row each of those that run; the first is what is installed. Returns the fastest, or the first where that gains
     no more than noise."""
@@ -109,7 +109,7 @@ def try_all(
     for name, backend in backends.items():
         with rows.attempt(f"{name}: {rule.name}, {dtype}"):
             contestants[name] = memory.calls(backend, rule, rule.call("inner"), DTYPES[dtype], memory.elements, CALLS)
-    samples = sample(contestants, clock, rounds)
+    samples = sample(contestants, timer, rounds)
     present, running = next(iter(backends)), [name for name in contestants if name != "copy"]
     moved = rule.bytes(DTYPES[dtype], "inner") * memory.elements
     for name in running:
@@ -135,12 +135,12 @@ def main() -> None:
         if given.backend == "cuda":
             built |= cuda_backends(Path(folder), VARIANTS)
         memory = Memory(ELEMENTS, rows.device)
-        clock = clock_of(memory)
+        timer = timer_of(memory)
         for dtype in DTYPES:
             for rule in RULES:
                 with rows.attempt(f"{rule.name}, {dtype}"):
                     backends = built if given.backend == "cuda" else triton_backends(rule, dtype)
-                    best = try_all(rows, memory, backends, rule, dtype, clock)
+                    best = try_all(rows, memory, backends, rule, dtype, timer)
                     print(line(rule, dtype, best) if given.backend == "triton" else f"{rule.name}, {dtype}: {best}")
                 torch.cuda.empty_cache()
 

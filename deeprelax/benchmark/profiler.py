@@ -23,7 +23,7 @@ import deeprelax
 from deeprelax.benchmark.baselines import PEERS
 from deeprelax.benchmark.shapes import Workload
 from deeprelax.benchmark.throughput import ratio
-from deeprelax.benchmark.timing import Clock, DeviceClock, HostClock, Sample, Step, alternate, watched
+from deeprelax.benchmark.timing import DeviceTimer, HostTimer, Sample, Step, Timer, alternate, watched
 from deeprelax.benchmark.trace import kernels_launched, write_trace
 from deeprelax.benchmark.traffic import PEER_STREAMS, bytes_moved, peer_bytes_moved, streams, width
 from deeprelax.environment import describe
@@ -185,10 +185,10 @@ def profile(plan: Plan, peers: bool = True, trace: Path | None = None) -> dict[s
         others[name] = build(shared).step
     others["copy"] = copy
     with watched(opt) as watch:
-        clock: Clock = HostClock(watch)
+        timer: Timer = HostTimer(watch)
         if plan.device.type == "cuda":
-            clock = DeviceClock(watch, copy)
-        samples = sample(opt.step, list(plan.kinds), others, clock, plan.rounds)
+            timer = DeviceTimer(watch, copy)
+        samples = sample(opt.step, list(plan.kinds), others, timer, plan.rounds)
     launches = {kind: statistics.median_high(s.launches for s in samples[kind]) for kind in plan.kinds}
     if plan.device.type == "cuda":
         launches = kernels_launched(opt, list(plan.kinds), plan.device)
@@ -213,7 +213,7 @@ def profile(plan: Plan, peers: bool = True, trace: Path | None = None) -> dict[s
 
 
 def sample(
-    step: Step, kinds: Sequence[str], others: dict[str, Step], clock: Clock, rounds: int
+    step: Step, kinds: Sequence[str], others: dict[str, Step], timer: Timer, rounds: int
 ) -> dict[str, list[Sample]]:
     """Samples by kind of call and by name of the others, one a round each, after a round to warm up.
 
@@ -221,8 +221,8 @@ def sample(
     """
     ours: list[Sample] = []
     samples: dict[str, list[Sample]] = {name: [] for name in others}
-    calls = [(f"call {i}", clock.timed(step, ours)) for i in range(len(kinds))]
-    between = [(name, clock.timed(other, samples[name])) for name, other in others.items()]
+    calls = [(f"call {i}", timer.timed(step, ours)) for i in range(len(kinds))]
+    between = [(name, timer.timed(other, samples[name])) for name, other in others.items()]
     order = [entry for pair in zip_longest(calls, between) for entry in pair if entry is not None]
     alternate(dict(order), rounds)
     return {kind: ours[i :: len(kinds)][1:] for i, kind in enumerate(kinds)} | {

@@ -95,14 +95,14 @@ def watched(opt: Relaxation, around: Callable[[], AbstractContextManager[Any]] =
             bucket.update = update
 
 
-class Clock(Protocol):
+class Timer(Protocol):
     """Times steps."""
 
     def timed(self, step: Step, samples: list[Sample]) -> Step:
         """``step``, which adds a sample at every call."""
 
 
-class HostClock:
+class HostTimer:
     """For the CPU, where a kernel is done when its call returns."""
 
     def __init__(self, watch: Watch) -> None:
@@ -144,7 +144,7 @@ def new_event() -> Event:
     return event
 
 
-class DeviceClock:
+class DeviceTimer:
     """For a device that runs behind the host: events before and after a step, the host's clock without synchronising.
 
     The device first gets copies that outlast the step on the host: otherwise the time between the events would be the

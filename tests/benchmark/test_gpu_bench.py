@@ -29,18 +29,18 @@ from torch import Tensor
 from deeprelax import kernels
 from deeprelax.benchmark.baselines import EagerEntropySGD
 from deeprelax.benchmark.shapes import Workload
-from deeprelax.benchmark.timing import HostClock, Sample, Step, Watch
+from deeprelax.benchmark.timing import HostTimer, Sample, Step, Watch
 from deeprelax.benchmark.traffic import bytes_moved, peer_bytes_moved
 from deeprelax.kernels import Backend
 from deeprelax.kernels.reference import Eager
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-CLOCK = HostClock(Watch())
+TIMER = HostTimer(Watch())
 SECONDS = {"copy": 3e-3, steps.ADAMW: 20e-3}  # of a sample; everything else takes 6 ms
 
 
-def made_up(contestants: dict[str, Step], clock: Any, rounds: int) -> dict[str, list[Sample]]:
+def made_up(contestants: dict[str, Step], timer: Any, rounds: int) -> dict[str, list[Sample]]:
     """Runs each once; the times are ``SECONDS``."""
     found = {}
     for name, step in contestants.items():
@@ -79,7 +79,7 @@ def test_every_rule_kind_dtype_and_size_is_measured_by_a_copy(
     emulated: Backend, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bandwidth, "SIZES", (2**7, 2**10))
-    bandwidth.measure(rows, Memory(2**10, CPU), emulated, CLOCK, 2)
+    bandwidth.measure(rows, Memory(2**10, CPU), emulated, TIMER, 2)
     found = written(rows)
     for rule in RULES:
         for dtype, kind in (("fp32", "first"), ("bf16", "last"), ("bf16", "inner")):
@@ -143,8 +143,8 @@ def test_a_captured_call_is_an_inner_one_under_a_scaler(emulated: Backend) -> No
 def test_whole_steps_are_compared_per_byte_with_adamw(emulated: Backend, rows: Rows) -> None:
     workload = Workload("resnet50, tiny", ((5, 3), (70,)))
     for capturable in (False, True):
-        steps.group(rows, workload, "cuda", capturable, CLOCK, 2)
-    steps.plain(rows, workload, {"eager": EagerEntropySGD}, CLOCK, 2)
+        steps.group(rows, workload, "cuda", capturable, TIMER, 2)
+    steps.plain(rows, workload, {"eager": EagerEntropySGD}, TIMER, 2)
     found = written(rows)
     (hj,) = report.only(found, "made", name="HJ", backend="cuda, graph")
     time = (6 / 5) / (20 / 5)  # ms of a step of ours by AdamW's
@@ -180,7 +180,7 @@ def test_what_fails_is_a_row_and_the_others_are_measured(
         return real(rule, *rest)
 
     broken: Any = SimpleNamespace(name="cuda", bind=bind, tick=emulated.tick)
-    bandwidth.group(rows, Memory(2**7, CPU), broken, CLOCK, 2, "fp32", "inner", 2**7)
+    bandwidth.group(rows, Memory(2**7, CPU), broken, TIMER, 2, "fp32", "inner", 2**7)
     with rows.path.open("a") as file:
         file.write('{"script": "made", "rule": "cut')
     found = report.load(rows.path.parent)
@@ -196,7 +196,7 @@ def test_the_fastest_constants_are_chosen_where_they_gain_more_than_noise(
     backends = {"present": emulated, "other": emulated, "broken": SimpleNamespace(bind=None)}
     for seconds, best in ((5.98e-3, "present"), (5.9e-3, "other")):
         monkeypatch.setitem(SECONDS, "other", seconds)
-        assert tune.try_all(rows, Memory(2**7, CPU), backends, RULES[2], "bf16", CLOCK, 2) == best
+        assert tune.try_all(rows, Memory(2**7, CPU), backends, RULES[2], "bf16", TIMER, 2) == best
     assert tune.line(RULES[2], "bf16", "Sizes(1024, 8, 4, 2)") == "    ('hj', 2, False): Sizes(1024, 8, 4, 2),"
     assert len(report.only(report.load(rows.path.parent), "error")) == 2
     headers = "".join(path.read_text() for path in (ROOT / "csrc").glob("*.h"))

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from deeprelax.benchmark import profile_report, profiler, timing
 from deeprelax.benchmark.profiler import OPTIMIZERS, Plan, figures, profile, sample
 from deeprelax.benchmark.shapes import named, typed
-from deeprelax.benchmark.timing import DeviceClock, HostClock, Sample, Watch, watched
+from deeprelax.benchmark.timing import DeviceTimer, HostTimer, Sample, Watch, watched
 from deeprelax.benchmark.trace import kernels_in, kernels_launched, write_trace
 from deeprelax.benchmark.traffic import bytes_moved
 from deeprelax.cli.main import main
@@ -65,7 +65,7 @@ def test_the_default_cycle_is_the_optimizers() -> None:
     assert {name: Plan(SMALL, name).length for name in OPTIMIZERS} == lengths
 
 
-class PhaseClock:
+class PhaseTimer:
     """Samples say which phase the optimizer was in, and how many steps anybody had made before."""
 
     def __init__(self, opt: Any) -> None:
@@ -86,7 +86,7 @@ def test_every_round_times_each_kind_and_each_of_the_others_once(length: int, ot
     plan = Plan(SMALL, "HJ", inner_steps=length)
     opt: Any = plan.make()
     kinds, rounds = list(plan.kinds), 7
-    samples = sample(opt.step, kinds, dict.fromkeys(others, lambda: None), PhaseClock(opt), rounds)
+    samples = sample(opt.step, kinds, dict.fromkeys(others, lambda: None), PhaseTimer(opt), rounds)
     assert list(samples) == [*kinds, *others]
     each = len(samples)
     for name, values in samples.items():
@@ -137,7 +137,7 @@ def test_on_the_cpu_all_but_the_backends_run_is_host_time(host: Time) -> None:
 
     samples: list[Sample] = []
     with watched(opt) as watch:
-        call = HostClock(watch).timed(step, samples)
+        call = HostTimer(watch).timed(step, samples)
         call()
         call()
     assert samples == [Sample(kernel=4.0, host=1.0, cost=5.0, launches=2)] * 2  # two sets: one for each dtype
@@ -202,7 +202,7 @@ def device_samples(host: Time, in_host: float, on_device: float, copy: float) ->
         device.enqueue(on_device)
 
     samples: list[Sample] = []
-    call = DeviceClock(Watch(), lambda: device.enqueue(copy), device.event).timed(step, samples)
+    call = DeviceTimer(Watch(), lambda: device.enqueue(copy), device.event).timed(step, samples)
     for _ in range(3):
         call()
     return samples
@@ -222,8 +222,8 @@ def test_a_device_that_waited_is_reported_and_given_more_to_do(host: Time) -> No
 
 def test_what_a_device_is_given_to_do_before_has_bounds(host: Time) -> None:
     device = Device(host)
-    clock = DeviceClock(Watch(), lambda: device.enqueue(1.0), device.event)
-    assert [clock.copies(seconds) for seconds in (0.0, 0.4, 10.2, 1e6)] == [1, 1, 21, DeviceClock.MOST_COPIES]
+    timer = DeviceTimer(Watch(), lambda: device.enqueue(1.0), device.event)
+    assert [timer.copies(seconds) for seconds in (0.0, 0.4, 10.2, 1e6)] == [1, 1, 21, DeviceTimer.MOST_COPIES]
 
 
 # What is made of them.

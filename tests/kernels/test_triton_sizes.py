@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 import tune
 from common import DTYPES, RULES, Memory, Rows
 
-from deeprelax.benchmark.timing import HostClock, Watch
+from deeprelax.benchmark.timing import HostTimer, Watch
 from deeprelax.kernels.triton.backend import Triton
 from deeprelax.kernels.triton.sizes import SIZES, Kind, Sizes
 
@@ -33,7 +33,7 @@ def test_every_rule_is_tried_with_other_sizes(rule: Any, tmp_path: Path, monkeyp
     rows, memory = Rows(tmp_path, "tune", CPU), Memory(2**8, CPU, cache=0)
     for dtype in DTYPES:
         backends = tune.triton_backends(rule, dtype)
-        best = tune.try_all(rows, memory, backends, rule, dtype, HostClock(Watch()), 1)
+        best = tune.try_all(rows, memory, backends, rule, dtype, HostTimer(Watch()), 1)
         kind = rule.kernel.name, DTYPES[dtype].itemsize, rule.noise
         assert next(iter(backends)) == str(SIZES[kind])
         assert best in backends
