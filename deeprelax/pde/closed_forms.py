@@ -1,38 +1,10 @@
-"""Solutions that are known in closed form: what the numerical ones are held against.
-
-Every function takes and returns arrays of any shape, element by element, in one dimension.
-"""
+"""Closed forms in one dimension; every function takes and returns arrays of any shape, element by element."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 
 from deeprelax.pde.grid import Array
-
-
-def quadratic_viscous(x: Array, gamma: float, curvature: float, viscosity: float) -> tuple[Array, Array]:
-    """u and ∇u of the viscous HJ equation from ½ax²: ½ax²/(1 + aγ) + ½δ ln(1 + aγ) and ax/(1 + aγ); δ = 0 as well."""
-    shrink = 1 + curvature * gamma
-    return curvature * x**2 / (2 * shrink) + viscosity * np.log(shrink) / 2, curvature * x / shrink
-
-
-def quadratic_heat(x: Array, gamma: float, curvature: float) -> tuple[Array, Array]:
-    """u and ∇u of the heat equation from ½ax²: the gradient is not smoothed at all."""
-    return curvature * (x**2 + gamma) / 2, curvature * x
-
-
-def absolute_value(x: Array, gamma: float) -> tuple[Array, Array]:
-    """u and the proximal point of |x|: Huber's function, and x shrunk by γ."""
-    point = np.sign(x) * np.maximum(np.abs(x) - gamma, 0)
-    return np.where(np.abs(x) <= gamma, x**2 / (2 * gamma), np.abs(x) - gamma / 2), point
-
-
-def two_parabolas(x: Array, gamma: float) -> tuple[Array, Array]:
-    """u and the proximal point of the double well ½(|x| - 1)²; at x = 0 that of the right well."""
-    side = np.where(x >= 0, 1.0, -1.0)
-    return (np.abs(x) - 1) ** 2 / (2 * (1 + gamma)), (x + gamma * side) / (1 + gamma)
 
 
 def quartic_well(x: Array, gamma: float) -> tuple[Array, Array]:
@@ -50,23 +22,6 @@ def quartic_well(x: Array, gamma: float) -> tuple[Array, Array]:
     triple = 2 * radius * np.cos(np.arccos(cosine) / 3)
     point = np.where(disc >= 0, single, triple) * np.where(x >= 0, 1.0, -1.0)
     return (point**2 - 1) ** 2 / 4 + (x - point) ** 2 / (2 * gamma), point
-
-
-@dataclass(frozen=True)
-class OrnsteinUhlenbeck:
-    """dx = -a x dt + √T dW from a Gaussian: mean and variance at every time."""
-
-    rate: float
-    temperature: float
-
-    def mean(self, start: float, time: float) -> float:
-        """Of the process at a time, from a start."""
-        return float(start * np.exp(-self.rate * time))
-
-    def variance(self, start: float, time: float) -> float:
-        """Of the process at a time, from a variance at the start."""
-        decay = float(np.exp(-2 * self.rate * time))
-        return start * decay + self.temperature * (1 - decay) / (2 * self.rate)
 
 
 def normal_density(x: Array, mean: float, variance: float) -> Array:

@@ -16,7 +16,7 @@ class Loss:
     Attributes:
         formula: for titles.
         f, gradient, curvature: the function and its first two derivatives, element by element; they take torch's
-            tensors too where only powers and sums occur (``double_well``, ``tilted``).
+            tensors too where only powers and sums occur (``quadratic``, ``tilted_well``).
         low, high: where it is worth looking at.
     """
 

@@ -7,12 +7,24 @@ import numpy as np
 import pytest
 
 from deeprelax.pde import Grid, lower_envelope, non_viscous, proximal_points
-from deeprelax.pde.closed_forms import absolute_value, quartic_well, two_parabolas
+from deeprelax.pde.closed_forms import quartic_well
 from deeprelax.pde.losses import LOSSES, rugged
 
 LINE = Grid.uniform((-3, 3, 1201))
 X, H = LINE.axes[0], LINE.spacing[0]
 WELL = LOSSES["double-well"].f
+
+
+def absolute_value(x: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+    """u and the proximal point of |x|: Huber's function, and x shrunk by γ."""
+    point = np.sign(x) * np.maximum(np.abs(x) - gamma, 0)
+    return np.where(np.abs(x) <= gamma, x**2 / (2 * gamma), np.abs(x) - gamma / 2), point
+
+
+def two_parabolas(x: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+    """The same of the double well ½(|x| - 1)²; at x = 0 that of the right well."""
+    side = np.where(x >= 0, 1.0, -1.0)
+    return (np.abs(x) - 1) ** 2 / (2 * (1 + gamma)), (x + gamma * side) / (1 + gamma)
 
 
 @pytest.mark.parametrize("gamma", [1e-3, 0.3, 50.0])

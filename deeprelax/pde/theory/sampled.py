@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from scipy.interpolate import CubicSpline
+from torch.nn.functional import softshrink
 
 from deeprelax.optim.schedules import adaptive_gamma
-from deeprelax.pde.closed_forms import absolute_value
 from deeprelax.pde.grid import Grid
 from deeprelax.pde.losses import rugged
 from deeprelax.pde.proximal import sampled_proximal
@@ -67,7 +67,7 @@ def measure() -> Numbers:
             for _ in range(10)
         ]
         errors.append(float(np.sqrt(np.mean([(r - exact) ** 2 for r in repeated]))))
-    proximal_point = absolute_value(x[:, 0].numpy(), GAMMA)[1]
+    proximal_point = softshrink(x[:, 0], GAMMA).numpy()
     viscosities = [0.4, 0.2, 0.1, 0.05, 0.025]
     biases = []
     for delta in viscosities:
