@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from rich import box
@@ -122,6 +123,37 @@ def curves(result: Result) -> dict[str, Any]:
     return {name: value for name, value in vars(result).items() if name != "run"}
 
 
+def draw_curve(
+    ax: Axes, epochs: Sequence[float], points: Sequence[tuple[float, float]], name: str, label: str, nth: int
+) -> None:
+    """The ``nth`` optimizer's line through (mean, deviation) pairs, with a band of one deviation."""
+    means = [mean for mean, _ in points]
+    style: dict[str, Any] = LINES[name]
+    every = max(1, len(means) // 8)
+    ax.plot(
+        epochs, means, label=label, linewidth=1.6, markersize=4.5,
+        markevery=(min(nth * every // 4, len(means) - 1), every), **style,
+    )  # fmt: skip
+    if any(deviation for _, deviation in points):
+        low = [max(mean - deviation, mean / 10) for mean, deviation in points]
+        high = [mean + deviation for mean, deviation in points]
+        ax.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def set_log_axis(ax: Axes, label: str) -> None:
+    """A logarithmic y axis of that label, with plain numbers, after the curves are drawn."""
+    ax.set_yscale("log")
+    ax.set_ylabel(label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    bottom, top = ax.get_ylim()
+    # A short run stays within a decade, where 1, 2 and 5 may give a single tick.
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if top > 5 * bottom else MaxNLocator(5))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.grid(visible=True, which="major", linewidth=0.4, alpha=0.5)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
 def draw(experiment: Experiment, path: Path) -> None:
     """Both curves over the effective epochs: mean over the seeds, and a band of one standard deviation."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -133,26 +165,9 @@ def draw(experiment: Experiment, path: Path) -> None:
         for k, (name, results) in enumerate(experiment.results.items()):
             curves = zip(*(getattr(r, quantity) for r in results))
             points = [spread([scale * value for value in values]) for values in curves]
-            mean = [m for m, _ in points]
-            epochs = range(1, len(mean) + 1)
-            every = max(1, len(mean) // 8)
-            ax.plot(
-                epochs, mean, label=TITLES[name], linewidth=1.6, markersize=4.5,
-                markevery=(min(k * every // 4, len(mean) - 1), every), **LINES[name],
-            )  # fmt: skip
-            low = [max(m - d, m / 10) for m, d in points]
-            ax.fill_between(
-                epochs, low, [m + d for m, d in points], color=LINES[name]["color"], alpha=0.15, linewidth=0
-            )
-        ax.set_yscale("log")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+            draw_curve(ax, range(1, len(points) + 1), points, name, TITLES[name], k)
+        set_log_axis(ax, label)
         ax.set_xlabel("effective epochs (gradients over batches per epoch)")
-        ax.set_ylabel(label)
-        ax.grid(visible=True, which="major", linewidth=0.4, alpha=0.5)
-        ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
     seeds = len(next(iter(experiment.results.values())))
     bands = f"; bands: one standard deviation over {seeds} seeds" if seeds > 1 else ", one seed"

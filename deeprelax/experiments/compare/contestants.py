@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,68 +64,45 @@ def schedule_free(params: Sequence[Tensor], rate: float, beta2: float) -> list[O
     return [opt]
 
 
-def one(kind: Callable[..., Optimizer], **options: Callable[[float, float], Any]) -> Make:
-    """An optimizer whose arguments are functions of the rate and the other value."""
-    return lambda params, rate, other: [kind(params, **{name: of(rate, other) for name, of in options.items()})]
-
-
-def fixed(value: Any) -> Callable[[float, float], Any]:
-    """An argument that does not depend on the pair."""
-    return lambda rate, other: value
-
-
-def rate(rate: float, other: float) -> float:
-    """The rate of a pair."""
-    return rate
-
-
-def other(rate: float, other: float) -> float:
-    """The other value of a pair."""
-    return other
-
-
 CONTESTANTS: dict[str, Contestant] = {
     "SGD, Nesterov": Contestant(
-        one(torch.optim.SGD, lr=rate, momentum=other, nesterov=fixed(True)), (0.02, 0.06, 0.2), "momentum", (0.9, 0.98)
+        lambda params, rate, momentum: [torch.optim.SGD(params, rate, momentum, nesterov=True)],
+        (0.02, 0.06, 0.2), "momentum", (0.9, 0.98),
     ),
     "AdamW": Contestant(
-        one(torch.optim.AdamW, lr=rate, betas=lambda _, beta2: (0.9, beta2)), (1e-3, 3e-3, 1e-2), "beta2", (0.95, 0.999)
+        lambda params, rate, beta2: [torch.optim.AdamW(params, rate, (0.9, beta2))],
+        (1e-3, 3e-3, 1e-2), "beta2", (0.95, 0.999),
     ),
     "schedule-free AdamW": Contestant(schedule_free, (1e-3, 3e-3, 1e-2), "beta2", (0.95, 0.999), decays=False),
     "Muon": Contestant(muon, (0.01, 0.03, 0.1), "beta2", (0.95, 0.999)),
-    "HJ": Contestant(one(deeprelax.HJ, lr=rate, gamma=other), (0.3, 1.0, 3.0), "gamma", (0.1, 1.0)),
+    "HJ": Contestant(
+        lambda params, rate, gamma: [deeprelax.HJ(params, rate, gamma=gamma)], (0.3, 1.0, 3.0), "gamma", (0.1, 1.0)
+    ),
     "EntropySGD": Contestant(
-        one(
-            deeprelax.EntropySGD,
-            lr=other,
-            gamma=other,
-            inner_lr=rate,
-            inner_momentum=fixed(0.9),
-            nesterov=fixed(True),
-            seed=fixed(0),
-        ),
-        (0.02, 0.06, 0.2),
-        "gamma = lr",
-        (1.0, 10.0),
+        lambda params, rate, gamma: [
+            deeprelax.EntropySGD(
+                params, gamma, gamma=gamma, inner_lr=rate, inner_momentum=0.9, nesterov=True, seed=0
+            )
+        ],
+        (0.02, 0.06, 0.2), "gamma = lr", (1.0, 10.0),
     ),
     "EntropyAdamW": Contestant(
-        one(deeprelax.EntropyAdamW, lr=rate, momentum=other), (1e-3, 3e-3, 1e-2), "momentum", (0.67, 0.9)
+        lambda params, rate, momentum: [deeprelax.EntropyAdamW(params, rate, momentum=momentum)],
+        (1e-3, 3e-3, 1e-2), "momentum", (0.67, 0.9),
     ),
     "OuterLoop(Muon)": Contestant(outer_muon, (0.01, 0.03, 0.1), "momentum", (0.67, 0.9)),
-}
+}  # fmt: skip
 
 
 # As they are constructed without arguments, at constant rates: what somebody tries first.
-DEFAULTS: dict[str, Contestant] = {
-    f"{kind.__name__}()": Contestant(one(kind, **options), (0.0,), "", (0.0,), decays=False)
-    for kind, options in (
-        (deeprelax.HJ, {}),
-        (deeprelax.EntropySGD, {"seed": fixed(0)}),
-        (deeprelax.Heat, {"seed": fixed(0)}),
-        (deeprelax.EntropyAdamW, {}),
-        (torch.optim.AdamW, {}),
-    )
+_MAKE: dict[str, Make] = {
+    "HJ()": lambda params, *_: [deeprelax.HJ(params)],
+    "EntropySGD()": lambda params, *_: [deeprelax.EntropySGD(params, seed=0)],
+    "Heat()": lambda params, *_: [deeprelax.Heat(params, seed=0)],
+    "EntropyAdamW()": lambda params, *_: [deeprelax.EntropyAdamW(params)],
+    "AdamW()": lambda params, *_: [torch.optim.AdamW(params)],
 }
+DEFAULTS = {name: Contestant(make, (0.0,), "", (0.0,), decays=False) for name, make in _MAKE.items()}
 EVERY = CONTESTANTS | DEFAULTS
 
 
