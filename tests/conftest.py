@@ -125,6 +125,21 @@ def run(opt: Any, params: Sequence[Tensor], steps: range) -> None:
         opt.step()
 
 
+def started(
+    name: str, steps: int = 0, *, dtype: torch.dtype = torch.float32, weights: int = 0, **changes: Any
+) -> tuple[Any, list[Parameter]]:
+    """The optimizer of that name on ``parameters(dtype, weights)``, and these, after so many steps."""
+    params = parameters(dtype, weights)
+    opt = make(name, params, **changes)
+    run(opt, params, range(steps))
+    return opt, params
+
+
+def twins(name: str, steps: int = 0, **options: Any) -> tuple[tuple[Any, list[Parameter]], tuple[Any, list[Parameter]]]:
+    """Two that are ``started`` alike."""
+    return started(name, steps, **options), started(name, steps, **options)
+
+
 def values(params: Iterable[Tensor]) -> list[Tensor]:
     """Copies of what they hold."""
     return [p.detach().clone() for p in params]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from capture import BACKENDS, Graph, use
-from conftest import make, parameters, plain, same_bits, set_gradients, values
+from conftest import make, parameters, plain, same_bits, set_gradients, started, values
 from torch.nn import Parameter
 
 
@@ -114,8 +114,7 @@ def test_gradients_that_the_user_has_unscaled_are_not_unscaled_again(name: str, 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_an_overflow_is_seen_in_any_dtype_of_found_inf(name: str, backend: str, dtype: torch.dtype) -> None:
-    params = parameters()
-    opt = make(name, params, capturable=True)
+    opt, params = started(name, capturable=True)
     set_gradients(params, 0)
     before = values(params)
     opt.grad_scale, opt.found_inf = torch.tensor(2.0, dtype=dtype), torch.tensor(1.0, dtype=dtype)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUIET, SETTINGS, make, parameters, run, same_bits, set_gradients, values
+from conftest import QUIET, SETTINGS, make, parameters, run, same_bits, set_gradients, started, twins, values
 from torch.nn import Parameter
 
 import deeprelax
@@ -35,8 +35,7 @@ def test_an_appended_group_moves_as_one_that_was_added(name: str, steps: int):
 def test_a_group_that_is_popped_rests_and_the_others_go_on(name: str):
     params, extra = parameters(), Parameter(torch.ones(4))
     opt = make(name, [{"params": params}, {"params": [extra], "lr": 0.3}], **QUIET[name])
-    others = parameters()
-    other = make(name, others, **QUIET[name])
+    other, others = started(name, **QUIET[name])
     for step in range(9):
         if step == 5:
             opt.param_groups.pop()
@@ -51,10 +50,7 @@ def test_a_group_that_is_popped_rests_and_the_others_go_on(name: str):
 
 
 def test_groups_cleared_and_added_again_train(name: str):
-    params, others = parameters(), parameters()
-    opt, other = make(name, params), make(name, others)
-    run(opt, params, range(4))
-    run(other, others, range(4))
+    (opt, params), (other, others) = twins(name, 4)
     opt.param_groups.clear()
     opt.add_param_group({"params": params, "gamma": other.param_groups[0]["gamma"]})
     assert opt.phase == 0
@@ -94,9 +90,7 @@ def test_frozen_parameters_have_no_state(name: str):
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_a_parameter_that_is_frozen_is_not_touched_again(name: str, steps: int):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(steps))
+    opt, params = started(name, steps)
     params[1].requires_grad_(False)
     before = params[1].detach().clone()
     for step in range(steps, steps + 9):
@@ -164,9 +158,7 @@ def test_finish_makes_the_outer_update_of_what_has_been_taken(name: str, taken: 
 
 
 def test_finish_leaves_x_in_the_parameters(name: str):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(2))
+    opt, params = started(name, 2)
     opt.finish()
     held = values(params)
     opt.eval()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUIET, bits, make, parameters, run, same_bits, set_gradients, values
+from conftest import QUIET, bits, make, parameters, run, same_bits, set_gradients, started, values
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -72,8 +72,7 @@ def test_gaps_between_a_parameters_elements_are_left_alone(name: str):
 
 
 def test_gradients_are_left_as_they_are(name: str):
-    params = parameters()
-    opt = make(name, params)
+    opt, params = started(name)
     for step in range(5):
         set_gradients(params, step)
         params[1].grad = params[1].grad.contiguous()

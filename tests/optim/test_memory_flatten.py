@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import make, parameters, run, same_bits, values
+from conftest import make, parameters, run, same_bits, started, values
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -149,9 +149,7 @@ def test_each_dtype_has_its_own_buffer(name: str):
 
 
 def test_a_copied_optimizer_flattens_its_own_parameters_only(name: str):
-    params = parameters()
-    opt = make(name, params, flatten=True)
-    run(opt, params, range(2))
+    opt, params = started(name, 2, flatten=True)
     where = [p.data_ptr() for p in params]
     for copied, its_opt in (copy.deepcopy((params, opt)), pickle.loads(pickle.dumps((params, opt)))):
         before = values(params)

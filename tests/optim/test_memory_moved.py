@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import QUIET, make, parameters, plain, run, same_bits, values
+from conftest import QUIET, make, parameters, plain, run, same_bits, started, values
 from torch import nn
 from torch.nn import Parameter
 
@@ -81,9 +81,7 @@ def test_in_mid_cycle_a_moved_parameter_is_an_error_that_names_it(name: str, mov
 
 
 def test_a_replaced_parameter_is_adopted_only_between_cycles(name: str):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(2))
+    opt, params = started(name, 2)
     new = Parameter(params[0].detach().clone())
     opt.param_groups[0]["params"][0] = new
     with pytest.raises(RuntimeError, match="replaced"):
@@ -99,9 +97,7 @@ def test_a_replaced_parameter_is_adopted_only_between_cycles(name: str):
 
 
 def test_after_restart_moved_parameters_are_adopted_in_mid_cycle_too(name: str):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(2))
+    opt, params = started(name, 2)
     for p in params:
         cloned(p)
     opt.restart()
@@ -150,9 +146,7 @@ def test_state_belongs_to_a_parameter_and_not_to_its_place(name: str):
 
 @pytest.mark.parametrize(("before", "after"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
 def test_a_model_cast_between_cycles_has_the_state_of_its_new_dtype(name: str, before: torch.dtype, after: torch.dtype):
-    params = parameters(before)
-    opt = make(name, params)
-    run(opt, params, range(4))
+    opt, params = started(name, 4, dtype=before)
     for p in params:
         p.grad = None
         p.data = p.data.to(after)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make, parameters, run, same_bits
+from conftest import make, parameters, run, same_bits, started
 from torch.nn import Parameter
 
 import deeprelax
@@ -55,8 +55,7 @@ def test_a_string_is_refused_by_name_at_construction(name: str, key: str, captur
 
 @pytest.mark.parametrize("capturable", [False, True])
 def test_a_saved_state_loads_with_weights_only_whatever_was_given(name: str, capturable: bool):
-    params = parameters()
-    opt = make(name, params, gamma=np.float32(0.25), lr=torch.tensor(0.1), capturable=capturable)
+    opt, _ = started(name, gamma=np.float32(0.25), lr=torch.tensor(0.1), capturable=capturable)
     opt.param_groups[0]["weight_decay"] = np.float64(0.5)
     file = io.BytesIO()
     torch.save(opt.state_dict(), file)
@@ -99,9 +98,7 @@ def as_saved_by_0_1(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_state_of_version_0_1_loads_and_continues(name: str):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(6))
+    opt, params = started(name, 6)
     others = [Parameter(p.detach().clone()) for p in params]
     other = make(name, others)
     other.load_state_dict(as_saved_by_0_1(opt.state_dict()))
@@ -112,8 +109,7 @@ def test_a_state_of_version_0_1_loads_and_continues(name: str):
 
 
 def test_an_adaptive_state_of_version_0_1_is_refused_with_the_cure(name: str, unchanged: Any):
-    params = parameters()
-    opt = make(name, params)
+    opt, params = started(name)
     state = as_saved_by_0_1(opt.state_dict())
     state["param_groups"][0]["gamma_schedule"] = "adaptive"
     same = unchanged(opt, params)

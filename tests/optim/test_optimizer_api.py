@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLAIN, QUIET, SETTINGS, make, parameters, run, same_bits, set_gradients
+from conftest import PLAIN, QUIET, SETTINGS, make, parameters, run, same_bits, set_gradients, started, twins
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
@@ -69,9 +69,7 @@ def test_the_closure_is_called_once_and_its_loss_returned(name: str):
 
 
 def test_a_closure_that_fails_changes_nothing(name: str, unchanged: Any):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(2))
+    opt, params = started(name, 2)
     same = unchanged(opt, params)
 
     def closure() -> float:
@@ -120,8 +118,7 @@ def scheduler_of(kind: str, opt: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["StepLR", "CosineAnnealingLR", "OneCycleLR"])
 def test_lr_schedulers_set_what_the_next_outer_step_uses(name: str, kind: str):
-    params, by_hand = parameters(), parameters()
-    opt, manual = make(name, params), make(name, by_hand)
+    (opt, params), (manual, by_hand) = twins(name)
     cycled = "betas" if "betas" in SETTINGS[name] else "momentum"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # "lr_scheduler.step() before optimizer.step()"
@@ -182,8 +179,7 @@ def test_the_first_steps_momentum_buffer_is_the_force_as_torchs():
 
 @pytest.mark.parametrize("overflow_at", [0, 2, 3])
 def test_a_step_that_the_grad_scaler_skips_changes_nothing(name: str, overflow_at: int, unchanged: Any):
-    params, reference = parameters(), parameters()
-    opt, other = make(name, params), make(name, reference)
+    (opt, params), (other, reference) = twins(name)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=1000)
     scaler.scale(torch.zeros(()))  # it makes its scale at the first call
     for step in range(6):
@@ -218,8 +214,7 @@ def test_accumulated_and_clipped_gradients_are_what_is_used(name: str):
 
 
 def test_step_hooks_are_called_around_every_step_and_see_the_arguments(name: str):
-    params = parameters()
-    opt = make(name, params)
+    opt, params = started(name)
     calls: list[Any] = []
     opt.register_step_pre_hook(lambda o, args, kwargs: calls.append(("before", o is opt, o.phase)))
     opt.register_step_post_hook(lambda o, args, kwargs: calls.append(("after", o is opt, o.phase)))
@@ -228,8 +223,7 @@ def test_step_hooks_are_called_around_every_step_and_see_the_arguments(name: str
 
 
 def test_the_profiler_names_the_step(name: str):
-    params = parameters()
-    opt = make(name, params)
+    opt, params = started(name)
     set_gradients(params, 0)
     with torch.profiler.profile() as profile:
         opt.step()
@@ -261,10 +255,7 @@ def test_hyper_parameters_changed_between_steps_count_from_the_next_step(name: s
     if name == "EntropySGD":
         changes += [{"inner_lr": 0.1}, {"temperature": 1.0}, {"coupling": "implicit"}, {"inner_momentum": 0.0}]
     for change in [{}, *changes]:
-        params, other = parameters(), parameters()
-        opt, same = make(name, params), make(name, other)
-        run(opt, params, range(2))
-        run(same, other, range(2))
+        (opt, params), (same, other) = twins(name, 2)
         opt.param_groups[0].update(change)
         assert same_bits(params, other)
         run(opt, params, range(2, 6))  # gamma counts from the next cycle on

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import OPTIMIZERS, SETTINGS, make, parameters, run, same_bits, set_gradients, values
+from conftest import OPTIMIZERS, SETTINGS, make, parameters, run, same_bits, set_gradients, started, values
 from torch import nn
 from torch.nn import Parameter
 
@@ -56,9 +56,7 @@ def test_an_invalid_hyper_parameter_is_refused_by_name_and_value(name: str, key:
         make(name, [Parameter(torch.ones(2))], **{key: value})
     with pytest.raises(ValueError, match=message):
         make(name, [{"params": [Parameter(torch.ones(2))], key: value}])
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(2))
+    opt, params = started(name, 2)
     set_gradients(params, 2)
     good, weights = opt.param_groups[0][key], values(params)
     opt.param_groups[0][key] = value

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLAIN, make, parameters, run, same_bits, set_gradients, values
+from conftest import PLAIN, make, parameters, run, same_bits, set_gradients, started, twins, values
 from torch.nn import Parameter
 
 NARROW = [torch.bfloat16, torch.float16]
@@ -16,8 +16,7 @@ NARROW = [torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *NARROW], ids=str)
 def test_eval_and_train_between_any_two_steps_do_not_change_the_run(name: str, dtype: torch.dtype):
-    params, reference = parameters(dtype), parameters(dtype)
-    opt, other = make(name, params), make(name, reference)
+    (opt, params), (other, reference) = twins(name, dtype=dtype)
     for step in range(9):
         run(opt, params, range(step, step + 1))
         run(other, reference, range(step, step + 1))
@@ -37,9 +36,7 @@ def test_eval_and_train_between_any_two_steps_do_not_change_the_run(name: str, d
 
 
 def test_x_does_not_change_within_a_cycle(name: str):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(4))
+    opt, params = started(name, 4)
     seen = []
     for step in range(4, 8):
         opt.eval()
@@ -53,9 +50,7 @@ def test_x_does_not_change_within_a_cycle(name: str):
 
 @pytest.mark.parametrize("steps", [0, 2, 4])
 def test_step_in_eval_mode_is_an_error_and_changes_nothing(name: str, steps: int, unchanged: Any):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(steps))
+    opt, params = started(name, steps)
     opt.eval()
     set_gradients(params, 0)
     same = unchanged(opt, params)
@@ -94,8 +89,7 @@ def test_weights_loaded_at_phase_0_are_taken_up(name: str, steps: int, dtype: to
 
 
 def test_heat_takes_up_weights_loaded_before_its_first_gradient():
-    params = parameters()
-    opt = make("Heat", params)
+    opt, params = started("Heat")
     with torch.no_grad():
         for p in params:
             p.mul_(2)
@@ -137,9 +131,7 @@ def test_heat_draws_fresh_noise_of_variance_gamma_for_every_gradient():
 
 
 def test_heat_stands_at_x_where_a_gradient_is_missing():
-    params = parameters()
-    opt = make("Heat", params)
-    run(opt, params, range(1))
+    opt, params = started("Heat", 1)
     set_gradients(params, 1, without=[0])
     opt.step()
     assert same_bits([params[0]], [opt.state[params[0]]["x"]])
@@ -149,9 +141,7 @@ def test_heat_stands_at_x_where_a_gradient_is_missing():
 @pytest.mark.parametrize("steps", [1, 4, 6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_restart_begins_a_new_cycle_at_what_the_parameters_hold(name: str, steps: int, dtype: torch.dtype):
-    params = parameters(dtype)
-    opt = make(name, params)
-    run(opt, params, range(steps))
+    opt, params = started(name, steps, dtype=dtype)
     gamma, counter = opt.gamma, opt.param_groups[0]["step"]
     here = values(parameters(dtype, seed=31))
     with torch.no_grad():
@@ -172,9 +162,7 @@ def test_restart_begins_a_new_cycle_at_what_the_parameters_hold(name: str, steps
 
 
 def test_restart_in_eval_mode_begins_at_x_and_training_goes_on(name: str):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(2))
+    opt, params = started(name, 2)
     opt.eval()
     x = values(params)
     opt.restart()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLAIN, QUIET, make, parameters, plain, run, same_bits, set_gradients, values
+from conftest import PLAIN, QUIET, make, parameters, plain, run, same_bits, set_gradients, started, values
 from torch.nn import Parameter
 
 import deeprelax
@@ -21,8 +21,7 @@ def x_of(opt: Any, p: Parameter) -> torch.Tensor:
 
 
 def test_the_phase_counts_the_gradients_of_the_cycle(name: str):
-    params = parameters()
-    opt = make(name, params, inner_steps=3)
+    opt, params = started(name, inner_steps=3)
     seen = [(opt.phase, opt.outer_step_happened)]
     for step in range(7):
         run(opt, params, range(step, step + 1))
@@ -31,16 +30,14 @@ def test_the_phase_counts_the_gradients_of_the_cycle(name: str):
 
 
 def test_with_one_inner_step_every_call_is_an_outer_step(name: str):
-    params = parameters()
-    opt = make(name, params, inner_steps=1)
+    opt, params = started(name, inner_steps=1)
     for step in range(3):
         run(opt, params, range(step, step + 1))
         assert (opt.phase, opt.outer_step_happened) == (0, True)
 
 
 def test_gamma_shrinks_with_every_outer_update_and_only_then(name: str):
-    params = parameters()
-    opt = make(name, params, inner_steps=3, gamma=0.25, scoping=0.1)
+    opt, params = started(name, inner_steps=3, gamma=0.25, scoping=0.1)
     gammas = []
     for step in range(7):
         run(opt, params, range(step, step + 1))
@@ -64,9 +61,7 @@ def test_a_users_gamma_is_the_new_gamma_and_scoping_goes_on_from_it(name: str):
 
 
 def test_a_new_number_of_inner_steps_counts_from_the_next_cycle(name: str):
-    params = parameters()
-    opt = make(name, params, inner_steps=3)
-    run(opt, params, range(1))
+    opt, params = started(name, 1, inner_steps=3)
     opt.param_groups[0]["inner_steps"] = 2
     phases = []
     for step in range(1, 7):
@@ -148,8 +143,7 @@ def test_a_missing_gradient_follows_the_rules_of_the_paper(name: str, missing: i
 
 
 def test_a_step_without_any_gradient_changes_nothing(name: str, unchanged: Any):
-    params = parameters()
-    opt = make(name, params)
+    opt, params = started(name)
     for step in range(5):
         same = unchanged(opt, params)
         opt.zero_grad()
@@ -201,9 +195,7 @@ def test_a_late_group_joins_at_the_current_phase_with_x_its_parameters(name: str
 def test_a_late_groups_first_cycle_has_the_remaining_calls(name: str):
     quiet = QUIET[name]
     late, alone = Parameter(torch.linspace(-1, 1, 9)), Parameter(torch.linspace(-1, 1, 9))
-    params = parameters()
-    opt = make(name, params, **quiet)
-    run(opt, params, range(1))
+    opt, _ = started(name, 1, **quiet)
     opt.add_param_group({"params": [late]})
     share = 3 / 4 if name == "Heat" else 1  # Heat divides by L = 4
     other = make(name, [alone], **{**quiet, "inner_steps": 3, "lr": opt.defaults["lr"] * share})
@@ -240,8 +232,7 @@ def test_a_late_group_added_in_eval_mode_joins_too(name: str):
 
 
 def test_a_late_group_whose_inner_steps_differ_is_refused(name: str, unchanged: Any):
-    params = parameters()
-    opt = make(name, params)
+    opt, params = started(name)
     same = unchanged(opt, params)
     with pytest.raises(ValueError, match=r"inner_steps.*3.*4"):
         opt.add_param_group({"params": [Parameter(torch.ones(1))], "inner_steps": 3})
@@ -256,9 +247,7 @@ def test_a_late_group_whose_inner_steps_differ_is_refused(name: str, unchanged: 
 
 
 def test_a_refused_group_leaves_the_optimizer_as_it_was(name: str, unchanged: Any):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(2))
+    opt, params = started(name, 2)
     same = unchanged(opt, params)
     state = set(opt.state)
     wrong: list[dict[str, Any]] = [

@@ -25,8 +25,7 @@ dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_
 results = {}
 for name in early:
     for kind in ("before the group", "after the group", "train first", "own seed", "loaded", "no gradient"):
-        params = parameters()
-        opt = make(name, params, seed=5 + rank if kind == "own seed" else None)
+        opt, params = started(name, seed=5 + rank if kind == "own seed" else None)
         if kind == "before the group":  # the first step comes after the group is there
             opt, params = early[name]
         if kind == "loaded":

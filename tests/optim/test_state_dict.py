@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DTYPES, OPTIMIZERS, make, parameters, plain, run, same_bits, values
+from conftest import DTYPES, OPTIMIZERS, make, parameters, plain, run, same_bits, started, values
 
 L = 4
 END = 10  # two whole cycles and two steps more
@@ -53,9 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case saved here and continued in one new process."""
     path = tmp_path_factory.mktemp("runs")
     for i, (name, dtype, steps, in_eval) in enumerate(CASES):
-        params = parameters(dtype)
-        opt = make(name, params)
-        run(opt, params, range(steps))
+        opt, params = started(name, steps, dtype=dtype)
         if in_eval:
             opt.eval()
         saved = {"name": name, "dtype": str(dtype).removeprefix("torch."), "steps": steps}
@@ -71,8 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_run_continued_in_a_new_process_equals_the_uninterrupted_run(name: str, dtype: torch.dtype, folder: Path):
     for steps, in_eval in itertools.product((0, *range(L, 2 * L)), (False, True)):
-        params = parameters(dtype)
-        opt = make(name, params)
+        opt, params = started(name, dtype=dtype)
         if in_eval and steps == 0:  # Heat's train() before the first gradient already moves to x + w
             opt.eval()
             opt.train()
@@ -91,9 +88,7 @@ def test_a_run_continued_in_a_new_process_equals_the_uninterrupted_run(name: str
 def test_deepcopy_and_pickle_of_model_and_optimizer_continue_bit_for_bit(
     name: str, dtype: torch.dtype, steps: int, in_eval: bool
 ):
-    params = parameters(dtype)
-    opt = make(name, params)
-    run(opt, params, range(steps))
+    opt, params = started(name, steps, dtype=dtype)
     happened = opt.outer_step_happened
     if in_eval:
         opt.eval()
@@ -110,9 +105,7 @@ def test_deepcopy_and_pickle_of_model_and_optimizer_continue_bit_for_bit(
 
 
 def test_a_copied_optimizer_is_as_good_as_the_original(name: str):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(2))
+    opt, params = started(name, 2)
     for its_params, its_opt in (copy.deepcopy((params, opt)), pickle.loads(pickle.dumps((params, opt)))):
         assert its_opt.defaults == opt.defaults
         its_opt.load_state_dict(opt.state_dict())
@@ -124,9 +117,7 @@ def test_a_copied_optimizer_is_as_good_as_the_original(name: str):
 
 
 def test_a_copy_shares_no_memory_with_the_original(name: str):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(2))
+    opt, params = started(name, 2)
     _, copied = copy.deepcopy((params, opt))
     before = plain(copied.state_dict())
     run(opt, params, range(2, 7))
@@ -135,9 +126,7 @@ def test_a_copy_shares_no_memory_with_the_original(name: str):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_narrow_models_state_stays_float32_when_saved(name: str, dtype: torch.dtype):
-    params = parameters(dtype)
-    opt = make(name, params)
-    run(opt, params, range(6))
+    opt, params = started(name, 6, dtype=dtype)
     file = io.BytesIO()
     torch.save(opt.state_dict(), file)
     file.seek(0)
@@ -170,8 +159,7 @@ def test_the_clock_is_saved_as_plain_numbers(name: str):
 
 
 def test_state_has_each_parameters_shape_from_construction_on(name: str):
-    params = parameters()
-    opt = make(name, params)
+    opt, params = started(name)
     reference = torch.optim.SGD(params, lr=0.1).state_dict()
     for steps in (range(0), range(2)):
         run(opt, params, steps)

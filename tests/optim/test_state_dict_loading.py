@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import OPTIMIZERS, PLAIN, make, parameters, plain, run, same_bits
+from conftest import OPTIMIZERS, PLAIN, make, parameters, plain, run, same_bits, started, twins
 from torch.nn import Parameter
 
 Unchanged = Callable[[Any, list[Parameter]], Callable[[], bool]]
@@ -35,9 +35,7 @@ def test_another_optimizers_state_is_refused_and_nothing_changes(name: str, save
         saved = sgd.state_dict()
     else:
         saved = saved_by(saver, parameters())
-    params = parameters(seed=1)
-    opt = make(name, params)
-    run(opt, params, range(3))
+    opt, params = started(name, 3, weights=1)
     same = unchanged(opt, params)
     with pytest.raises(ValueError, match=rf"{name}|expected"):
         opt.load_state_dict(saved)
@@ -86,8 +84,7 @@ def test_entropy_sgd_refuses_the_state_of_a_model_of_another_dtype():
 
 
 def test_loading_copies_and_keeps_the_optimizers_own_buffers(name: str):
-    params = parameters()
-    opt = make(name, params)
+    opt, params = started(name)
     saved = saved_by(name, parameters())
     before = plain(saved)
     pointer = opt.state[params[0]]["x"].data_ptr()
@@ -99,8 +96,7 @@ def test_loading_copies_and_keeps_the_optimizers_own_buffers(name: str):
 
 
 def test_a_training_state_loaded_in_eval_mode_leaves_eval_mode(name: str):
-    first, second = parameters(), parameters()
-    one, two = make(name, first), make(name, second)
+    (one, first), (two, second) = twins(name)
     run(one, first, range(2))
     run(two, second, range(3))
     two.eval()
@@ -126,8 +122,7 @@ def test_state_of_named_parameters_and_of_unnamed_ones_is_interchangeable(name: 
 
 
 def test_the_first_states_x_is_the_parameters_and_follows_them(name: str):
-    params = parameters()
-    opt = make(name, params)
+    opt, params = started(name)
     with torch.no_grad():
         params[0].fill_(3)
     assert same_bits([e["x"] for e in opt.state_dict()["state"].values()], params)
@@ -139,8 +134,7 @@ def test_the_first_states_x_is_the_parameters_and_follows_them(name: str):
 
 def test_an_lr_scheduler_continues_with_the_optimizer(name: str):
     def build() -> tuple[list[Parameter], Any, Any]:
-        params = parameters()
-        opt = make(name, params)
+        opt, params = started(name)
         one_cycle = torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=0.5, total_steps=20)
         return params, opt, one_cycle
 
@@ -165,8 +159,7 @@ def test_an_lr_scheduler_continues_with_the_optimizer(name: str):
 
 
 def test_loading_and_saving_hooks_are_called(name: str):
-    params = parameters()
-    opt = make(name, params)
+    opt, _ = started(name)
     saved = saved_by(name, parameters())
     calls = []
 
@@ -187,9 +180,7 @@ def test_loading_and_saving_hooks_are_called(name: str):
 
 def test_momentum_switched_on_later_is_saved_and_restored(name: str):
     off = PLAIN[name]
-    params = parameters()
-    opt = make(name, params, **off)
-    run(opt, params, range(5))
+    opt, params = started(name, 5, **off)
     assert "momentum_buffer" not in opt.state[params[0]]
     opt.param_groups[0]["momentum"] = 0.9
     if name == "EntropySGD":
@@ -225,11 +216,8 @@ def test_loading_a_state_without_momentum_starts_the_momentum_anew(name: str):
 
 @pytest.mark.parametrize("steps", [0, 2, 4])
 def test_a_model_moved_or_cast_before_loading_is_adopted(name: str, steps: int):
-    params = parameters(torch.float64)
-    opt = make(name, params)
-    run(opt, params, range(steps))
-    restored_params = parameters()
-    restored = make(name, restored_params)
+    opt, params = started(name, steps, dtype=torch.float64)
+    restored, restored_params = started(name)
     for p, q in zip(params, restored_params):
         q.data = p.data.clone()  # as model.double() does after the optimizer was built
     restored.load_state_dict(copy.deepcopy(opt.state_dict()))
@@ -239,8 +227,7 @@ def test_a_model_moved_or_cast_before_loading_is_adopted(name: str, steps: int):
 
 
 def test_saving_after_a_cast_before_the_first_step_saves_the_cast_state(name: str):
-    params = parameters()
-    opt = make(name, params)
+    opt, params = started(name)
     for p in params:
         p.data = p.data.double() / 3
     saved = opt.state_dict()["state"]

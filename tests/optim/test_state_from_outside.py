@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUIET, make, parameters, run, same_bits, set_gradients, values
+from conftest import QUIET, make, parameters, run, same_bits, set_gradients, started, twins, values
 from torch.nn import Parameter
 
 from deeprelax import HJ
@@ -62,8 +62,7 @@ PUT = [put_entry, put_tensors, update_entry, put_all, pop_and_put, moved_by_ligh
 @pytest.mark.parametrize("put", PUT)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_copy_put_in_place_of_the_state_changes_nothing(name: str, put: Callable[..., None], dtype: torch.dtype):
-    params, others = parameters(dtype), parameters(dtype)
-    opt, other = make(name, params), make(name, others)
+    (opt, params), (other, others) = twins(name, dtype=dtype)
     for step in range(10):
         run(opt, params, range(step, step + 1))
         run(other, others, range(step, step + 1))
@@ -125,9 +124,7 @@ def empty_entries(opt: Any, params: list[Parameter]) -> None:
 
 @pytest.mark.parametrize("remove", [clear, replace, delete, empty_entries])
 def test_state_that_is_taken_out_begins_again_momenta_too(name: str, remove: Callable[..., None]):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(8))
+    opt, params = started(name, 8)
     remove(opt, params)
     opt.restart()
     others = [Parameter(p.detach().clone()) for p in params]
@@ -140,9 +137,7 @@ def test_state_that_is_taken_out_begins_again_momenta_too(name: str, remove: Cal
 
 
 def test_state_taken_out_in_mid_cycle_begins_at_the_parameters(name: str):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(2))
+    opt, params = started(name, 2)
     opt.state.clear()
     before = values(params)
     opt.eval()
@@ -190,8 +185,7 @@ def test_a_put_in_tensor_of_another_shape_is_refused_by_name(name: str, unchange
 
 
 def test_loading_its_own_state_dict_changes_nothing(name: str):
-    params, others = parameters(), parameters()
-    opt, other = make(name, params), make(name, others)
+    (opt, params), (other, others) = twins(name)
     for step in range(10):
         run(opt, params, range(step, step + 1))
         run(other, others, range(step, step + 1))
@@ -202,18 +196,14 @@ def test_loading_its_own_state_dict_changes_nothing(name: str):
 
 
 def test_momenta_exist_from_construction_on_where_they_are_used(name: str):
-    params = parameters()
-    opt = make(name, params)
+    opt, params = started(name)
     expected = {buffer for _, buffer in opt.rule.optional}
     assert all(expected <= set(opt.state[p]) for p in params)
     assert all(expected <= set(entry) for entry in opt.state_dict()["state"].values())
 
 
 def test_a_shallow_copy_leaves_the_original_alone(name: str):
-    params, others = parameters(), parameters()
-    opt, other = make(name, params), make(name, others)
-    run(opt, params, range(3))
-    run(other, others, range(3))
+    (opt, params), (other, others) = twins(name, 3)
     twin = copy.copy(opt)
     before = values(params)
     run(twin, params, range(3, 6))
@@ -228,8 +218,7 @@ def test_a_shallow_copy_leaves_the_original_alone(name: str):
 
 def test_a_wrapper_that_copies_the_attributes_keeps_its_effect(name: str):
     """As Lightning's and Fabric's wrappers do."""
-    params, others = parameters(), parameters()
-    opt, other = make(name, params), make(name, others)
+    (opt, params), (other, others) = twins(name)
 
     class Wrapper:
         def __init__(self, optimizer: Any) -> None:

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import make, parameters, run, same_bits, set_gradients, values
+from conftest import make, parameters, run, same_bits, set_gradients, started, twins, values
 from torch.nn import Parameter
 
 import deeprelax
@@ -41,9 +41,7 @@ def test_weights_loaded_in_mid_cycle_survive_eval_and_train(name: str, dtype: to
 
 
 def test_weights_loaded_in_eval_mode_survive_train(name: str):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(6))
+    opt, params = started(name, 6)
     opt.eval()
     weights = load(params)
     with pytest.warns(UserWarning, match="was written to"):
@@ -55,10 +53,7 @@ def test_weights_loaded_in_eval_mode_survive_train(name: str):
 
 
 def test_the_run_continues_from_loaded_weights_as_after_restart(name: str):
-    params, others = parameters(), parameters()
-    opt, other = make(name, params), make(name, others)
-    run(opt, params, range(6))
-    run(other, others, range(6))
+    (opt, params), (other, others) = twins(name, 6)
     load(params)
     load(others)
     with pytest.warns(UserWarning, match="was written to"):
@@ -72,9 +67,7 @@ def test_the_run_continues_from_loaded_weights_as_after_restart(name: str):
 
 
 def test_only_what_was_written_is_kept(name: str):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(6))
+    opt, params = started(name, 6)
     x = [opt.state[p]["x"].clone() for p in params]
     with torch.no_grad():
         params[0].fill_(3.0)
@@ -85,9 +78,7 @@ def test_only_what_was_written_is_kept(name: str):
 
 
 def test_a_write_in_mid_cycle_warns_once_at_its_end(name: str):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(2))
+    opt, params = started(name, 2)
     load(params)
     with pytest.warns(UserWarning, match="was written to by other code in mid-cycle"):
         run(opt, params, range(2, 4))
@@ -101,10 +92,7 @@ def test_a_write_in_mid_cycle_warns_once_at_its_end(name: str):
 def test_weights_loaded_between_two_cycles_are_taken_up_in_silence(name: str):
     if not getattr(deeprelax, name).params_hold_x:
         pytest.skip("its parameters do not hold x between two cycles: see the next test")
-    params, others = parameters(), parameters()
-    opt, other = make(name, params), make(name, others)
-    run(opt, params, range(4))
-    run(other, others, range(4))
+    (opt, params), (other, others) = twins(name, 4)
     load(params)
     load(others)
     other.restart()
@@ -116,10 +104,7 @@ def test_weights_loaded_between_two_cycles_are_taken_up_in_silence(name: str):
 
 
 def test_weights_loaded_in_the_place_of_heats_x_plus_w_are_taken_up():
-    params, others = parameters(), parameters()
-    opt, other = make("Heat", params), make("Heat", others)
-    run(opt, params, range(4))
-    run(other, others, range(4))
+    (opt, params), (other, others) = twins("Heat", 4)
     load(params)
     load(others)
     other.restart()
@@ -130,8 +115,7 @@ def test_weights_loaded_in_the_place_of_heats_x_plus_w_are_taken_up():
 
 
 def test_an_ordinary_run_with_evaluation_never_warns(name: str):
-    params = parameters()
-    opt = make(name, params)
+    opt, params = started(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for step in range(14):
@@ -147,14 +131,10 @@ def test_an_ordinary_run_with_evaluation_never_warns(name: str):
 
 
 def test_weights_and_state_may_be_loaded_in_any_order_in_mid_cycle(name: str):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(6))
+    opt, params = started(name, 6)
     saved, weights = opt.state_dict(), values(params)
     for model_first in (True, False):
-        others = parameters(seed=3)
-        other = make(name, others)
-        run(other, others, range(3))
+        other, others = started(name, 3, weights=3)
         for part in (0, 1) if model_first else (1, 0):
             if part:
                 other.load_state_dict(saved)
@@ -173,8 +153,7 @@ def test_weights_and_state_may_be_loaded_in_any_order_in_mid_cycle(name: str):
 @pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_at_x_shows_x_and_leaves_no_trace(name: str, dtype: torch.dtype, capturable: bool):
-    params, others = parameters(dtype), parameters(dtype)
-    opt, other = make(name, params, capturable=capturable), make(name, others, capturable=capturable)
+    (opt, params), (other, others) = twins(name, dtype=dtype, capturable=capturable)
     for step in range(10):
         run(opt, params, range(step, step + 1))
         run(other, others, range(step, step + 1))
@@ -210,9 +189,7 @@ def test_at_x_in_eval_mode_and_before_the_first_step(name: str):
 
 
 def test_at_x_keeps_what_is_loaded_inside(name: str):
-    params = parameters()
-    opt = make(name, params)
-    run(opt, params, range(6))
+    opt, params = started(name, 6)
 
     def load_inside() -> list[torch.Tensor]:
         with opt.at_x():
@@ -224,8 +201,7 @@ def test_at_x_keeps_what_is_loaded_inside(name: str):
 
 
 def test_eval_and_train_in_inference_mode_leave_usable_state(name: str):
-    params, others = parameters(), parameters()
-    opt, other = make(name, params), make(name, others)
+    (opt, params), (other, others) = twins(name)
     for ps, o in ((params, opt), (others, other)):
         for p in ps:
             p.data = p.data.double()
@@ -241,8 +217,7 @@ def test_eval_and_train_in_inference_mode_leave_usable_state(name: str):
 
 
 def test_a_cast_adopted_in_inference_mode_leaves_usable_state(name: str):
-    params = parameters()
-    opt = make(name, params)
+    opt, params = started(name)
     for p in params:
         p.data = p.data.double()
     with torch.inference_mode():
@@ -266,10 +241,7 @@ def test_the_warning_of_a_write_is_at_the_users_line():
 
 def test_state_and_parameters_moved_together_in_mid_cycle_are_adopted(name: str):
     """As Lightning's teardown moves both to the CPU."""
-    params, others = parameters(), parameters()
-    opt, other = make(name, params), make(name, others)
-    run(opt, params, range(6))
-    run(other, others, range(6))
+    (opt, params), (other, others) = twins(name, 6)
     for p in params:
         p.data = p.data.clone()
     for p in params:
