@@ -1,4 +1,4 @@
-"""Builds the native kernels; everything else about the package stands in pyproject.toml.
+"""Builds the native kernels; everything else about the package is in pyproject.toml.
 
 Without a C++ compiler or without nvcc the package installs all the same: the reasons are written to
 deeprelax/_build_info.py, where ``deeprelax doctor`` finds them, and the optimizers run on the backends that are left.
@@ -34,7 +34,7 @@ if not X86:  # there the baseline is NEON or what else the compiler makes of vec
     INSTRUCTION_SETS = {"baseline": []}
 
 # The noise needs its loops unrolled; for the rules -O2 gives the same speed in a third of the compiler's time.
-OPTIMISATION = {"cpu_noise": ["-O3"], "cpu_stream": ["-O3"]}
+OPTIMISATION = {"cpu_noise": ["-O3"], "cpu_yardstick": ["-O3"]}
 
 # The noise's chains are longer than a processor's scheduler is deep. Scheduling before the allocation of registers,
 # which g++ leaves off on x86, brings the normals from 1.08 to 0.95 ns each on one thread (AVX2, AMD EPYC).
@@ -52,7 +52,7 @@ RULES = re.findall(r"\bRULE\((\w+), (\w+)\)", Path("csrc/abi.h").read_text())
 
 
 def rule_flags(rule: str, header: str) -> list[str]:
-    """What makes csrc/cpu_rule.cpp and csrc/cuda_rule.cu those of one rule."""
+    """The flags that compile csrc/cpu_rule.cpp and csrc/cuda_rule.cu for one rule."""
     return [f"-DDR_RULE={rule}", f'-DDR_HEADER="{header}.h"']
 
 
@@ -79,7 +79,7 @@ def cuda_units(source: str) -> dict[str, list[str]]:
 
 
 def without_fast_math(compiler) -> None:
-    """Takes FAST_MATH out of the commands that a distutils compiler runs."""
+    """Remove FAST_MATH from the commands that a distutils compiler runs."""
     for name, command in vars(compiler).items():
         if isinstance(command, list) and all(isinstance(word, str) for word in command):
             setattr(compiler, name, [word for word in command if word not in FAST_MATH])
@@ -156,7 +156,7 @@ class BuildKernels(build_ext):
                 print(f"deeprelax: no {name} kernels ({self.problems[name]})", file=sys.stderr)
 
     def remove_earlier(self, ext):
-        """What an earlier build left, which would be installed in place of what could not be built."""
+        """Remove the results of an earlier build, which would be installed in place of what could not be built."""
         Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
         Path(self.build_lib, self.get_ext_filename(ext.name)).unlink(missing_ok=True)
 

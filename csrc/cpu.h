@@ -12,8 +12,8 @@ using Run = void (*)(const CpuLaunch&, const DeviceScalars&, int64_t begin, int6
 using Normals = void (*)(float* out, uint32_t key0, uint32_t key1, uint32_t index, uint32_t step, int64_t start,
                          int64_t count);
 
-// The benchmarks' yardstick: cpu_stream.cpp.
-void stream(const float* g, const float* x, float* acc, float* w, bool update_w, int64_t begin, int64_t end);
+// The benchmarks' yardstick: cpu_yardstick.cpp.
+void yardstick(const float* g, const float* x, float* acc, float* w, bool update_w, int64_t begin, int64_t end);
 
 #define DR_DECLARE_RULE(Rule, header) struct Rule;
 #define DR_DECLARE_SET(set)                                                       \

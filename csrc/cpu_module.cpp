@@ -62,13 +62,13 @@ void run(uintptr_t launch_address, uintptr_t scalars_address) {
         launch.threads, launch.parallel);
 }
 
-void stream_loop(const std::array<uintptr_t, 4>& buffers, bool update_w, int64_t size, int64_t grain, unsigned threads,
-                 uintptr_t parallel) {
+void run_yardstick(const std::array<uintptr_t, 4>& buffers, bool update_w, int64_t size, int64_t grain,
+                   unsigned threads, uintptr_t parallel) {
   py::gil_scoped_release released;
   share(
       [&](int64_t begin, int64_t end) {
-        stream(at<const float>(buffers[0]), at<const float>(buffers[1]), at<float>(buffers[2]), at<float>(buffers[3]),
-               update_w, begin, end);
+        yardstick(at<const float>(buffers[0]), at<const float>(buffers[1]), at<float>(buffers[2]),
+                  at<float>(buffers[3]), update_w, begin, end);
       },
       size, grain, threads, reinterpret_cast<Parallel>(parallel));
 }
@@ -83,11 +83,11 @@ int match(uintptr_t expected_address, const py::list& first, const py::list& sec
   return static_cast<int>(Match(expected, first.ptr(), second.ptr(), at<int64_t>(addresses)));
 }
 
-void normals(unsigned instruction_set, uintptr_t out, std::array<uint32_t, 3> stream, uint32_t index, int64_t start,
+void normals(unsigned instruction_set, uintptr_t out, std::array<uint32_t, 3> draw, uint32_t index, int64_t start,
              int64_t count) {
   const Normals fill = instruction_sets().at(instruction_set).normals;
   py::gil_scoped_release released;
-  fill(at<float>(out), stream[0], stream[1], index, stream[2], start, count);
+  fill(at<float>(out), draw[0], draw[1], index, draw[2], start, count);
 }
 
 std::vector<std::string> names() {
@@ -101,7 +101,7 @@ std::vector<std::string> names() {
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of deeprelax. Stateless; addresses and sizes are integers; see kernels/cpu.py.";
   m.def("run", &run, "One update of a CpuLaunch with Scalars, both by address, in place, without the GIL.");
-  m.def("stream", &stream_loop, "The benchmarks' yardstick: a plain loop over the streams of an inner call.");
+  m.def("yardstick", &run_yardstick, "The benchmarks' yardstick: a plain loop that moves the words of an inner call.");
   m.def("match_parameters", &match<dlpack::match_parameters>,
         "Whether parameters are the planned ones, need gradients, and have the expected layouts; their addresses.");
   m.def("match_gradients", &match<dlpack::match_gradients>,

@@ -19,16 +19,16 @@ DR_HD W lane_counters() {
   return counters;
 }
 
-DR_HD void philox_group(Stream stream, uint32_t index, uint64_t block, uint32_t stream_bit, U words[4]) {
+DR_HD void philox_group(Draw draw, uint32_t index, uint64_t block, uint32_t rounding_bit, U words[4]) {
   W even[4], odd[4];
   even[0] = lane_counters<0>() + block;
   odd[0] = lane_counters<1>() + block;
-  even[1] = (even[0] >> 32) | static_cast<uint64_t>(stream_bit);
-  odd[1] = (odd[0] >> 32) | static_cast<uint64_t>(stream_bit);
+  even[1] = (even[0] >> 32) | static_cast<uint64_t>(rounding_bit);
+  odd[1] = (odd[0] >> 32) | static_cast<uint64_t>(rounding_bit);
   even[2] = odd[2] = W{} + static_cast<uint64_t>(index);
-  even[3] = odd[3] = W{} + static_cast<uint64_t>(stream.step);
-  philox(even[0], even[1], even[2], even[3], stream.key0, stream.key1);
-  philox(odd[0], odd[1], odd[2], odd[3], stream.key0, stream.key1);
+  even[3] = odd[3] = W{} + static_cast<uint64_t>(draw.step);
+  philox(even[0], even[1], even[2], even[3], draw.key0, draw.key1);
+  philox(odd[0], odd[1], odd[2], odd[3], draw.key0, draw.key1);
   for (int i = 0; i < 4; ++i) words[i] = even_odd(even[i], odd[i]);
 }
 
@@ -44,11 +44,11 @@ DR_HD void store_group(float* out, F n0, F n1, F n2, F n3) {
 // The words of two vectors of counters at once: two independent chains, even and odd, hide the multiplier's latency
 // better than one. What all counters of a parameter share (index, step, high half) makes the first round's second
 // product and the second round's first one constants.
-DR_HD void philox_groups(Stream stream, uint32_t index, uint64_t block, uint32_t high, U (*words)[4]) {
+DR_HD void philox_groups(Draw draw, uint32_t index, uint64_t block, uint32_t high, U (*words)[4]) {
   const uint64_t mask = 0xffffffffu;
-  uint32_t k0 = stream.key0, k1 = stream.key1;
+  uint32_t k0 = draw.key0, k1 = draw.key1;
   const uint64_t p1 = uint64_t{kPhiloxM1} * index;
-  const uint64_t c0 = (p1 >> 32) ^ high ^ k0, c1 = p1 & mask, first = stream.step ^ k1;
+  const uint64_t c0 = (p1 >> 32) ^ high ^ k0, c1 = p1 & mask, first = draw.step ^ k1;
   const uint64_t p0 = uint64_t{kPhiloxM0} * (c0 & mask);
   k0 += kPhiloxW0;
   k1 += kPhiloxW1;
@@ -85,23 +85,23 @@ DR_HD void philox_groups(Stream stream, uint32_t index, uint64_t block, uint32_t
 }
 
 // Words of `groups` vectors of counters from `block` on; room for one group more is needed.
-DR_HD void fill_groups(U (*words)[4], Stream stream, uint32_t index, uint64_t block, uint32_t stream_bit, int groups,
+DR_HD void fill_groups(U (*words)[4], Draw draw, uint32_t index, uint64_t block, uint32_t rounding_bit, int groups,
                        const Ahead& ahead) {
   const uint64_t last = block + static_cast<uint64_t>(groups + 1) * kLanes;
   if (block >> 32 != last >> 32) {  // the high half changes inside: once in 2^34 elements
-    for (int k = 0; k < groups; ++k, block += kLanes) philox_group(stream, index, block, stream_bit, words[k]);
+    for (int k = 0; k < groups; ++k, block += kLanes) philox_group(draw, index, block, rounding_bit, words[k]);
     return;
   }
-  const uint32_t high = static_cast<uint32_t>(block >> 32) | stream_bit;
+  const uint32_t high = static_cast<uint32_t>(block >> 32) | rounding_bit;
   for (int k = 0; k < groups; k += 2, block += 2 * kLanes) {
     ahead.fetch(k / 2);
-    philox_groups(stream, index, block, high, words + k);
+    philox_groups(draw, index, block, high, words + k);
   }
 }
 
-void fill_normals(float* out, Stream stream, uint32_t index, uint64_t block, int groups, const Ahead& ahead) {
+void fill_normals(float* out, Draw draw, uint32_t index, uint64_t block, int groups, const Ahead& ahead) {
   U words[kMaxGroups][4];
-  fill_groups(words, stream, index, block, 0u, groups, ahead);
+  fill_groups(words, draw, index, block, 0u, groups, ahead);
   for (int k = 0; k < groups; ++k, out += kGroup) {
     if (k % 2 == 0) ahead.fetch((groups + k) / 2);
     F n0, n1, n2, n3;
@@ -111,9 +111,9 @@ void fill_normals(float* out, Stream stream, uint32_t index, uint64_t block, int
   }
 }
 
-void fill_words(uint32_t* out, Stream stream, uint32_t index, uint64_t block, int groups) {
+void fill_words(uint32_t* out, Draw draw, uint32_t index, uint64_t block, int groups) {
   U words[kMaxGroups][4];
-  fill_groups(words, stream, index, block, kRoundingStream, groups, {});
+  fill_groups(words, draw, index, block, kRoundingBit, groups, {});
   for (int k = 0; k < groups; ++k, out += kGroup) {
     const U* w = words[k];
     store_group(reinterpret_cast<float*>(out), as_float(w[0]), as_float(w[1]), as_float(w[2]), as_float(w[3]));

@@ -7,11 +7,11 @@ namespace deeprelax::DR_ISA {
 
 constexpr int kGroup = 4 * kLanes;  // elements that one vector of counters serves
 
-// Elements between two refills of the noise buffer: it stays in the first-level cache with the streams of the tile.
+// Elements between two refills of the noise buffer: it stays in the first-level cache with the operands of the tile.
 constexpr int64_t kTile = 512;
 
-// Streams that the caller will need next. Their lines are fetched while the arithmetic runs: it leaves the memory idle,
-// and the loop after it would leave the arithmetic idle.
+// Operands that the caller will need next. Their lines are fetched while the arithmetic runs: it leaves the memory
+// idle, and the loop after it would leave the arithmetic idle.
 struct Ahead {
   const char* at[8];
   int64_t bytes[8];  // per group
@@ -33,9 +33,9 @@ struct Ahead {
 constexpr int kMaxGroups = 2 * (kTile / kGroup / 2 + 1);  // a tile that starts inside a counter's four elements
 
 // `groups` times kGroup normals from element 4 block of parameter `index` on.
-void fill_normals(float* out, Stream stream, uint32_t index, uint64_t block, int groups, const Ahead& ahead);
+void fill_normals(float* out, Draw draw, uint32_t index, uint64_t block, int groups, const Ahead& ahead);
 
 // The random words of stochastic rounding, in the order of the elements.
-void fill_words(uint32_t* out, Stream stream, uint32_t index, uint64_t block, int groups);
+void fill_words(uint32_t* out, Draw draw, uint32_t index, uint64_t block, int groups);
 
 }  // namespace deeprelax::DR_ISA

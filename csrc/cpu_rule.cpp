@@ -76,7 +76,7 @@ void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type
   const Call<T, kKnown | kInner, On | kPast> plain_past_cache(scalars);
   const bool is_plain = (scalars.flags & kInner & ~(kNoise | R::kUnread)) == 0;
   const bool past_cache = kPast && (launch.flags & kPastCache) != 0;
-  const Stream stream{scalars.key0, scalars.key1, scalars.step};
+  const Draw draw{scalars.key0, scalars.key1, scalars.step};
   alignas(64) float normals[kMaxGroups * kGroup];
   alignas(64) uint32_t words[kMaxGroups * kGroup];
 
@@ -114,11 +114,11 @@ void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type
           T* const buffers[] = {next.x, next.y, next.acc, next.momentum, next.velocity, next.square};
           for (T* buffer : buffers) ahead.add(buffer);
         }
-        fill_normals(normals, stream, static_cast<uint32_t>(index), global / 4, groups, ahead);
+        fill_normals(normals, draw, static_cast<uint32_t>(index), global / 4, groups, ahead);
         tile.drawn = normals + skip;
       }
       if (kRounds) {
-        fill_words(words, stream, static_cast<uint32_t>(index), global / 4, groups);
+        fill_words(words, draw, static_cast<uint32_t>(index), global / 4, groups);
         tile.words = words + skip;
       }
       if (is_plain && past_cache && reinterpret_cast<uintptr_t>(tile.w) % sizeof(V) == 0) {

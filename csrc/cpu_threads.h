@@ -54,8 +54,8 @@ struct Work {
 };
 
 // `parallel` is GOMP_parallel of the OpenMP runtime that torch has loaded: its threads are awake after a backward pass,
-// and a second pool of ours would fight them for the cores. The symbol is part of the ABI of GNU's, LLVM's and Intel's
-// runtimes. Null: threads are started.
+// and a second pool of ours would compete with them for the cores. The symbol is part of the ABI of GNU's, LLVM's and
+// Intel's runtimes. Null: threads are started.
 template <class Body>
 void share(Body body, int64_t count, int64_t grain, unsigned threads, Parallel parallel) {
   Work<Body> work{body, count, std::max<int64_t>(grain, 1)};

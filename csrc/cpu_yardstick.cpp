@@ -1,12 +1,12 @@
 // The yardstick of the benchmarks: a plain loop that moves the words of an inner call and does next to nothing with
-// them. What it reaches is what memory allows for these streams on this machine.
+// them. What it reaches is what memory allows for these accesses on this machine.
 #include "cpu.h"
 
 namespace deeprelax {
 
 // Reads g and x, updates one or two buffers; with one, writes w without reading it (HJ, Heat), else updates w too.
-void stream(const float* __restrict g, const float* __restrict x, float* __restrict average, float* __restrict w,
-            bool update_w, int64_t begin, int64_t end) {
+void yardstick(const float* __restrict g, const float* __restrict x, float* __restrict average, float* __restrict w,
+               bool update_w, int64_t begin, int64_t end) {
   if (update_w) {
     for (int64_t i = begin; i < end; ++i) {
       w[i] = w[i] - g[i];

@@ -33,7 +33,7 @@ static_assert(kCudaTensors > 460 || sizeof(Arguments<double, double>) <= 4096, "
 
 template <class P, class T>
 struct CudaTile : Operands<P, T> {
-  Stream stream;
+  Draw source;
   uint32_t index;
   uint64_t start;                     // global index of element 0
   bool aligned_weight, aligned_grad;  // multiples of 16 bytes
@@ -63,7 +63,7 @@ struct CudaTile : Operands<P, T> {
   }
   DR_HD void set_weight_stochastically(int64_t i, float y) const {
     uint32_t words[4];
-    random_words(stream, index, (start + i) / 4, kRoundingStream, words);
+    random_words(source, index, (start + i) / 4, kRoundingBit, words);
     put(this->w + i, narrow_bf16(y, pick((start + i) % 4, words)));
   }
   template <int N>
@@ -71,7 +71,7 @@ struct CudaTile : Operands<P, T> {
     Pack<P, N> rounded;
     DR_UNROLL for (int k = 0; k < N; k += 4) {
       uint32_t words[4];
-      random_words(stream, index, (start + i + k) / 4, kRoundingStream, words);
+      random_words(source, index, (start + i + k) / 4, kRoundingBit, words);
       DR_UNROLL for (int j = 0; j < 4; ++j) rounded.v[k + j] = narrow_bf16(y.v[k + j], words[j]);
     }
     if (aligned_weight) {
@@ -102,7 +102,7 @@ struct CudaTile : Operands<P, T> {
   DR_HD T draw(int64_t i, T) const {
     const uint64_t element = start + i;
     uint32_t words[4];
-    random_words(stream, index, element / 4, 0, words);
+    random_words(source, index, element / 4, 0, words);
     float cosine, sine;
     box_muller(element & 2 ? words[2] : words[0], element & 2 ? words[3] : words[1], cosine, sine);
     return element & 1 ? sine : cosine;
@@ -111,7 +111,7 @@ struct CudaTile : Operands<P, T> {
   DR_HD Pack<T, N> draw(int64_t i, Pack<T, N> n) const {
     DR_UNROLL for (int k = 0; k < N; k += 4) {
       uint32_t words[4];
-      random_words(stream, index, (start + i + k) / 4, 0, words);
+      random_words(source, index, (start + i + k) / 4, 0, words);
       float drawn[4];
       box_muller(words[0], words[1], drawn[0], drawn[1]);
       box_muller(words[2], words[3], drawn[2], drawn[3]);
@@ -181,7 +181,7 @@ struct Bounds {
   DR_HD int packs_end() const { return end / N * N; }
 };
 
-// On: of noise and stochastic rounding, what the kernel can do.
+// On: which of noise and stochastic rounding the kernel has.
 template <class P, class T, class R, uint32_t On, bool Fast>
 DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
   constexpr int kSize = kPack<P>;
@@ -195,14 +195,14 @@ DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
   P* const w = reinterpret_cast<P*>(tensor.weight) + chunk.first;
   const P* const g = reinterpret_cast<const P*>(grad) + chunk.first;
   const auto state = [&](T* base) { return base + chunk.place; };
-  CudaTile<P, T> q{{w, g, state(a.x), state(a.y), state(a.acc), state(a.momentum), state(a.velocity), state(a.square)},
-                   ticked ? Stream{ticked->key0, ticked->key1, ticked->step}
-                          : Stream{a.scalars.key0, a.scalars.key1, a.scalars.step},
-                   static_cast<uint32_t>(tensor.index),
-                   static_cast<uint64_t>(chunk.start),
-                   reinterpret_cast<uintptr_t>(w) % 16 == 0,
-                   reinterpret_cast<uintptr_t>(g) % 16 == 0,
-                   BiasCorrection<T>::after(scalars_of(a), R::kCounts ? a.missed[chunk.tensor] : 0)};
+  CudaTile<P, T> q{
+      {w, g, state(a.x), state(a.y), state(a.acc), state(a.momentum), state(a.velocity), state(a.square)},
+      ticked ? Draw{ticked->key0, ticked->key1, ticked->step} : Draw{a.scalars.key0, a.scalars.key1, a.scalars.step},
+      static_cast<uint32_t>(tensor.index),
+      static_cast<uint64_t>(chunk.start),
+      reinterpret_cast<uintptr_t>(w) % 16 == 0,
+      reinterpret_cast<uintptr_t>(g) % 16 == 0,
+      BiasCorrection<T>::after(scalars_of(a), R::kCounts ? a.missed[chunk.tensor] : 0)};
   if (grad == 0) {
     const Bounds<kSize> b(chunk, ticked);
     const AnyCall c(scalars_of(a));

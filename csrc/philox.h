@@ -8,9 +8,9 @@ namespace deeprelax::DR_ISA {
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
-constexpr uint32_t kRoundingStream = 0x80000000u;
+constexpr uint32_t kRoundingBit = 0x80000000u;
 
-// Ten rounds on the low halves of 64-bit lanes. The high halves hold rubbish between the rounds, which spares a mask
+// Ten rounds on the low halves of 64-bit lanes. The high halves hold garbage between the rounds, which saves a mask
 // and, in vectors, the interleaving of even and odd products: mul32 reads low halves only.
 template <class W>
 DR_HD void philox(W& c0, W& c1, W& c2, W& c3, uint32_t k0, uint32_t k1) {
@@ -26,9 +26,9 @@ DR_HD void philox(W& c0, W& c1, W& c2, W& c3, uint32_t k0, uint32_t k1) {
 }
 
 // The four words of elements 4 block … 4 block + 3 of parameter `index`.
-DR_HD void random_words(Stream stream, uint32_t index, uint64_t block, uint32_t stream_bit, uint32_t words[4]) {
-  uint64_t c0 = block, c1 = (block >> 32) | stream_bit, c2 = index, c3 = stream.step;
-  philox(c0, c1, c2, c3, stream.key0, stream.key1);
+DR_HD void random_words(Draw draw, uint32_t index, uint64_t block, uint32_t rounding_bit, uint32_t words[4]) {
+  uint64_t c0 = block, c1 = (block >> 32) | rounding_bit, c2 = index, c3 = draw.step;
+  philox(c0, c1, c2, c3, draw.key0, draw.key1);
   words[0] = static_cast<uint32_t>(c0);
   words[1] = static_cast<uint32_t>(c1);
   words[2] = static_cast<uint32_t>(c2);

@@ -40,8 +40,8 @@ struct float16 {
   uint16_t bits;
 };
 
-// Where in the noise a call stands: everything but the element's index.
-struct Stream {
+// What selects the noise of one call: everything but the index of the element.
+struct Draw {
   uint32_t key0, key1, step;
 };
 

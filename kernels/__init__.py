@@ -1,4 +1,4 @@
-"""Backends: who runs an update rule, on what.
+"""Backends: what runs an update rule on which device.
 
 ``available()`` names those that work here, ``why_not(name)`` says what one of the others lacks, ``get(name, device)``
 returns a backend. All of them return the bits of ``eager``.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .abi import Flag, Hyper, Scalars
 from .clock import ClockMemory, Tick
-from .noise import Stream
+from .noise import Draw
 from .reference import Eager
 from .scalars import RULES, CycleState, Rule
 from .table import Table, memory_order
@@ -28,11 +28,11 @@ __all__ = [
     "Backend",
     "ClockMemory",
     "CycleState",
+    "Draw",
     "Flag",
     "Hyper",
     "Rule",
     "Scalars",
-    "Stream",
     "Table",
     "Tick",
     "Update",
@@ -73,14 +73,14 @@ class Backend(Protocol):
     capturable: bool  # whether a CUDA graph of tick and run_ticked can be captured
 
     def bind(self, rule: Rule, table: Table, buffers: dict[str, Tensor], capturable: bool = False) -> Update:
-        """Everything of an update that stays the same from call to call.
+        """Prepare everything of an update that stays the same from call to call.
 
         Args:
             rule: the update rule.
             table: the weights.
             buffers: flat state buffers by name: "x", the rule's ``acc``, and where there are any "y",
                 "momentum_buffer" and "inner_momentum_buffer".
-            capturable: also make what ``run_ticked`` needs and cannot make in a capture.
+            capturable: also prepare what ``run_ticked`` needs and cannot create during a capture.
         """
 
     def tick(self, tick: Tick) -> None:
@@ -164,7 +164,7 @@ def _why_no_gpu() -> str:
 
 @cache
 def _why_no_code(architectures: str, index: int) -> str:
-    """Why that GPU cannot run code for those architectures, of which the newest is there as PTX as well. Empty if it
+    """Why that GPU cannot run code for those architectures, the newest of which is included as PTX, too. Empty if it
     can."""
     built = [int(a.rstrip("af")) for a in architectures.split(";")]
     major, minor = torch.cuda.get_device_capability(index)
@@ -218,7 +218,7 @@ def get(name: str, device: torch.device) -> Backend:
     """The backend for tensors on ``device``.
 
     Args:
-        name: "auto" (the environment's ``DEEPRELAX_BACKEND``, else the fastest there is) or one of ``NAMES``.
+        name: "auto" (the environment's ``DEEPRELAX_BACKEND``, else the fastest that works) or one of ``NAMES``.
         device: where the weights lie.
 
     Raises:

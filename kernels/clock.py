@@ -96,15 +96,15 @@ class Tick:
 
     def on_host(self) -> None:
         """Derive the scalars of the next call on the host, and advance the clock: the reference of ``tick``."""
-        at, clock = self.state(), self.clock
-        clock.set("outer_step_happened", at is not None and at.last)
-        clock.host_scalars = None if at is None else self.rule.scalars(self.hyper, at)
-        if at is None:
+        state, clock = self.state(), self.clock
+        clock.set("outer_step_happened", state is not None and state.last)
+        clock.host_scalars = None if state is None else self.rule.scalars(self.hyper, state)
+        if state is None:
             return
-        if at.last:
-            clock.set("gamma", at.next_gamma)
-        clock.set("cycle_gamma", at.gamma)
-        clock.set("cycle_steps", at.cycle_steps)
-        clock.set("step", at.step + 1)
-        clock.set("phase", 0 if at.last else at.phase + 1)
+        if state.last:
+            clock.set("gamma", state.next_gamma)
+        clock.set("cycle_gamma", state.gamma)
+        clock.set("cycle_steps", state.cycle_steps)
+        clock.set("step", state.step + 1)
+        clock.set("phase", 0 if state.last else state.phase + 1)
         clock.set("fresh", 0)

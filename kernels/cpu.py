@@ -14,11 +14,11 @@ from torch import Tensor
 
 from .abi import CpuLaunch, Flag, Scalars
 from .clock import Tick
-from .noise import Stream
+from .noise import Draw
 from .scalars import Rule
 from .table import Table
 
-# Elements of one unit of work: with 4 to 7 streams of fp32 it fills the second-level cache about half, and the
+# Elements of one unit of work: with 4 to 7 operands in fp32 it fills the second-level cache about half, and the
 # prefetchers run through it.
 CHUNK = 16384
 
@@ -45,7 +45,7 @@ def preferred_instruction_set(available: list[str]) -> str:
 def openmp_of_torch() -> int:
     """Address of ``GOMP_parallel`` in the OpenMP runtime that torch runs on, or 0 where it has none.
 
-    A second pool of threads beside torch's fights it for the cores: torch's workers spin for a while after every
+    A second pool of threads would compete with torch's for the cores: torch's workers spin for a while after every
     parallel region.
     """
     library = Path(torch.__file__).parent / "lib"
@@ -67,7 +67,7 @@ def openmp_of_torch() -> int:
 
 
 class CPUUpdate:
-    """A ``CpuLaunch`` that is filled in but for the gradients and the number of threads."""
+    """A ``CpuLaunch``, complete but for the gradients and the number of threads."""
 
     __slots__ = ("_address", "_kept", "_launch", "_module_run", "_most_threads")
 
@@ -135,16 +135,16 @@ class NativeCPU:
         self.number = available.index(self.instruction_set)
 
     def bind(self, rule: Rule, table: Table, buffers: dict[str, Tensor], capturable: bool = False) -> CPUUpdate:
-        """Everything of an update that stays the same: see ``Backend.bind`` in ``__init__.py``."""
+        """Prepare what stays the same from call to call: see ``Backend.bind`` in ``__init__.py``."""
         return CPUUpdate(self, rule, table, buffers)
 
     def tick(self, tick: Tick) -> None:
         """Derive the scalars of the group's next call, and advance its clock."""
         tick.on_host()
 
-    def normal(self, stream: Stream, index: int, start: int, count: int) -> Tensor:
+    def normal(self, draw: Draw, index: int, start: int, count: int) -> Tensor:
         """What ``noise.normal`` returns, from the vectorised generator; for tests."""
         out = torch.empty(count, dtype=torch.float32)
-        words = [*stream.key, stream.step & 0xFFFFFFFF]
+        words = [*draw.key, draw.step & 0xFFFFFFFF]
         self.module.normals(self.number, out.data_ptr(), words, index, start, count)
         return out

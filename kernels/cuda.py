@@ -18,7 +18,7 @@ from .table import Table
 
 
 class CudaUpdate:
-    """A ``CudaLaunch`` that is filled in but for the gradients."""
+    """A ``CudaLaunch``, complete but for the gradients."""
 
     __slots__ = ("_address", "_backend", "_device", "_kept", "_launch")
 
@@ -89,8 +89,8 @@ class Cuda:
         return 0 if self.emulated else torch._C._cuda_getCurrentRawStream(index)
 
     def load(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Load the kernels for weights of that type: CUDA does so when one is first launched, and in the midst of a
-        capture it may not be able to."""
+        """Load the kernels for weights of that type: CUDA loads a kernel when it is first launched, which may fail
+        during a capture."""
         of = self.index(device), dtype
         if not self.emulated and of not in self._loaded:
             with guard(device):
@@ -98,7 +98,7 @@ class Cuda:
             self._loaded.add(of)
 
     def bind(self, rule: Rule, table: Table, buffers: dict[str, Tensor], capturable: bool = False) -> CudaUpdate:
-        """Everything of an update that stays the same: see ``Backend.bind`` in ``__init__.py``."""
+        """Prepare what stays the same from call to call: see ``Backend.bind`` in ``__init__.py``."""
         return CudaUpdate(self, rule, table, buffers, capturable)
 
     def tick(self, tick: Tick) -> None:

@@ -17,7 +17,7 @@ LEADS, TENSOR_SHIFT = 8, 32
 
 
 def guard(device: torch.device) -> AbstractContextManager[Any]:
-    """Makes a GPU the current one, where it is not: streams, events and launches are the current device's."""
+    """Make a GPU the current one if it is not: streams, events and launches are the current device's."""
     if device.type != "cuda" or device.index in (None, torch.cuda.current_device()):
         return nullcontext()
     return torch.cuda.device(device)
@@ -32,10 +32,10 @@ def capturing(device: torch.device) -> bool:
 
 
 class Upload:
-    """Numbers on a device, copied there only when they change. To be called with the device current: ``guard``.
+    """Numbers on a device, copied there only when they change. Call it with the device current: ``guard``.
 
     The source is pageable memory, which the driver copies before the call returns. A graph cannot capture such a copy:
-    while one is captured, the numbers get a place of their own, and travel there as parameters of torch's kernels.
+    during a capture, the numbers get a separate buffer, and are passed as parameters of torch's kernels.
 
     Args:
         size: how many numbers.
@@ -63,7 +63,7 @@ class Upload:
 
 
 class DeviceTable:
-    """A ``Table`` on its device. To be made with the device current: ``guard``.
+    """A ``Table`` on its device. Create it with the device current: ``guard``.
 
     The copies are over when the constructor returns, so that any stream may use the tables; like other tensors they
     must outlive the work on streams other than the one that was current here.

@@ -1,4 +1,4 @@
-"""Where tensors lie, asked for all of them at once, and whether they are still what a launch was planned for."""
+"""Where the tensors of a list lie, and whether they are still those that a launch was planned for."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def same_strides(shape: Sequence[int], a: Sequence[int], b: Sequence[int]) -> bo
 
 
 class Layout:
-    """What the tensors of a list have to be like.
+    """The properties that the tensors of a list must have.
 
     Args:
         dtype: of all of them.
@@ -90,20 +90,20 @@ class Layout:
             )
 
     def parameters(self, planned: list[Tensor], found: list[Tensor]) -> array[int] | None:
-        """The addresses of parameters; None unless they are the planned objects, need gradients, and are as they have
-        to be."""
+        """The addresses of parameters; None unless they are the planned objects, need gradients, and have the expected
+        layouts."""
         if self._native is None:
             same = all(map(is_, planned, found)) and all(map(NEEDS_GRAD, found))
             tensors: list[Tensor | None] = list(map(LOCAL, found)) if same and self._sharded else list(found)
             in_python = self._addresses_in_python(tensors) if same else None
             return None if in_python is None else in_python[0]
         addresses = self._none[:]
-        at = addresses.buffer_info()[0]
-        return addresses if self._native[0].match_parameters(addressof(self._expected), planned, found, at) else None
+        out = addresses.buffer_info()[0]
+        return addresses if self._native[0].match_parameters(addressof(self._expected), planned, found, out) else None
 
     def gradients(self, params: list[Tensor]) -> tuple[list[Tensor | None], array[int], bool] | None:
-        """The gradients of parameters, their addresses, 0 for None, and whether any is None; or None if one is not as
-        it has to be. Of DTensors the local tensors."""
+        """The gradients of parameters (of DTensors the local tensors), their addresses, 0 for None, and whether any is
+        None; or None if one has not the expected layout."""
         if self._native is None:
             if self._sharded:
                 return None
@@ -112,8 +112,8 @@ class Layout:
             return None if in_python is None else (found, *in_python)
         grads: list[Tensor | None] = [None] * len(params)
         addresses = self._none[:]
-        at = addresses.buffer_info()[0]
-        matched = self._native[0].match_gradients(addressof(self._expected), params, grads, at)
+        out = addresses.buffer_info()[0]
+        matched = self._native[0].match_gradients(addressof(self._expected), params, grads, out)
         return (grads, addresses, matched == SOME_MISSING) if matched else None
 
     def _addresses_in_python(self, tensors: list[Tensor | None]) -> tuple[array[int], bool] | None:
@@ -127,7 +127,7 @@ class Layout:
 
     def _are_as_planned(self, tensors: list[Tensor]) -> bool:
         """Whether all fit, even in the strides of dimensions of size 1, as nearly always. Lists are compared by C code:
-        two to three times faster than to ask ``fits`` of each."""
+        two to three times faster than calling ``fits`` on each."""
         return (
             all(map(is_, map(LAYOUT, tensors), repeat(torch.strided)))
             and all(map(is_, map(DTYPE, tensors), repeat(self.dtype)))

@@ -18,7 +18,7 @@ PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
 MASK32 = 0xFFFFFFFF
 
 # Stochastic rounding draws from the same counter with this bit of its second word set.
-ROUNDING_STREAM = 0x80000000
+ROUNDING_BIT = 0x80000000
 
 # Minimax polynomials in float32, lowest degree first; tools/fit_normal.py recomputes them and prints their errors.
 LOG = (-1.9999999, 1.0000069, -0.66671216, 0.4994312, -0.39768472, 0.34424853, -0.32676288, 0.20757426)
@@ -29,8 +29,8 @@ SQRT_HALF_BITS = 0x3F3504F3  # bit pattern of float32(sqrt(1/2))
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
-    """Where in the noise a call stands: 64-bit ``seed``, 32-bit ``replica`` and 32-bit ``step``."""
+class Draw:
+    """What selects the noise of one call: 64-bit ``seed``, 32-bit ``replica`` and 32-bit ``step``."""
 
     seed: int
     step: int
@@ -67,9 +67,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
-def words(
-    stream: Stream, index: int, start: int, count: int, device: torch.device | str, rounding: bool = False
-) -> Tensor:
+def words(draw: Draw, index: int, start: int, count: int, device: torch.device | str, rounding: bool = False) -> Tensor:
     """Random words of elements ``start … start + count - 1`` of parameter ``index``: int64, shape (count,).
 
     Element i takes word i mod 4 of the call with counter (i div 4 low, i div 4 high, index, step).
@@ -78,14 +76,14 @@ def words(
     block = torch.arange(first, last, dtype=torch.int64, device=device)
     high = (block >> 32) & MASK32
     if rounding:
-        high = high | ROUNDING_STREAM
+        high = high | ROUNDING_BIT
     counter = (
         block & MASK32,
         high,
         torch.full_like(block, index & MASK32),
-        torch.full_like(block, stream.step & MASK32),
+        torch.full_like(block, draw.step & MASK32),
     )
-    drawn = torch.stack(philox(counter, stream.key), dim=1).reshape(-1)
+    drawn = torch.stack(philox(counter, draw.key), dim=1).reshape(-1)
     return drawn[start - 4 * first : start - 4 * first + count]
 
 
@@ -137,22 +135,22 @@ def box_muller(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
     return r * c, r * d
 
 
-def normal(stream: Stream, index: int, start: int, count: int, device: torch.device | str) -> Tensor:
+def normal(draw: Draw, index: int, start: int, count: int, device: torch.device | str) -> Tensor:
     """Standard normals of elements ``start … start + count - 1`` of parameter ``index``.
 
     Args:
-        stream: seed, replica and step.
+        draw: seed, replica and step.
         index: the parameter's position over all ``param_groups``.
         start: global index of the first element in the memory order of the unsharded parameter; any integer >= 0.
         count: how many.
-        device: where to make them.
+        device: of the result.
 
     Returns:
         float32 tensor of shape (count,). Words (0, 1) of a Philox call give elements 4j and 4j+1, words (2, 3) give
         4j+2 and 4j+3.
     """
     first, last = start // 4, (start + count + 3) // 4
-    w = words(stream, index, 4 * first, 4 * (last - first), device).reshape(-1, 4)
+    w = words(draw, index, 4 * first, 4 * (last - first), device).reshape(-1, 4)
     n0, n1 = box_muller(w[:, 0], w[:, 1])
     n2, n3 = box_muller(w[:, 2], w[:, 3])
     drawn = torch.stack((n0, n1, n2, n3), dim=1).reshape(-1)

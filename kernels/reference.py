@@ -28,9 +28,9 @@ STOCHASTIC_ROUNDING, WARM_START = int(Flag.STOCHASTIC_ROUNDING), int(Flag.WARM_S
 PULL, AVERAGE = int(Flag.PULL), int(Flag.AVERAGE)
 
 
-def stream_of(c: Scalars) -> noise.Stream:
+def draw_of(c: Scalars) -> noise.Draw:
     """Where in the noise the call stands."""
-    return noise.Stream(c.key1 << 32 | c.key0, c.step)
+    return noise.Draw(c.key1 << 32 | c.key0, c.step)
 
 
 def unscaled(g: Tensor, c: Scalars) -> Tensor:
@@ -106,7 +106,7 @@ def entropy_sgd(
         if implicit:
             y_ = y_ + x_ * c.pull
         if c.noise_scale != 0:
-            y_ = y_ + noise.normal(stream_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale
+            y_ = y_ + noise.normal(draw_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale
         if implicit:
             y_ = y_ / torch.full_like(y_, c.denominator)
         z_ = z_ * c.alpha + y_ * c.one_minus_alpha
@@ -131,7 +131,7 @@ def entropy_sgd(
 def round_weight(c: Scalars, w: Tensor, y: Tensor, index: int, start: int) -> None:
     """w is y, rounded to nearest or stochastically."""
     if c.flags & STOCHASTIC_ROUNDING and w.dtype == torch.bfloat16:
-        word = noise.words(stream_of(c), index, start, w.numel(), w.device, rounding=True)
+        word = noise.words(draw_of(c), index, start, w.numel(), w.device, rounding=True)
         w.copy_(noise.round_stochastically(y, word))
     else:
         w.copy_(y)
@@ -185,7 +185,7 @@ def heat(
     if last or take_param:
         x.copy_(x_)
     if g is not None:
-        w.copy_(x_ + noise.normal(stream_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale)
+        w.copy_(x_ + noise.normal(draw_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale)
     else:
         w.copy_(x_)
 
@@ -234,7 +234,7 @@ def entropy_adamw(
             step_size, inv_root_bias2 = bias_correction(c.wide_rate, c.wide_beta1, c.wide_beta2, int(c.count) - missed)
         y_ = y_ * c.decay - m_ / (square_root(v_) * inv_root_bias2 + c.epsilon) * step_size
         if c.noise_scale != 0:
-            y_ = y_ + noise.normal(stream_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale
+            y_ = y_ + noise.normal(draw_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale
         z_ = z_ * c.alpha + y_ * c.one_minus_alpha if averages else y_
         m.copy_(m_)
         v.copy_(v_)
@@ -314,7 +314,7 @@ def elastic_sgd(
     if implicit:
         y_ = y_ + x * c.pull
     if c.noise_scale != 0:
-        y_ = y_ + noise.normal(stream_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale
+        y_ = y_ + noise.normal(draw_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale
     if implicit:
         y_ = y_ / torch.full_like(y_, c.denominator)
     if y is not None:

@@ -1,9 +1,9 @@
 """From hyper-parameters and a clock to the scalars of one call.
 
-What a step derives on the host, and the reference of what a captured one derives on the device with the CUDA kernels
-(``csrc/clock.h``). Triton compiles the functions of the rules from this file (``triton/clock.py``): in them a constant
-is used where it stands, not given a name. Everything is computed in float64 in the order written, except the scale of
-the noise: the float32 root of a float32 product.
+A step derives them here on the host, a captured step on the device: ``csrc/clock.h`` repeats these functions for CUDA,
+and Triton compiles them from this file (``triton/clock.py``), so that in them a constant is written where it is used,
+not given a name. Everything is computed in float64 in the order written, except the scale of the noise: the float32
+root of a float32 product.
 """
 
 from __future__ import annotations
@@ -77,37 +77,37 @@ class CycleState:
         return self.phase + 1 >= self.cycle_steps
 
 
-def entropy_sgd(h: Hyper, at: CycleState) -> Scalars:
+def entropy_sgd(h: Hyper, cycle: CycleState) -> Scalars:
     """Section 6.1."""
     return Scalars(
-        inner_lr=at.inner_lr,
-        inv_gamma=1 / at.gamma,
-        pull=at.inner_lr / at.gamma,
-        denominator=1 + at.inner_lr / at.gamma,
+        inner_lr=cycle.inner_lr,
+        inv_gamma=1 / cycle.gamma,
+        pull=cycle.inner_lr / cycle.gamma,
+        denominator=1 + cycle.inner_lr / cycle.gamma,
         alpha=h.alpha,
         one_minus_alpha=1 - h.alpha,
         inner_momentum=h.inner_momentum,
-        noise_scale=noise_scale(at.inner_lr, h.temperature),
-        outer_step=at.lr if h.flags & ABSORB_GAMMA else at.lr / at.gamma,
-        outer_scale=1.0 if h.flags & ABSORB_GAMMA else 1 / at.gamma,
-        flags=FRESH_VELOCITY if at.first and not h.flags & CARRY_INNER_MOMENTUM else 0,
+        noise_scale=noise_scale(cycle.inner_lr, h.temperature),
+        outer_step=cycle.lr if h.flags & ABSORB_GAMMA else cycle.lr / cycle.gamma,
+        outer_scale=1.0 if h.flags & ABSORB_GAMMA else 1 / cycle.gamma,
+        flags=FRESH_VELOCITY if cycle.first and not h.flags & CARRY_INNER_MOMENTUM else 0,
     )
 
 
-def hj(h: Hyper, at: CycleState) -> Scalars:
+def hj(h: Hyper, cycle: CycleState) -> Scalars:
     """Section 6.2."""
     return Scalars(
-        alpha=h.alpha, one_minus_alpha=1 - h.alpha, gamma=at.gamma, outer_step=at.lr, outer_scale=1.0, flags=0
+        alpha=h.alpha, one_minus_alpha=1 - h.alpha, gamma=cycle.gamma, outer_step=cycle.lr, outer_scale=1.0, flags=0
     )
 
 
-def heat(h: Hyper, at: CycleState) -> Scalars:
+def heat(h: Hyper, cycle: CycleState) -> Scalars:
     """Section 6.3, eq. 26. The noise is that of the next gradient."""
     return Scalars(
-        noise_scale=noise_scale(at.next_gamma if at.last else at.gamma),
-        outer_step=at.lr / at.cycle_steps,
-        outer_scale=1 / at.cycle_steps,
-        flags=TAKE_PARAM if at.fresh else 0,
+        noise_scale=noise_scale(cycle.next_gamma if cycle.last else cycle.gamma),
+        outer_step=cycle.lr / cycle.cycle_steps,
+        outer_scale=1 / cycle.cycle_steps,
+        flags=TAKE_PARAM if cycle.fresh else 0,
     )
 
 
@@ -127,68 +127,68 @@ def bias_correction(rate: float, beta1: float, beta2: float, count: int) -> tupl
     return rate / (1 - power(beta1, count)), 1 / math.sqrt(1 - power(beta2, count))
 
 
-def entropy_adamw(h: Hyper, at: CycleState) -> Scalars:
+def entropy_adamw(h: Hyper, cycle: CycleState) -> Scalars:
     """AdamW inside, Entropy-SGD's two loops around it: Chaudhari et al. 2017, "Entropy-SGD", and arXiv 2510.15830."""
-    step_size, inv_root_bias2 = bias_correction(at.inner_lr, h.beta1, h.beta2, at.step + 1)
-    inv_gamma = 1 / at.gamma
+    step_size, inv_root_bias2 = bias_correction(cycle.inner_lr, h.beta1, h.beta2, cycle.step + 1)
+    inv_gamma = 1 / cycle.gamma
     return Scalars(
-        inner_lr=at.inner_lr,
+        inner_lr=cycle.inner_lr,
         inv_gamma=inv_gamma,
         alpha=h.alpha,
         one_minus_alpha=1 - h.alpha,
-        noise_scale=noise_scale(at.inner_lr, h.temperature),
-        outer_step=1 - at.lr,
+        noise_scale=noise_scale(cycle.inner_lr, h.temperature),
+        outer_step=1 - cycle.lr,
         outer_scale=1.0,
         beta1=h.beta1,
         one_minus_beta1=1 - h.beta1,
         beta2=h.beta2,
         one_minus_beta2=1 - h.beta2,
         epsilon=h.epsilon,
-        decay=1 - at.inner_lr * h.weight_decay,
+        decay=1 - cycle.inner_lr * h.weight_decay,
         step_size=step_size,
         inv_root_bias2=inv_root_bias2,
-        wide_rate=at.inner_lr,
+        wide_rate=cycle.inner_lr,
         wide_beta1=h.beta1,
         wide_beta2=h.beta2,
-        count=at.step + 1,
+        count=cycle.step + 1,
         flags=(PULL if inv_gamma != 0 else 0) | (AVERAGE if h.alpha != 0 else 0),
     )
 
 
-def outer(h: Hyper, at: CycleState) -> Scalars:
+def outer(h: Hyper, cycle: CycleState) -> Scalars:
     """The outer loop around another optimizer."""
     return Scalars(
         alpha=h.alpha,
         one_minus_alpha=1 - h.alpha,
-        outer_step=1 - at.lr,
+        outer_step=1 - cycle.lr,
         outer_scale=1.0,
         flags=AVERAGE if h.alpha != 0 else 0,
     )
 
 
-def elastic_sgd(h: Hyper, at: CycleState) -> Scalars:
+def elastic_sgd(h: Hyper, cycle: CycleState) -> Scalars:
     """Eq. 3, on one worker. The outer update is not the kernel's."""
     return Scalars(
-        inner_lr=at.inner_lr,
-        inv_gamma=1 / at.gamma,
-        pull=at.inner_lr / at.gamma,
-        denominator=1 + at.inner_lr / at.gamma,
+        inner_lr=cycle.inner_lr,
+        inv_gamma=1 / cycle.gamma,
+        pull=cycle.inner_lr / cycle.gamma,
+        denominator=1 + cycle.inner_lr / cycle.gamma,
         inner_momentum=h.inner_momentum,
-        noise_scale=noise_scale(at.inner_lr, h.temperature),
-        flags=(FRESH_VELOCITY if at.first and not h.flags & CARRY_INNER_MOMENTUM else 0)
-        | (TAKE_PARAM if at.fresh else 0),
+        noise_scale=noise_scale(cycle.inner_lr, h.temperature),
+        flags=(FRESH_VELOCITY if cycle.first and not h.flags & CARRY_INNER_MOMENTUM else 0)
+        | (TAKE_PARAM if cycle.fresh else 0),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What the backends and the optimizers know of an update rule.
+    """An update rule, as the backends and the optimizers see it.
 
     Attributes:
         name: the name of its function in ``reference.py``, ``triton/rules.py`` and of its header in ``csrc``.
         number: its place in the list of ``csrc/abi.h``.
         acc: the buffer that gathers over a cycle: z, p or s; "" for none.
-        kept: the buffers that it has from construction on, beyond y.
+        kept: the buffers that it always has, besides y.
         derive: its scalars; ``scalars`` adds those that all rules have.
         ahead: how many steps ahead of its gradient the noise of a call is.
         keeps_y: whether weights that are narrower than their state need the inner point as a buffer, y.
@@ -212,19 +212,19 @@ class Rule:
     draws: tuple[bool, ...] = (False,)
     counts: bool = False
 
-    def scalars(self, h: Hyper, at: CycleState) -> Scalars:
+    def scalars(self, h: Hyper, cycle: CycleState) -> Scalars:
         """The scalars of one call."""
-        s = self.derive(h, at)
-        s.lr, s.momentum, s.weight_decay, s.inv_scale = at.lr, h.momentum, h.weight_decay, at.inv_scale
+        s = self.derive(h, cycle)
+        s.lr, s.momentum, s.weight_decay, s.inv_scale = cycle.lr, h.momentum, h.weight_decay, cycle.inv_scale
         s.flags |= STATIC_MASK & h.flags
-        if at.first:
+        if cycle.first:
             s.flags |= FIRST
-        if at.last:
+        if cycle.last:
             s.flags |= LAST
         if s.noise_scale != 0:
             s.flags |= NOISE
-        s.key0, s.key1 = at.seed & MASK32, (at.seed >> 32 & MASK32) ^ at.replica
-        s.step = at.step + self.ahead & MASK32
+        s.key0, s.key1 = cycle.seed & MASK32, (cycle.seed >> 32 & MASK32) ^ cycle.replica
+        s.step = cycle.step + self.ahead & MASK32
         return s
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deeprelax.kernels import RULES, Backend, Flag, Rule, Scalars, Stream, Table
+from deeprelax.kernels import RULES, Backend, Draw, Flag, Rule, Scalars, Table
 from deeprelax.kernels.scalars import bias_correction
 from deeprelax.optim.bucket import buffers_of
 
@@ -21,7 +21,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 SIZES = [0, 1, 3, 4, 5, 37, 131, 517]
 STARTS = [0, 5, 1, 7, 2**34 - 3, 2**34 + 2, 2**36 + 9, 3]
-STREAM = Stream(0xFEDCBA9876543210, 0xFFFFFFFE, 0x89ABCDEF)
+DRAW = Draw(0xFEDCBA9876543210, 0xFFFFFFFE, 0x89ABCDEF)
 SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-40, -3e-39, 6e-8, 5e-324, 65519.0, 3.39e38, -1e300]
 BOOLS = (False, True)
 SCALES = (1.0, 0.30000001192092896)  # a float32: what unscales a gradient
@@ -61,16 +61,16 @@ class Call:
         scalars.flags = (scalars.flags | on) & ~(off | Flag.NOISE) | Flag.NOISE * (scalars.noise_scale != 0)
         return Call(self.rule, scalars)
 
-    def at(self, stream: Stream) -> Call:
+    def with_draw(self, draw: Draw) -> Call:
         """The same with that noise."""
-        key0, key1 = stream.key
-        return self.changed(key0=key0, key1=key1, step=stream.step)
+        key0, key1 = draw.key
+        return self.changed(key0=key0, key1=key1, step=draw.step)
 
 
 def call(rule: str, flags: dict[Flag, bool], **reals: float) -> Call:
     """With the outer step and the noise that all of these tests have."""
     scalars = Scalars(outer_step=0.31, outer_scale=1.7, lr=0.13, **reals)
-    return Call(RULES[rule], scalars).changed(sum(flag for flag, on in flags.items() if on)).at(STREAM)
+    return Call(RULES[rule], scalars).changed(sum(flag for flag, on in flags.items() if on)).with_draw(DRAW)
 
 
 @dataclass
@@ -251,7 +251,7 @@ def entropy_adamw_calls(dtype: torch.dtype) -> Iterator[Call]:
         yield call(
             "entropy_adamw",
             flags,
-            **corrected(0.11, (0.8, 0.95), STREAM.step),
+            **corrected(0.11, (0.8, 0.95), DRAW.step),
             inner_lr=0.11,
             inv_gamma=1.3 * pull,
             alpha=0.7 * average,

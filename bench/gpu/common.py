@@ -65,8 +65,8 @@ class Rule:
         """The scalars of the call of that kind, in mid-run."""
         gamma = {"Heat": 1e-4, "EntropyAdamW": math.inf}.get(self.optimizer, 1.0)
         phase = {"first": 0, "inner": 1, "last": self.length - 1}[kind]
-        at = CycleState(1e-3, 1e-3, gamma, gamma, step=7, phase=phase, cycle_steps=self.length, fresh=False, seed=1)
-        scalars = self.kernel.scalars(self.hyper(weight_decay), at)
+        cycle = CycleState(1e-3, 1e-3, gamma, gamma, step=7, phase=phase, cycle_steps=self.length, fresh=False, seed=1)
+        scalars = self.kernel.scalars(self.hyper(weight_decay), cycle)
         scalars.flags |= flags
         return scalars
 
@@ -89,8 +89,8 @@ RULES = (
 
 
 class Memory:
-    """Random weights, gradients and state of so many elements, a multiple of 128, and a place to copy to; calls are
-    launched on slices of it, the one after the other, so that no slice comes again while the cache holds it."""
+    """Random weights, gradients and state of ``elements``, a multiple of 128, and a buffer to copy to. Calls run on
+    slices of it in turn, so that no slice is used again while the cache holds it."""
 
     PASSES = 4  # of the cache's size are moved before the same memory is used again
 
@@ -105,14 +105,14 @@ class Memory:
         self._turn: dict[int, int] = {}
 
     def launch(
-        self, backend: Backend, rule: Rule, dtype: torch.dtype, at: slice, unaligned: str = ""
+        self, backend: Backend, rule: Rule, dtype: torch.dtype, part: slice, unaligned: str = ""
     ) -> Callable[[Scalars | Tick], None]:
         """Makes calls on that slice; ``unaligned``: "w" or "g", weights or gradients begin one element later."""
         own = self.wide if dtype == torch.float32 else self.narrow
-        state = {name: self.average[at] for name in ("z", "p", "s", "exp_avg")}
-        state |= {"x": self.x[at], "y": self.y[at], "exp_avg_sq": self.square[at], "missed": self.missed}
+        state = {name: self.average[part] for name in ("z", "p", "s", "exp_avg")}
+        state |= {"x": self.x[part], "y": self.y[part], "exp_avg_sq": self.square[part], "missed": self.missed}
         buffers = {name: state[name] for name in buffers_of(rule.kernel, dtype != torch.float32, False)}
-        weight, grad = (own[name][at.start + (name == unaligned) :][: at.stop - at.start] for name in ("w", "g"))
+        weight, grad = (own[name][part.start + (name == unaligned) :][: part.stop - part.start] for name in ("w", "g"))
         update = backend.bind(rule.kernel, Table([weight], [0]), buffers)
         grads, addresses = [grad], array("q", [grad.data_ptr()])
 
@@ -122,12 +122,12 @@ class Memory:
         return run
 
     def slices(self, size: int, calls: int) -> list[slice]:
-        """Those of ``size`` elements: as many as a round of calls takes, and what empties the cache between them."""
+        """Slices of ``size`` elements: one for each call of a round, and more to empty the cache in between."""
         count = max(1, min(self.elements // size, calls + math.ceil(self.PASSES * self.cache / (COPY_BYTES * size))))
         return [slice(size * k, size * (k + 1)) for k in range(count)]
 
     def rotated(self, launches: list[Step], size: int, calls: int) -> Step:
-        """``calls`` of the launches, which are one a slice; all that have this size share the turns."""
+        """Makes ``calls`` of the launches, one for each slice, in turn; launches of one size share the turns."""
 
         def step() -> None:
             first = self._turn.get(size, 0)
@@ -140,8 +140,8 @@ class Memory:
     def calls(
         self, backend: Backend, rule: Rule, call: Scalars, dtype: torch.dtype, size: int, n: int, unaligned: str = ""
     ) -> Step:
-        """``n`` calls. Every slice has one before this returns: tables are uploaded, and what fails has failed."""
-        runs = [self.launch(backend, rule, dtype, at, unaligned) for at in self.slices(size, n)]
+        """Makes ``n`` calls. Every slice gets one before this returns: tables are uploaded, and errors show."""
+        runs = [self.launch(backend, rule, dtype, part, unaligned) for part in self.slices(size, n)]
         for run in runs:
             run(call)
         synchronize(self.device)
@@ -149,11 +149,11 @@ class Memory:
 
     def copies(self, size: int, count: int) -> Step:
         """Copies of fp32 elements on the same slices."""
-        pairs = [(self.target[at], self.x[at]) for at in self.slices(size, count)]
+        pairs = [(self.target[part], self.x[part]) for part in self.slices(size, count)]
         return self.rotated([lambda to=to, source=source: to.copy_(source) for to, source in pairs], size, count)
 
     def captured(self, backend: Backend, rule: Rule, dtype: torch.dtype, count: int) -> Step:
-        """Inner calls on everything as a captured step makes them, under a GradScaler; its clock stands still."""
+        """Inner calls on everything, as a captured step under a GradScaler makes them; the clock is not advanced."""
         clock, lr = ClockMemory(self.device), torch.tensor(1e-3, device=self.device)
         start = {"gamma": 1.0, "cycle_gamma": 1.0, "phase": 1, "step": 7, "cycle_steps": rule.length, "seed": 1}
         for name, value in start.items():
@@ -179,12 +179,12 @@ def synchronize(device: torch.device) -> None:
 
 
 def timer_of(memory: Memory) -> Timer:
-    """Times work on the device between events, which are kept from waiting for the host by copies before them."""
+    """Times work on the device between events; copies before them keep the device from waiting for the host."""
     return DeviceTimer(Watch(), lambda: memory.target.copy_(memory.x))
 
 
 def sample(contestants: dict[str, Step], timer: Timer, rounds: int) -> dict[str, list[Sample]]:
-    """Samples of each, one a round, in a new random order each; two rounds warm up."""
+    """One sample of each a round, every round in a new random order; two rounds warm up."""
     samples: dict[str, list[Sample]] = {name: [] for name in contestants}
     alternate({name: timer.timed(step, samples[name]) for name, step in contestants.items()}, rounds + 1)
     return {name: values[2:] for name, values in samples.items()}
@@ -197,18 +197,18 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def ratios(samples: dict[str, list[Sample]], a: str, b: str) -> list[float]:
-    """a's time by b's, round by round."""
+    """a's time over b's, round by round."""
     return [x.cost / y.cost for x, y in zip(samples[a], samples[b], strict=True)]
 
 
 def figures(
     samples: dict[str, list[Sample]], name: str, calls: int, moved: float, copied: float = 0.0
 ) -> dict[str, Any]:
-    """Of one contestant, whose step is ``calls`` calls that move ``moved`` bytes each.
+    """The figures of one contestant, whose step is ``calls`` calls that move ``moved`` bytes each.
 
     Args:
-        samples: of all.
-        name, calls, moved: whose.
+        samples: of all contestants.
+        name, calls, moved: of this one.
         copied: bytes that one call of the contestant "copy" moves; 0 without one.
     """
     us = spread([1e6 * s.cost / calls for s in samples[name]])
@@ -257,7 +257,7 @@ class Rows:
 
     @contextlib.contextmanager
     def loaded(self) -> Iterator[None]:
-        """Clocks, power and reasons for throttling are sampled meanwhile, and become a row."""
+        """Sample clocks, power and reasons for throttling inside, and add them as a row."""
         fields = ["clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_throttle_reasons.active"]
         command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "-lms", "200"]
         try:
@@ -305,7 +305,7 @@ def about(device: torch.device) -> dict[str, Any]:
 
 
 def arguments(description: str, *more: tuple[str, dict[str, Any]]) -> argparse.Namespace:
-    """Of a script: ``--out``, ``--backend``, and more."""
+    """The arguments of a script: ``--out``, ``--backend``, and more."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, default=OUT, help="folder for the results")
     parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0])
@@ -315,5 +315,5 @@ def arguments(description: str, *more: tuple[str, dict[str, Any]]) -> argparse.N
 
 
 def gpu() -> torch.device:
-    """The current one."""
+    """The current GPU."""
     return torch.device("cuda", torch.cuda.current_device())

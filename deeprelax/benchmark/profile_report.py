@@ -29,7 +29,7 @@ def headline(result: dict[str, Any]) -> str:
 
 
 def micro(value: float | None) -> str:
-    """Microseconds, in at least three digits."""
+    """Microseconds, with at least three digits."""
     return "" if value is None else f"{value:,.{0 if value >= 100 else 1}f}"
 
 
@@ -109,7 +109,7 @@ BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # numbers stand o
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Where the time goes, and the bandwidth next to a copy's; distinguished by greys and hatching alone."""
+    """Plot where the time goes, and the bandwidth as a fraction of a copy's, in greys and hatching alone."""
     rows = [(f"{r['kind']} call" if r["kind"] != "only" else "every call", r) for r in result["calls"]]
     rows += [(f"average of {result['inner_steps']}", result["average"])] if len(rows) > 1 else []
     peers = [(r["name"].removeprefix("torch.optim."), r) for r in result["peers"]]
@@ -134,7 +134,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def draw_times(ax: Axes, ours: list[dict[str, Any]], peers: list[dict[str, Any]], on_device: bool) -> None:
-    """Milliseconds; the host's come on top on the CPU, and are a separate mark where the device runs behind it."""
+    """Plot milliseconds: on the CPU host time is stacked on kernel time, on other devices it is a separate mark."""
     for i, r in enumerate(ours):
         ax.barh(i, r["kernel_us"] / 1e3, label="kernels" if i == 0 else None, **KERNELS)
         if not on_device:

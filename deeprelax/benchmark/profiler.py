@@ -1,8 +1,8 @@
 """Where a step's time goes: ``deeprelax profile``.
 
-A short cycle that has every kind of call once (first, inner, last) runs again and again, its calls apart, with torch's
-optimizers and a large copy between them: a busy machine slows all of them alike, and no call finds in the caches what
-the one before it has left there. Figures are medians over the cycles, ratios medians of ratios within a cycle.
+A short cycle with one call of every kind (first, inner, last) runs again and again. Between its calls run torch's
+optimizers and a large copy: a busy machine slows all of them alike, and no call finds its data in the caches. Figures
+are medians over the cycles, ratios medians of ratios within a cycle.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from deeprelax.benchmark.shapes import Workload
 from deeprelax.benchmark.throughput import ratio
 from deeprelax.benchmark.timing import DeviceTimer, HostTimer, Sample, Step, Timer, alternate, watched
 from deeprelax.benchmark.trace import kernels_launched, write_trace
-from deeprelax.benchmark.traffic import PEER_STREAMS, bytes_moved, peer_bytes_moved, streams, width
+from deeprelax.benchmark.traffic import PEER_OPERANDS, bytes_moved, operands, peer_bytes_moved, width
 from deeprelax.environment import describe
 from deeprelax.optim.relaxation import Relaxation
 
@@ -76,16 +76,16 @@ class Plan:
 
     @property
     def kinds(self) -> dict[str, int]:
-        """The kinds of call in their order, and how many of a cycle's L are of each."""
+        """The kinds of call in order, and how many of a cycle's L calls are of each kind."""
         if self.length <= 2:
             return dict.fromkeys(("only",) if self.length == 1 else ("first", "last"), 1)
         return {"first": 1, "inner": self.length - 2, "last": 1}
 
     @property
     def moving(self) -> dict[str, Any]:
-        """The arguments that decide what is moved: options, otherwise the optimizer's defaults."""
+        """The arguments that decide what is moved: those in ``options``, else the optimizer's defaults."""
         defaults = {name: p.default for name, p in inspect.signature(OPTIMIZERS[self.optimizer]).parameters.items()}
-        known = inspect.signature(streams).parameters
+        known = inspect.signature(operands).parameters
         return {name: value for name, value in {**defaults, **self.options}.items() if name in known}
 
     def bytes_moved(self, kind: str) -> int:
@@ -117,7 +117,7 @@ class Plan:
         and the yardstick's buffers."""
         kept = {"w", "g"}
         for kind in self.kinds:
-            kept = kept.union(*streams(self.optimizer, self.dtype, kind, **self.moving))
+            kept = kept.union(*operands(self.optimizer, self.dtype, kind, **self.moving))
         item = self.dtype.itemsize
         per_element = sum(width(name, self.dtype) for name in kept) + (5 * item if peers else 0)
         buffers = 1 if self.device.type == "cpu" else 2  # of the yardstick
@@ -125,11 +125,11 @@ class Plan:
 
 
 def yardstick(device: torch.device) -> tuple[str, Step]:
-    """What memory allows, in words and as what to run: a large copy, which on a CPU goes to where it came from.
+    """What memory allows: a large copy, described in words, and as a function. On a CPU it is a copy in place.
 
-    Stores of a CPU first fetch the lines that they overwrite. torch's copy from one buffer to another so moves three
-    bytes where two are counted, and is not a ceiling: the kernels write in place or past the caches, and would come out
-    above it. In place nothing moves that is not counted.
+    A CPU fetches a cache line before it overwrites it. torch's copy between two buffers thus moves three bytes where
+    two are counted, and is not an upper bound: the kernels write in place or past the caches, and would exceed it. In
+    place, every byte that moves is counted.
     """
     source = torch.randn(COPY_BYTES[device.type] // 4, device=device)
     if device.type == "cpu":
@@ -139,7 +139,7 @@ def yardstick(device: torch.device) -> tuple[str, Step]:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes to be had on the device; None where the system does not say."""
+    """Free bytes on the device; None if the system does not report them."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -151,7 +151,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def check(plan: Plan, peers: bool) -> None:
-    """RuntimeError if the memory does not suffice: better than to be killed in the middle."""
+    """RuntimeError if there is too little memory, before the process is killed for it."""
     need, free = plan.memory(peers), free_memory(plan.device)
     if free is not None and need > free:
         raise RuntimeError(
@@ -215,9 +215,9 @@ def profile(plan: Plan, peers: bool = True, trace: Path | None = None) -> dict[s
 def sample(
     step: Step, kinds: Sequence[str], others: dict[str, Step], timer: Timer, rounds: int
 ) -> dict[str, list[Sample]]:
-    """Samples by kind of call and by name of the others, one a round each, after a round to warm up.
+    """One sample a round of each kind of call, and of each of the others by name, after a round to warm up.
 
-    Every round has one whole cycle of ours, whose calls are told apart by their order in time.
+    Every round has one whole cycle of our optimizer, whose calls are told apart by their order.
     """
     ours: list[Sample] = []
     samples: dict[str, list[Sample]] = {name: [] for name in others}
@@ -265,7 +265,7 @@ def figures(plan: Plan, samples: dict[str, list[Sample]], launches: dict[str, in
     average = {"launches": sum(n * launches[kind] for kind, n in kinds.items()) / length} | row(mean, moved_mean)
     on_device = plan.device.type != "cpu"
     rows = []
-    for name in PEER_STREAMS:
+    for name in PEER_OPERANDS:
         if name not in samples:
             continue
         costs = [s.cost for s in samples[name]]

@@ -67,13 +67,13 @@ BUILT_IN: dict[str, Callable[[], Shapes]] = {"resnet50": resnet50_shapes, "decod
 
 
 def near(model: str, known: Iterable[str]) -> str:
-    """The names that were perhaps meant, as part of a message."""
+    """Similar names, as part of an error message."""
     found = difflib.get_close_matches(model, list(known))
     return f" (near: {', '.join(found)})" if found else ""
 
 
 def torchvision_shapes(model: str) -> Shapes:
-    """The parameters of one of torchvision's classification models, which is built without its memory.
+    """The parameters of one of torchvision's classification models, built without allocating them.
 
     Raises:
         RuntimeError: torchvision cannot be imported.
@@ -82,7 +82,7 @@ def torchvision_shapes(model: str) -> Shapes:
     instead = f"use {' or '.join(BUILT_IN)}, or give the shapes themselves: --shapes 4096x4096,4096"
     try:
         from torchvision import models
-    except (ImportError, OSError, RuntimeError) as error:  # its compiled part fits no torch but one
+    except (ImportError, OSError, RuntimeError) as error:  # its compiled part works with one version of torch only
         raise RuntimeError(
             f"{model!r} is not built in{near(model, BUILT_IN)}, and torchvision, which may have it, cannot be imported "
             f"here ({type(error).__name__}: {error}): install the torchvision built for torch {torch.__version__}, "
@@ -98,7 +98,7 @@ def torchvision_shapes(model: str) -> Shapes:
 
 @contextlib.contextmanager
 def parameters_without_memory() -> Iterator[None]:
-    """Modules that are built meanwhile have parameters on torch's meta device, and only these: some models compute
+    """Modules built inside have their parameters on torch's meta device, but no other tensors: some models compute
     their widths with tensors, whose values are needed."""
 
     def without_memory(module: torch.nn.Module, name: str, p: torch.nn.Parameter) -> torch.nn.Parameter:
@@ -122,7 +122,7 @@ def named(model: str) -> Workload:
 
 
 def typed(text: str) -> Workload:
-    """``"4096x4096,4096"``: shapes parted by commas, their sizes by x.
+    """``"4096x4096,4096"``: shapes separated by commas, sizes by x.
 
     Raises:
         ValueError: the text is not of that form, or a size is 0.

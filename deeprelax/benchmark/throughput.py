@@ -1,4 +1,4 @@
-"""How near a step comes to what memory allows, and how it compares: DESIGN section 7 on the CPU.
+"""How close a step comes to the bandwidth of memory, and how it compares with torch's optimizers, on the CPU.
 
 Contestants run alternately in one process, so that a busy machine slows all of them alike: read the ratios, which are
 medians over rounds, not the absolute figures. The bytes are those that the update has to move (README, "Speed").
@@ -22,7 +22,7 @@ import deeprelax
 from deeprelax.benchmark.baselines import PEERS, CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
 from deeprelax.benchmark.shapes import Workload, resnet50_shapes
 from deeprelax.benchmark.timing import Step, alternate
-from deeprelax.benchmark.traffic import PEER_STREAMS, bytes_moved, peer_bytes_moved
+from deeprelax.benchmark.traffic import PEER_OPERANDS, bytes_moved, peer_bytes_moved
 from deeprelax.environment import describe
 from deeprelax.files import write_json
 
@@ -38,7 +38,7 @@ WORDS = {
     OUTER_PASS: bytes_moved("OuterLoop", torch.float32, "last", momentum=0.67) // 4,
     "C++ loop, streams of EntropySGD": ENTROPY_SGD,
     "C++ loop, streams of HJ and Heat": HJ,
-    **{peer: peer_bytes_moved(peer, torch.float32) // 4 for peer in PEER_STREAMS},
+    **{peer: peer_bytes_moved(peer, torch.float32) // 4 for peer in PEER_OPERANDS},
     "EntropySGD, noise, eager torch": ENTROPY_SGD,
     "EntropySGD, noise, torch._foreach": ENTROPY_SGD,
     "EntropySGD, noise, torch.compile": ENTROPY_SGD,
@@ -60,7 +60,7 @@ def workloads(preset: str) -> list[Workload]:
 
 
 def is_host(workload: Workload) -> bool:
-    """Whether the host's time, and not the memory's, is what a step takes."""
+    """Whether a step is bound by the host, not by memory."""
     return workload.elements < 100_000
 
 
@@ -101,7 +101,7 @@ def outer_pass(params: list[Tensor]) -> Step:
 
 
 def plain_loop(opt: torch.optim.Optimizer, average: str, update_w: bool) -> Step:
-    """The yardstick in csrc/cpu_stream.cpp, on the optimizer's own buffers and as many threads as torch uses: where
+    """The yardstick in csrc/cpu_yardstick.cpp, on the optimizer's own buffers and as many threads as torch uses: where
     buffers lie relative to each other makes a difference of up to a factor of two on some processors."""
     from deeprelax.kernels.cpu import CHUNK, openmp_of_torch
 
@@ -109,7 +109,7 @@ def plain_loop(opt: torch.optim.Optimizer, average: str, update_w: bool) -> Step
     p = opt.param_groups[0]["params"][0]
     buffers = [p.grad, opt.state[p]["x"], opt.state[p][average], p]
     addresses, parallel = [b.data_ptr() for b in buffers], openmp_of_torch()
-    return lambda: module.stream(addresses, update_w, p.numel(), CHUNK, torch.get_num_threads(), parallel)
+    return lambda: module.yardstick(addresses, update_w, p.numel(), CHUNK, torch.get_num_threads(), parallel)
 
 
 def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:

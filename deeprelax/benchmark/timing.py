@@ -1,4 +1,4 @@
-"""How long one step keeps the kernels busy, and how long the host: on the CPU, and on a device that runs behind it."""
+"""Times a step, kernels and host apart: on the CPU, and on a device that runs asynchronously."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Step = Callable[[], object]
 
 
 def alternate(steps: Mapping[Any, Step], rounds: int) -> None:
-    """Run each once, then all of them in every round, in a new random order (always the same draws): a step that always
-    came after the one that leaves the caches in disarray would look slow."""
+    """Run each once, then all of them in every round, in a random order from a fixed seed: a step that always followed
+    the one that disturbs the caches most would look slow."""
     for step in steps.values():
         step()
     order, draws = list(steps), random.Random(0)
@@ -35,10 +35,10 @@ class Sample(NamedTuple):
 
     Attributes:
         kernel: seconds in kernels. On the CPU those of a backend's run, 0 for other optimizers.
-        host: seconds of step() without the kernels on the CPU; all of step() where the device runs behind the host.
+        host: seconds of step() on the host; on the CPU without the kernels.
         cost: seconds that the step takes: kernel + host on the CPU, kernel on a device.
         launches: runs of a backend.
-        waited: the device had nothing to do while the host was in step(), so that ``kernel`` includes waiting.
+        waited: the device was idle while the host was in step(), so that ``kernel`` includes waiting.
     """
 
     kernel: float
@@ -49,7 +49,7 @@ class Sample(NamedTuple):
 
 
 class Watch:
-    """What the runs of an optimizer's backends have come to."""
+    """The total time and the number of runs of an optimizer's backends."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -57,19 +57,19 @@ class Watch:
 
 
 class Watched:
-    """A bucket's update that notes every run on a watch.
+    """A bucket's update that records every run on a watch.
 
     Args:
         update: what runs.
-        watch: where it is noted.
-        around: entered for every run.
+        watch: where runs are recorded.
+        around: makes a context manager, entered for every run.
     """
 
     def __init__(self, update: Update, watch: Watch, around: Callable[[], AbstractContextManager[Any]]) -> None:
         self._update, self._watch, self._around = update, watch, around
 
     def run(self, *arguments: Any, **keywords: Any) -> None:
-        """As the update that is watched, timed."""
+        """Run the update and record its time."""
         begin = time.perf_counter()
         with self._around():
             self._update.run(*arguments, **keywords)
@@ -77,13 +77,13 @@ class Watched:
         self._watch.runs += 1
 
     def run_ticked(self, *arguments: Any, **keywords: Any) -> None:
-        """Never called: refuses."""
+        """Not supported."""
         raise AssertionError("only optimizers that are not capturable are watched")
 
 
 @contextlib.contextmanager
 def watched(opt: Relaxation, around: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Iterator[Watch]:
-    """The updates of the optimizer's buckets are ``Watched`` meanwhile."""
+    """Inside, the updates of the optimizer's buckets are ``Watched``."""
     buckets = opt._shared.buckets
     updates, watch = [bucket.update for bucket in buckets], Watch()
     for bucket in buckets:
@@ -99,7 +99,7 @@ class Timer(Protocol):
     """Times steps."""
 
     def timed(self, step: Step, samples: list[Sample]) -> Step:
-        """``step``, which adds a sample at every call."""
+        """``step``, wrapped so that every call appends a sample."""
 
 
 class HostTimer:
@@ -145,10 +145,9 @@ def new_event() -> Event:
 
 
 class DeviceTimer:
-    """For a device that runs behind the host: events before and after a step, the host's clock without synchronising.
+    """For a device that runs asynchronously: events before and after a step, and the host's time without synchronising.
 
-    The device first gets copies that outlast the step on the host: otherwise the time between the events would be the
-    host's.
+    The device first gets copies that outlast the step on the host: otherwise the events would measure the host.
 
     Args:
         watch: counts the runs of a backend.
@@ -170,7 +169,7 @@ class DeviceTimer:
         self._copy_seconds = start.elapsed_time(end) / 1e3
 
     def copies(self, host: float) -> int:
-        """How many take twice as long as the host's seconds."""
+        """The number of copies that take twice as long as the host."""
         return max(1, min(self.MOST_COPIES, math.ceil(2 * host / self._copy_seconds)))
 
     def timed(self, step: Step, samples: list[Sample]) -> Step:

@@ -1,4 +1,4 @@
-"""What torch's profiler sees of a step: a Chrome trace to look at, and the kernels of a launch counted."""
+"""What torch's profiler sees of a step: a Chrome trace, and the number of kernels that a call launches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deeprelax.optim.relaxation import Relaxation
 
 @contextlib.contextmanager
 def traced(device: torch.device, path: Path) -> Iterator[None]:
-    """What runs meanwhile is written to ``path`` as a Chrome trace (for chrome://tracing or Perfetto).
+    """Write what runs inside to ``path`` as a Chrome trace (for chrome://tracing or Perfetto).
 
     Raises:
         OSError: it cannot be written there.
@@ -58,5 +58,5 @@ def kernels_launched(opt: Relaxation, kinds: Sequence[str], device: torch.device
 
 
 def kernels_in(trace: dict[str, Any]) -> int:
-    """How many kernels a Chrome trace has; copies and fills are no kernels."""
+    """The number of kernels in a Chrome trace, without copies and fills."""
     return sum(event.get("cat") == "kernel" for event in trace["traceEvents"])

@@ -17,7 +17,7 @@ from deeprelax.kernels.abi import COMPUTE_DTYPE
 KINDS = ("first", "inner", "last", "only")
 
 # What a call reads and what it writes, where the state has the parameter's dtype: the parameter is y or x itself.
-STREAMS: dict[str, dict[str, tuple[str, str]]] = {
+OPERANDS: dict[str, dict[str, tuple[str, str]]] = {
     "EntropySGD": {
         "first": ("g w", "w x z"),
         "inner": ("g w x z", "w z"),
@@ -50,14 +50,14 @@ STREAMS: dict[str, dict[str, tuple[str, str]]] = {
 }
 
 #: torch's optimizers, from their second step on; their state has the parameter's dtype.
-PEER_STREAMS = {
+PEER_OPERANDS = {
     "torch.optim.SGD(fused=True)": ("g w", "w"),
     "torch.optim.SGD(momentum, fused=True)": ("g w m", "w m"),
     "torch.optim.AdamW(fused=True)": ("g w m v", "w m v"),
 }
 
 
-def streams(
+def operands(
     optimizer: str,
     dtype: torch.dtype,
     kind: str,
@@ -82,16 +82,16 @@ def streams(
         alpha: EntropyAdamW's and OuterLoop's.
 
     Returns:
-        The names of the streams that are read, and of those that are written.
+        The names of the operands that are read, and of those that are written.
 
     Raises:
         ValueError: there is no such optimizer, kind or dtype.
     """
-    for value, known in ((optimizer, [*STREAMS, "Parle"]), (kind, list(KINDS)), (dtype, list(COMPUTE_DTYPE))):
+    for value, known in ((optimizer, [*OPERANDS, "Parle"]), (kind, list(KINDS)), (dtype, list(COMPUTE_DTYPE))):
         if value not in known:
             raise ValueError(f"unknown {value!r}; expected one of {', '.join(map(str, known))}")
     optimizer = "EntropySGD" if optimizer == "Parle" else optimizer
-    reads, writes = (set(names.split()) for names in STREAMS[optimizer][kind])
+    reads, writes = (set(names.split()) for names in OPERANDS[optimizer][kind])
     begins, ends = kind in ("first", "only"), kind in ("last", "only")
     if optimizer == "ElasticSGD" and COMPUTE_DTYPE[dtype] != dtype:
         if not (stochastic_rounding and dtype == torch.bfloat16):  # y is read, and rounded again
@@ -127,16 +127,16 @@ def streams(
 
 
 def bytes_moved(optimizer: str, dtype: torch.dtype, kind: str, **options: Any) -> int:
-    """Bytes per element that one call reads and writes; arguments and errors as for ``streams``."""
-    moved = streams(optimizer, dtype, kind, **options)
+    """Bytes per element that one call reads and writes; arguments and errors as for ``operands``."""
+    moved = operands(optimizer, dtype, kind, **options)
     return sum(width(name, dtype) for names in moved for name in names)
 
 
-def width(stream: str, dtype: torch.dtype) -> int:
-    """Bytes per element of a stream, for parameters of that dtype."""
-    return (dtype if stream in ("w", "g") else COMPUTE_DTYPE[dtype]).itemsize
+def width(name: str, dtype: torch.dtype) -> int:
+    """Bytes per element of an operand, for parameters of that dtype."""
+    return (dtype if name in ("w", "g") else COMPUTE_DTYPE[dtype]).itemsize
 
 
 def peer_bytes_moved(peer: str, dtype: torch.dtype) -> int:
-    """Bytes per element that one step of a key of ``PEER_STREAMS`` reads and writes."""
-    return dtype.itemsize * sum(len(names.split()) for names in PEER_STREAMS[peer])
+    """Bytes per element that one step of a key of ``PEER_OPERANDS`` reads and writes."""
+    return dtype.itemsize * sum(len(names.split()) for names in PEER_OPERANDS[peer])

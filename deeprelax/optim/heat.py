@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deeprelax.kernels import Backend, Stream
+from deeprelax.kernels import Backend, Draw
 from deeprelax.kernels.noise import MASK32, normal
 from deeprelax.kernels.scalars import HEAT, noise_scale
 from deeprelax.optim.bucket import Bucket
@@ -107,18 +107,18 @@ class Heat(Relaxation):
             self._agree_on_seed()
         for plan, numbers in fresh:
             seed = plan.clock.numbers()["seed"]
-            scale, stream = noise_scale(numbers["gamma"]), Stream(seed, numbers["step"] & MASK32)
+            scale, draw = noise_scale(numbers["gamma"]), Draw(seed, numbers["step"] & MASK32)
             for bucket in plan.buckets:
                 bucket.refresh_x()
-                self._perturb(bucket, scale, stream)
+                self._perturb(bucket, scale, draw)
                 bucket.note_versions()
             plan.clock.set(fresh=False)
 
-    def _perturb(self, bucket: Bucket, scale: float, stream: Stream) -> None:
+    def _perturb(self, bucket: Bucket, scale: float, draw: Draw) -> None:
         """The parameters become x + w."""
         table, x, w = bucket.table, bucket.buffers["x"], torch.empty_like(bucket.buffers["x"])
         for t, index in enumerate(table.indices):
             for part, place, start in table.runs(t):
-                n = normal(stream, index, start, part.stop - part.start, table.device).to(x.dtype)
+                n = normal(draw, index, start, part.stop - part.start, table.device).to(x.dtype)
                 w[place] = x[place] + n * scale
             bucket.put(t, bucket.part(w, t))

@@ -1,4 +1,4 @@
-"""The ``triton`` backend: one launch per call over a table of chunks, on any GPU that Triton serves.
+"""The ``triton`` backend: one launch per call over a table of chunks, on any GPU that Triton supports.
 
 With ``TRITON_INTERPRET=1`` in the environment before triton is imported it runs on CPU tensors, slowly.
 """
@@ -57,13 +57,13 @@ def signed(word: int) -> int:
     return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
 
 
-def reals_of(scalars: Scalars) -> Reals:
+def reals_of(scalars: Scalars) -> Any:
     """The scalars as arguments of a launch."""
     return Reals(*(getattr(scalars, name) for name in REALS))
 
 
 def device_scalars(scalars: Scalars) -> array[int]:
-    """The bytes of ``DeviceScalars``, but for the flags and the noise's place, which are arguments."""
+    """The bytes of ``DeviceScalars``, but for the flags and what selects the noise, which are arguments."""
     both = DeviceScalars(wide=scalars)
     for name in (*REALS, *WIDE):
         setattr(both.narrow, name, getattr(scalars, name))
@@ -121,7 +121,7 @@ def on_device(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def start(launch: Launch, device: torch.device) -> None:
-    """Launch it. While a graph is captured a kernel that is new cannot be: CUDA forbids to load it then.
+    """Launch it. A new kernel cannot be launched during a capture, since CUDA forbids loading it then.
 
     Raises:
         RuntimeError: it would have to be compiled in a capture.
@@ -144,7 +144,7 @@ def start(launch: Launch, device: torch.device) -> None:
 
 
 class TritonUpdate:
-    """A rule on the tensors of one table, with a plan for each shape of call that has occurred."""
+    """A rule on the tensors of one table, with a plan for each shape of call so far."""
 
     def __init__(self, sizes: Mapping[Kind, Sizes], rule: Rule, table: Table, buffers: dict[str, Tensor]) -> None:
         self._sizes, self._rule, self._table, self._buffers = sizes, rule, table, buffers
@@ -186,7 +186,7 @@ class TritonUpdate:
         return plan
 
     def launch(self, scalars: Scalars, addresses: array[int]) -> Launch:
-        """What ``run`` launches; the tests compile it ahead of time for GPUs that are not there."""
+        """What ``run`` launches; the tests compile it ahead of time for GPUs that this machine lacks."""
         shape = Shape(
             scalars.flags,
             scalars.weight_decay != 0,
@@ -262,7 +262,7 @@ class Triton:
         self._sizes = sizes
 
     def bind(self, rule: Rule, table: Table, buffers: dict[str, Tensor], capturable: bool = False) -> TritonUpdate:
-        """Everything of an update that stays the same: see ``Backend.bind`` in ``__init__.py``."""
+        """Prepare what stays the same from call to call: see ``Backend.bind`` in ``__init__.py``."""
         with on_device(table.device):
             return TritonUpdate(self._sizes, rule, table, buffers)
 

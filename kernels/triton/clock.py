@@ -231,7 +231,7 @@ def tick(
     epsilon_high,
     HYPER_FLAGS: tl.constexpr,
 ):
-    """Derives the scalars of the next call and advances the clock; with infinities in the gradients neither.
+    """Derive the scalars of the next call and advance the clock; with infinities in the gradients do neither.
 
     ``clock`` and ``scalars`` are those of ``ClockMemory``. ``lr`` and ``inner_lr`` point to float32 or float64;
     ``grad_scale`` and ``found_inf`` are None without a scaler.
@@ -259,7 +259,7 @@ def tick(
 
 
 def with_globals(function: Callable[..., Any], **names: Any) -> Any:
-    """The function, which sees these in the place of what its module calls so."""
+    """A copy of the function for which these names replace the globals of its module."""
     code, everything = function.__code__, {**function.__globals__, **names}
     seeing = FunctionType(code, everything, function.__name__, function.__defaults__)
     seeing.__annotations__ = function.__annotations__  # which parameters are constants
@@ -280,8 +280,7 @@ def kernel_of(rule: derivation.Rule) -> Any:
     }
     derive = triton.jit(with_globals(rule.derive, **ours, **flags))
     bound = triton.jit(with_globals(advance, derive=derive, AHEAD=tl.constexpr(rule.ahead)))
-    # An address that is no multiple of 16 or a word that is 1 must not make another kernel: a capture cannot compile
-    # one.
+    # An unaligned address or a word that is 1 must not specialise another kernel: a capture cannot compile one.
     return triton.jit(
         with_globals(tick, advance=bound),
         do_not_specialize=["inner_steps", *HYPER_WORDS],
@@ -289,6 +288,6 @@ def kernel_of(rule: derivation.Rule) -> Any:
     )
 
 
-# What rules find in the flags, and put into them.
+# The flags that rules read and set.
 FLAGS_DERIVED = ("ABSORB_GAMMA", "CARRY_INNER_MOMENTUM", "FRESH_VELOCITY", "TAKE_PARAM", "PULL", "AVERAGE")
 TICKS = {rule.name: kernel_of(rule) for rule in derivation.RULES.values()}

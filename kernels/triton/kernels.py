@@ -23,20 +23,30 @@ from .clock import (
     TAKE_PARAM_FLAG,
 )
 from .memory import Operands, block_of, locate, read_reals
-from .noise import Stream
+from .noise import Draw
 from .rules import run_rule
 from .update import Options
 
 
 @triton.jit
 def decide(
-    RULE: tl.constexpr, at, p, c, o, stream, wide, flags, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr
+    RULE: tl.constexpr,
+    block,
+    ptrs,
+    c,
+    o,
+    draw,
+    wide,
+    flags,
+    BLOCK: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
 ):
-    """The rule with what ``flags`` say about it: some options only a first call has, some only a later one."""
+    """The rule with the options in ``flags``: some occur only in a first call, some only in a later one."""
     run_rule(
         RULE,
-        at,
-        p,
+        block,
+        ptrs,
         c,
         Options(
             o.scaled,
@@ -52,7 +62,7 @@ def decide(
             (flags & PULL_FLAG) != 0,
             o.average,
         ),
-        stream,
+        draw,
         wide,
         BLOCK,
         FIRST,
@@ -61,25 +71,25 @@ def decide(
 
 
 @triton.jit
-def run_ticked(RULE: tl.constexpr, at, p, c, o, stream, wide, flags, BLOCK: tl.constexpr):
+def run_ticked(RULE: tl.constexpr, block, ptrs, c, o, draw, wide, flags, BLOCK: tl.constexpr):
     """The rule at the place in the cycle that ``flags`` say."""
     if (flags & FIRST_FLAG) != 0:
         if (flags & LAST_FLAG) != 0:
-            decide(RULE, at, p, c, o, stream, wide, flags, BLOCK, True, True)
+            decide(RULE, block, ptrs, c, o, draw, wide, flags, BLOCK, True, True)
         else:
-            decide(RULE, at, p, c, o, stream, wide, flags, BLOCK, True, False)
+            decide(RULE, block, ptrs, c, o, draw, wide, flags, BLOCK, True, False)
     elif (flags & LAST_FLAG) != 0:
-        decide(RULE, at, p, c, o, stream, wide, flags, BLOCK, False, True)
+        decide(RULE, block, ptrs, c, o, draw, wide, flags, BLOCK, False, True)
     else:
-        decide(RULE, at, p, c, o, stream, wide, flags, BLOCK, False, False)
+        decide(RULE, block, ptrs, c, o, draw, wide, flags, BLOCK, False, False)
 
 
 @triton.jit
 def run_block(
     RULE: tl.constexpr,
     chunk,
-    at,
-    p,
+    base,
+    ptrs,
     o,
     scalars,
     key0,
@@ -92,28 +102,28 @@ def run_block(
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
 ):
-    """The rule on the block of the chunk whose first element is ``at``, and to whose operands ``p`` points."""
-    T: tl.constexpr = p.x.dtype.element_ty
+    """The rule on the block of the chunk that begins at element ``base``; ``ptrs`` point to its operands."""
+    T: tl.constexpr = ptrs.x.dtype.element_ty
     # Arguments of a launch are float32; and AdamW corrects the bias of some weights from what it needs in float64.
     IN_MEMORY: tl.constexpr = T.is_fp64() or RULE == "entropy_adamw"
-    block = block_of(chunk, at, BLOCK)
+    block = block_of(chunk, base, BLOCK)
     if TICKED:
         c = read_reals(scalars, T)
         wide = scalars.to(tl.pointer_type(tl.float64)) + AT_WIDE
-        run_ticked(RULE, block, p, c, o, Stream(key0, key1, step, PER_THREAD), wide, flags, BLOCK)
+        run_ticked(RULE, block, ptrs, c, o, Draw(key0, key1, step, PER_THREAD), wide, flags, BLOCK)
     elif IN_MEMORY:
         c = read_reals(scalars, T)
         wide = scalars.to(tl.pointer_type(tl.float64)) + AT_WIDE
-        run_rule(RULE, block, p, c, o, Stream(key0, key1, step, PER_THREAD), wide, BLOCK, FIRST, LAST)
+        run_rule(RULE, block, ptrs, c, o, Draw(key0, key1, step, PER_THREAD), wide, BLOCK, FIRST, LAST)
     else:
-        run_rule(RULE, block, p, scalars, o, Stream(key0, key1, step, PER_THREAD), None, BLOCK, FIRST, LAST)
+        run_rule(RULE, block, ptrs, scalars, o, Draw(key0, key1, step, PER_THREAD), None, BLOCK, FIRST, LAST)
 
 
 @triton.jit
 def run_chunk(
     RULE: tl.constexpr,
     chunk,
-    p,
+    ptrs,
     o,
     scalars,
     key0,
@@ -127,25 +137,25 @@ def run_chunk(
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
 ):
-    """The rule on all blocks of the chunk; ``p`` points to the flat buffers."""
+    """The rule on all blocks of the chunk; ``ptrs`` point to the flat buffers."""
     # Blocks one after the other: with stages, loads would go through shared memory.
     for k in tl.range(0, PASSES, num_stages=1):
-        at = k * BLOCK
-        place = chunk.offset + at
+        base = k * BLOCK
+        place = chunk.offset + base
         run_block(
             RULE,
             chunk,
-            at,
+            base,
             # Made here: assigned to a name, a tuple would lose its None and its constants.
             Operands(
-                chunk.w + at,
-                chunk.g + at,
-                p.x + place,
-                None if p.y is None else p.y + place,
-                None if p.acc is None else p.acc + place,
-                None if p.m is None else p.m + place,
-                None if p.v is None else p.v + place,
-                None if p.q is None else p.q + place,
+                chunk.w + base,
+                chunk.g + base,
+                ptrs.x + place,
+                None if ptrs.y is None else ptrs.y + place,
+                None if ptrs.acc is None else ptrs.acc + place,
+                None if ptrs.m is None else ptrs.m + place,
+                None if ptrs.v is None else ptrs.v + place,
+                None if ptrs.q is None else ptrs.q + place,
             ),
             o,
             scalars,
@@ -167,8 +177,8 @@ def kernel_name(launch: Any) -> str:
     return str(constants["RULE"]) + ("_ticked" if constants["TICKED"] else "")
 
 
-# What changes from one call to the next must not make another kernel: neither a word that is 1 or a multiple of 16, nor
-# where the gradients' addresses lie, which a captured step reads at a place of its own.
+# What changes from call to call must not specialise another kernel: neither a word that is 1 or a multiple of 16, nor
+# the alignment of the table of gradients, of which a captured step has its own.
 @triton.jit(do_not_specialize=["key0", "key1", "step"], do_not_specialize_on_alignment=["grads"], repr=kernel_name)
 def update(
     chunks,
@@ -222,7 +232,7 @@ def update(
         run_chunk(
             RULE,
             chunk,
-            Operands(None, None, x, y, acc, m, v, q),
+            Operands(x=x, y=y, acc=acc, m=m, v=v, q=q),
             Options(
                 SCALED,
                 MAXIMIZE,

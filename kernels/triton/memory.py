@@ -6,13 +6,14 @@ not slow the weights down. A mask whose end is not known at compile time would c
 each choice is a branch, once around the loads and once around the stores.
 """
 
+from collections import namedtuple
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 from .. import device_table
-from ..abi import DeviceScalars
+from ..abi import REALS, DeviceScalars
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -23,47 +24,23 @@ NARROW = tl.constexpr(DeviceScalars.narrow.offset // 4)
 LEADS, TENSOR_SHIFT = tl.constexpr(device_table.LEADS), tl.constexpr(device_table.TENSOR_SHIFT)
 
 
-class Reals(NamedTuple):
-    """``abi.REALS``: the scalars of all rules. Each kernel reads what its equation names."""
-
-    inner_lr: Any
-    inv_gamma: Any
-    pull: Any
-    denominator: Any
-    alpha: Any
-    one_minus_alpha: Any
-    gamma: Any
-    weight_decay: Any
-    inner_momentum: Any
-    noise_scale: Any
-    outer_step: Any
-    outer_scale: Any
-    lr: Any
-    momentum: Any
-    inv_scale: Any
-    beta1: Any
-    one_minus_beta1: Any
-    beta2: Any
-    one_minus_beta2: Any
-    epsilon: Any
-    decay: Any
-    step_size: Any
-    inv_root_bias2: Any
+# The scalars of all rules; each kernel reads those that its equation names.
+Reals: Any = namedtuple("Reals", REALS)  # type: ignore[misc]
 
 
 class Operands(NamedTuple):
-    """Pointers to a chunk's operands, or the values to write; None: not there. Of values that were read, a 0 stands for
-    one that is not there, since no function of Triton 3.6 can return None. ``acc`` is z, p or s, ``q`` AdamW's average
-    of squares."""
+    """Pointers to a chunk's operands, or the values to write; None if absent. Among values that were read, 0 stands for
+    an absent one, since no function of Triton 3.6 can return None. ``acc`` is z, p or s, ``q`` AdamW's average of
+    squares."""
 
-    w: Any
-    g: Any
-    x: Any
-    y: Any
-    acc: Any
-    m: Any
-    v: Any
-    q: Any
+    w: Any = None
+    g: Any = None
+    x: Any = None
+    y: Any = None
+    acc: Any = None
+    m: Any = None
+    v: Any = None
+    q: Any = None
 
 
 class Chunk(NamedTuple):
@@ -82,7 +59,7 @@ class Chunk(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What a program takes at once of its chunk, with the same names."""
+    """The part of a chunk that a program processes at once, with the same names."""
 
     begin: Any
     end: Any
@@ -99,7 +76,7 @@ class Block(NamedTuple):
 def read_reals(table, T: tl.constexpr):
     """The scalars from memory: float64 ones, or ``DeviceScalars``, where float32 ones follow."""
     r = table.to(tl.pointer_type(T)) + (0 if T.is_fp64() else NARROW)
-    return Reals(
+    return Reals(  # type: ignore[call-arg]
         tl.load(r),
         tl.load(r + 1),
         tl.load(r + 2),
@@ -140,13 +117,13 @@ def locate(chunks, tensors, grads, missed, P: tl.constexpr):
 
 
 @triton.jit
-def block_of(chunk, at, BLOCK: tl.constexpr):
-    """The block whose first element is element ``at`` of the chunk."""
-    begin, end = chunk.begin - at, chunk.end - at
+def block_of(chunk, base, BLOCK: tl.constexpr):
+    """The block that begins at element ``base`` of the chunk."""
+    begin, end = chunk.begin - base, chunk.end - base
     full = (begin <= 0) & (end >= BLOCK) & chunk.has_grad
-    w_aligned = full & (((chunk.w + at).to(tl.int64) & 15) == 0)
-    g_aligned = full & (((chunk.g + at).to(tl.int64) & 15) == 0)
-    return Block(begin, end, chunk.index, chunk.start + at, chunk.has_grad, chunk.missed, full, w_aligned, g_aligned)
+    w_aligned = full & (((chunk.w + base).to(tl.int64) & 15) == 0)
+    g_aligned = full & (((chunk.g + base).to(tl.int64) & 15) == 0)
+    return Block(begin, end, chunk.index, chunk.start + base, chunk.has_grad, chunk.missed, full, w_aligned, g_aligned)
 
 
 @triton.jit
@@ -193,62 +170,62 @@ def load_if(fast, pointer, begin, end, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load_state(p, at, BLOCK: tl.constexpr, FAST: tl.constexpr):
+def load_state(ptrs, block, BLOCK: tl.constexpr, FAST: tl.constexpr):
     """x, y, acc, m, v and q of a block."""
     i = tl.arange(0, BLOCK)
-    b, e = at.begin, at.end
-    x, y, acc = load(p.x, i, b, e, FAST), load(p.y, i, b, e, FAST), load(p.acc, i, b, e, FAST)
-    return x, y, acc, load(p.m, i, b, e, FAST), load(p.v, i, b, e, FAST), load(p.q, i, b, e, FAST)
+    b, e = block.begin, block.end
+    x, y, acc = load(ptrs.x, i, b, e, FAST), load(ptrs.y, i, b, e, FAST), load(ptrs.acc, i, b, e, FAST)
+    return x, y, acc, load(ptrs.m, i, b, e, FAST), load(ptrs.v, i, b, e, FAST), load(ptrs.q, i, b, e, FAST)
 
 
 @triton.jit
-def store_state(p, new, at, end_v, BLOCK: tl.constexpr, FAST: tl.constexpr):
+def store_state(ptrs, new, block, end_v, BLOCK: tl.constexpr, FAST: tl.constexpr):
     """The same written; the averages end at ``end_v``."""
     i = tl.arange(0, BLOCK)
-    store(p.x, new.x, i, at.begin, at.end, FAST)
-    store(p.y, new.y, i, at.begin, at.end, FAST)
-    store(p.acc, new.acc, i, at.begin, at.end, FAST)
-    store(p.m, new.m, i, at.begin, at.end, FAST)
-    store(p.v, new.v, i, at.begin, end_v, FAST)
-    store(p.q, new.q, i, at.begin, end_v, FAST)
+    store(ptrs.x, new.x, i, block.begin, block.end, FAST)
+    store(ptrs.y, new.y, i, block.begin, block.end, FAST)
+    store(ptrs.acc, new.acc, i, block.begin, block.end, FAST)
+    store(ptrs.m, new.m, i, block.begin, block.end, FAST)
+    store(ptrs.v, new.v, i, block.begin, end_v, FAST)
+    store(ptrs.q, new.q, i, block.begin, end_v, FAST)
 
 
 @triton.jit
-def read(p, at, BLOCK: tl.constexpr):
+def read(ptrs, block, BLOCK: tl.constexpr):
     """The block's operands, 0 where the pointer is None. A missing gradient reads as 0."""
     # The gradient first: that takes the fewest registers.
-    g = load_if(at.g_aligned, p.g, at.begin, tl.where(at.has_grad, at.end, 0), BLOCK)
-    w = load_if(at.w_aligned, p.w, at.begin, at.end, BLOCK)
-    if p.x is None and p.y is None and p.acc is None and p.m is None and p.v is None and p.q is None:
+    g = load_if(block.g_aligned, ptrs.g, block.begin, tl.where(block.has_grad, block.end, 0), BLOCK)
+    w = load_if(block.w_aligned, ptrs.w, block.begin, block.end, BLOCK)
+    if ptrs.x is None and ptrs.y is None and ptrs.acc is None and ptrs.m is None and ptrs.v is None and ptrs.q is None:
         x, y, acc, m, v, q = 0, 0, 0, 0, 0, 0
-    elif at.full:
-        x, y, acc, m, v, q = load_state(p, at, BLOCK, True)
+    elif block.full:
+        x, y, acc, m, v, q = load_state(ptrs, block, BLOCK, True)
     else:
-        x, y, acc, m, v, q = load_state(p, at, BLOCK, False)
+        x, y, acc, m, v, q = load_state(ptrs, block, BLOCK, False)
     return Operands(w, g, x, y, acc, m, v, q)
 
 
 @triton.jit
-def write(p, new, at, BLOCK: tl.constexpr, MOVES: tl.constexpr, RESETS: tl.constexpr):
+def write(ptrs, new, block, BLOCK: tl.constexpr, MOVES: tl.constexpr, RESETS: tl.constexpr):
     """Writes what is not None. Without a gradient the weight is written if MOVES, the inner velocity (AdamW's
     averages) if RESETS."""
     i = tl.arange(0, BLOCK)
-    with_grad = tl.where(at.has_grad, at.end, 0)
-    if at.w_aligned:
-        store(p.w, new.w, i, at.begin, at.end, True)
+    with_grad = tl.where(block.has_grad, block.end, 0)
+    if block.w_aligned:
+        store(ptrs.w, new.w, i, block.begin, block.end, True)
     else:
-        store(p.w, new.w, i, at.begin, at.end if MOVES else with_grad, False)
-    if at.full:
-        store_state(p, new, at, at.end, BLOCK, True)
+        store(ptrs.w, new.w, i, block.begin, block.end if MOVES else with_grad, False)
+    if block.full:
+        store_state(ptrs, new, block, block.end, BLOCK, True)
     else:
-        store_state(p, new, at, at.end if RESETS else with_grad, BLOCK, False)
+        store_state(ptrs, new, block, block.end if RESETS else with_grad, BLOCK, False)
 
 
 @triton.jit
 def widen(v):
     """To the type computed in: float64 as it is, all others to float32."""
     if v.dtype == tl.bfloat16:
-        # In integers, because the interpreter mistakes denormals.
+        # In integers, because the interpreter gets denormals wrong.
         return (v.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     elif v.dtype == tl.float64:
         return v

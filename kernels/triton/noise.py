@@ -12,13 +12,13 @@ from .. import noise
 
 PHILOX_M0, PHILOX_M1 = tl.constexpr(noise.PHILOX_M0), tl.constexpr(noise.PHILOX_M1)
 PHILOX_W0, PHILOX_W1 = tl.constexpr(noise.PHILOX_W0), tl.constexpr(noise.PHILOX_W1)
-ROUNDING_STREAM = tl.constexpr(noise.ROUNDING_STREAM)
+ROUNDING_BIT = tl.constexpr(noise.ROUNDING_BIT)
 LOG, SIN, COS = tl.constexpr(noise.LOG), tl.constexpr(noise.SIN), tl.constexpr(noise.COS)
 TWO_LN_2 = tl.constexpr(noise.TWO_LN_2)
 SQRT_HALF_BITS = tl.constexpr(noise.SQRT_HALF_BITS)
 
 
-class Stream(NamedTuple):
+class Draw(NamedTuple):
     """What noise is drawn from, and how. ``per_thread`` consecutive elements lie in one thread, as the loads have them:
     otherwise the result would go through shared memory."""
 
@@ -42,15 +42,15 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def random_words(stream, index, block, ROUNDING: tl.constexpr):
+def random_words(draw, index, block, ROUNDING: tl.constexpr):
     """The four words of elements 4 block … 4 block + 3 of parameter ``index``; ``block`` is an int64 tensor."""
     low = block.to(tl.uint32)
     high = (block >> 32).to(tl.uint32)
     if ROUNDING:
-        high = high | ROUNDING_STREAM
+        high = high | ROUNDING_BIT
     zero = tl.zeros_like(low)
-    c2, c3 = zero + index.to(tl.uint32), zero + stream.step.to(tl.uint32)
-    return philox(low, high, c2, c3, stream.key0.to(tl.uint32), stream.key1.to(tl.uint32))
+    c2, c3 = zero + index.to(tl.uint32), zero + draw.step.to(tl.uint32)
+    return philox(low, high, c2, c3, draw.key0.to(tl.uint32), draw.key1.to(tl.uint32))
 
 
 @triton.jit
@@ -103,9 +103,9 @@ def box_muller(w0, w1):
 
 
 @triton.jit
-def four_normals(stream, index, block):
+def four_normals(draw, index, block):
     """The normals of elements 4 block … 4 block + 3."""
-    w0, w1, w2, w3 = random_words(stream, index, block, False)
+    w0, w1, w2, w3 = random_words(draw, index, block, False)
     n0, n1 = box_muller(w0, w1)
     n2, n3 = box_muller(w2, w3)
     return n0, n1, n2, n3
@@ -124,27 +124,27 @@ def join_pairs(a, b):
 
 
 @triton.jit
-def words(stream, index, begin, BLOCK: tl.constexpr):
+def words(draw, index, begin, BLOCK: tl.constexpr):
     """The words for rounding of elements ``begin … begin + BLOCK - 1`` of parameter ``index``; ``begin`` is the first
     element of a Philox call."""
-    if stream.per_thread == 8:
+    if draw.per_thread == 8:
         block = (begin >> 2) + 2 * tl.arange(0, BLOCK // 8)
-        even, odd = random_words(stream, index, block, True), random_words(stream, index, block + 1, True)
+        even, odd = random_words(draw, index, block, True), random_words(draw, index, block + 1, True)
         drawn = join_pairs(even, odd)
     else:
-        drawn = random_words(stream, index, (begin >> 2) + tl.arange(0, BLOCK // 4), True)
+        drawn = random_words(draw, index, (begin >> 2) + tl.arange(0, BLOCK // 4), True)
     return interleave(drawn, BLOCK)
 
 
 @triton.jit
-def normal(stream, index, begin, BLOCK: tl.constexpr):
+def normal(draw, index, begin, BLOCK: tl.constexpr):
     """Float32 standard normals of elements ``begin … begin + BLOCK - 1`` of parameter ``index``; ``begin`` is the first
     element of a Philox call."""
-    if stream.per_thread == 8:
+    if draw.per_thread == 8:
         block = (begin >> 2) + 2 * tl.arange(0, BLOCK // 8)
-        drawn = join_pairs(four_normals(stream, index, block), four_normals(stream, index, block + 1))
+        drawn = join_pairs(four_normals(draw, index, block), four_normals(draw, index, block + 1))
     else:
-        drawn = four_normals(stream, index, (begin >> 2) + tl.arange(0, BLOCK // 4))
+        drawn = four_normals(draw, index, (begin >> 2) + tl.arange(0, BLOCK // 4))
     return interleave(drawn, BLOCK)
 
 

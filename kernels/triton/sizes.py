@@ -35,13 +35,13 @@ class Sizes:
 # (rule, bytes of a weight, whether noise is drawn)
 Kind = tuple[str, int, bool]
 
-# By the bytes of a weight. No GPU has measured these. They give every thread one access of 16 bytes to each operand
+# By the bytes of a weight. Not measured on a GPU. They give every thread one access of 16 bytes to each operand
 # (two where it has 4 of float64 or 8 of float32), which needs the fewest registers, and narrow weights two passes,
 # since a pass of theirs moves half the bytes.
 BY_BYTES = {8: Sizes(1024, 4, 8), 4: Sizes(1024, 4, 8), 2: Sizes(1024, 8, 4, 2)}
 
-# Those that measured better: `make gpu` measures what the above reach, `make gpu SCRIPTS=tune` what others would, and
-# prints the lines that belong here.
+# Those that measured better: `make gpu` measures the sizes above, `make gpu SCRIPTS=tune` others, and prints the lines
+# to put here.
 TUNED: dict[Kind, Sizes] = {}
 
 SIZES: dict[Kind, Sizes] = {

@@ -96,9 +96,9 @@ def square_root(v):
 
 
 @triton.jit
-def weight(p, at, BLOCK: tl.constexpr):
+def weight(ptrs, block, BLOCK: tl.constexpr):
     """The weight alone."""
-    return widen(read(Operands(p.w, None, None, None, None, None, None, None), at, BLOCK).w)
+    return widen(read(Operands(w=ptrs.w), block, BLOCK).w)
 
 
 @triton.jit

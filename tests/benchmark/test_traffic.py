@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import deeprelax
-from deeprelax.benchmark.traffic import KINDS, PEER_STREAMS, bytes_moved, peer_bytes_moved, streams
+from deeprelax.benchmark.traffic import KINDS, PEER_OPERANDS, bytes_moved, operands, peer_bytes_moved
 
 F32, BF16 = torch.float32, torch.bfloat16
 BUFFERS = {"x": "x", "y": "y", "z": "z", "p": "p", "s": "s", "momentum_buffer": "m", "inner_momentum_buffer": "v"}
@@ -56,8 +56,8 @@ def test_a_momentum_adds_two_words_where_it_acts() -> None:
 
 
 def test_peers_move_what_fused_implementations_have_to() -> None:
-    assert [peer_bytes_moved(peer, F32) for peer in PEER_STREAMS] == [12, 20, 28]
-    assert [peer_bytes_moved(peer, BF16) for peer in PEER_STREAMS] == [6, 10, 14]
+    assert [peer_bytes_moved(peer, F32) for peer in PEER_OPERANDS] == [12, 20, 28]
+    assert [peer_bytes_moved(peer, BF16) for peer in PEER_OPERANDS] == [6, 10, 14]
 
 
 @pytest.mark.parametrize("unknown", [("SGD", F32, "inner"), ("HJ", F32, "second"), ("HJ", torch.int32, "inner")])
@@ -67,13 +67,13 @@ def test_an_unknown_optimizer_dtype_or_kind_is_refused(unknown: Any) -> None:
 
 
 def memory(opt: Any, p: Tensor) -> dict[str, Tensor]:
-    """Every stream of a one-parameter optimizer, by the name that ``streams`` gives it."""
+    """Every operand of a one-parameter optimizer, by the name that ``operands`` gives it."""
     state = {BUFFERS[name]: value for name, value in opt.state[p].items() if name in BUFFERS}
     return {"w": p.data, "g": p.grad, **state}  # .data: not a write that the optimizer sees
 
 
 def after(opt: Any, p: Tensor, content: dict[str, Tensor], clock: dict[str, Any]) -> dict[str, Tensor]:
-    """The streams after one step from the given content and clock."""
+    """The operands after one step from the given content and clock."""
     opt.param_groups[0].update(clock)
     for name, value in memory(opt, p).items():
         value.copy_(content[name])
@@ -98,7 +98,7 @@ def after(opt: Any, p: Tensor, content: dict[str, Tensor], clock: dict[str, Any]
     ],
     ids=["EntropySGD", "inner momentum", "carried", "stochastic rounding", "HJ", "Heat", "SNOO", "Entropy-Adam"],
 )
-def test_the_streams_are_those_that_the_reference_reads_and_writes(
+def test_the_operands_are_those_that_the_reference_reads_and_writes(
     optimizer: str, own: dict[str, Any], dtype: torch.dtype, kind: str, options: dict[str, Any]
 ) -> None:
     """Read: other content there changes what the call leaves behind. Written: the call leaves other content there."""
@@ -112,7 +112,7 @@ def test_the_streams_are_those_that_the_reference_reads_and_writes(
     for _ in range(length + {"first": 0, "only": 0, "inner": 1, "last": 2}[kind]):
         opt.step()
     clock = {name: opt.param_groups[0][name] for name in ("step", "phase", "gamma")}
-    # A state that no step has left, so that no two streams agree by chance; at the start of a cycle also one in which
+    # A state that no step has left, so that no two operands agree by chance; at the start of a cycle also one in which
     # x rounds to the parameter, for it is read then.
     content = {name: torch.randn(64, generator=draw).to(value.dtype) for name, value in memory(opt, p).items()}
     rounded = {**content, "x": content["w"].float() * (1 + 2.0**-12 * (dtype == BF16))}
@@ -126,4 +126,4 @@ def test_the_streams_are_those_that_the_reference_reads_and_writes(
             others = set(start) - {name} | (changed & {name})
             if any(not torch.equal(bits(poisoned[other]), bits(result[other])) for other in others):
                 read.add(name)
-    assert (read, written) == streams(optimizer, dtype, kind, **settings)
+    assert (read, written) == operands(optimizer, dtype, kind, **settings)

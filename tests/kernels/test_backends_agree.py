@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from updates import CALLS, DTYPES, SIZES, STREAM, Call, Case, entropy_sgd_calls, same_bits
+from updates import CALLS, DRAW, DTYPES, SIZES, Call, Case, entropy_sgd_calls, same_bits
 
 from deeprelax.kernels import Flag, noise
 from deeprelax.kernels.reference import Eager
@@ -106,6 +106,6 @@ def test_only_the_named_step_draws_this_noise() -> None:
     case = Case.make(call, torch.float32, 0, SIZES, special=False, offset=0)
     native = NativeCPU(_cpu)
     before = case.run(native, call, 0)
-    for other in (replace(STREAM, seed=1), replace(STREAM, replica=1), replace(STREAM, step=1)):
-        after = case.run(native, call.at(other), 0)
+    for other in (replace(DRAW, seed=1), replace(DRAW, replica=1), replace(DRAW, step=1)):
+        after = case.run(native, call.with_draw(other), 0)
         assert any(not same_bits(a, b) for a, b in zip(before, after))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from deeprelax.benchmark.traffic import streams
+from deeprelax.benchmark.traffic import operands
 
 ROOT = Path(__file__).parent.parent.parent
 import cuda_binaries as binaries  # noqa: E402
@@ -141,11 +141,11 @@ def test_what_may_round_elsewhere_is_found(code: str) -> None:
     assert not not_as_written("\tmul.rn.f32 a, b;\n\tadd.rn.f64 a, b;\n\tdiv.rn.f32 a, b;\n\tadd.s32 a, b;\n")
 
 
-def lines(kernel: binaries.Kernel, stream: str) -> int:
-    """Accesses of 16 bytes that a thread makes for its pack of one stream."""
+def lines(kernel: binaries.Kernel, name: str) -> int:
+    """Accesses of 16 bytes that a thread makes for its pack of one operand."""
     dtype = getattr(torch, kernel.dtype)
     pack = 8 if dtype.itemsize == 2 else 4
-    itemsize = dtype.itemsize if stream in "wg" else max(4, dtype.itemsize)
+    itemsize = dtype.itemsize if name in "wg" else max(4, dtype.itemsize)
     return pack * itemsize // 16
 
 
@@ -153,7 +153,7 @@ def expected(kernel: binaries.Kernel) -> list[tuple[int, int]]:
     """Wide loads and stores of the three kinds of call; for all the other options, one body serves all kinds."""
     options = {"alpha": 0.5} if kernel.rule == "Outer" else {"stochastic_rounding": kernel.rounding}
     name = {"Outer": "OuterLoop"}.get(kernel.rule, kernel.rule)
-    kinds = [streams(name, getattr(torch, kernel.dtype), kind, **options) for kind in ("first", "inner", "last")]
+    kinds = [operands(name, getattr(torch, kernel.dtype), kind, **options) for kind in ("first", "inner", "last")]
     if not kernel.fast:
         kinds = [(set().union(*(k[0] for k in kinds)), set().union(*(k[1] for k in kinds)))]
     return [(sum(lines(kernel, s) for s in reads), sum(lines(kernel, s) for s in writes)) for reads, writes in kinds]

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from deeprelax.kernels import Stream, noise
+from deeprelax.kernels import Draw, noise
 
 MASK = 0xFFFFFFFF
 SEED = 20170612
@@ -28,11 +28,11 @@ def philox_of_integers(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[
     return a, b, c, d
 
 
-def word_of_element(stream: Stream, index: int, element: int, rounding: bool = False) -> int:
+def word_of_element(draw: Draw, index: int, element: int, rounding: bool = False) -> int:
     """Section 5 of the design."""
     block = element // 4
-    counter = (block & MASK, (block >> 32) | rounding << 31, index, stream.step)
-    key = (stream.seed & MASK, (stream.seed >> 32) ^ stream.replica)
+    counter = (block & MASK, (block >> 32) | rounding << 31, index, draw.step)
+    key = (draw.seed & MASK, (draw.seed >> 32) ^ draw.replica)
     return philox_of_integers(counter, key)[element % 4]
 
 
@@ -68,8 +68,8 @@ def instruction_sets() -> list[str]:
     return _cpu.instruction_sets()
 
 
-def draw(stream: Stream, index: int, start: int, count: int) -> Tensor:
-    return noise.normal(stream, index, start, count, "cpu")
+def normal(draw: Draw, index: int, start: int, count: int) -> Tensor:
+    return noise.normal(draw, index, start, count, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -90,19 +90,19 @@ def test_philox_returns_the_published_words_of_random123(counter: str, key: str,
 @pytest.mark.parametrize("rounding", [False, True])
 @pytest.mark.parametrize("start", [0, 1, 6, 4 * 2**32 - 5, 2**40 + 3])
 def test_an_element_takes_the_word_that_the_design_says(start: int, rounding: bool) -> None:
-    for stream, index in [(Stream(SEED, 0), 0), (Stream(0xFEDCBA9876543210, 0xFFFFFFFE, 0x89ABCDEF), 77)]:
-        found = noise.words(stream, index, start, 11, "cpu", rounding)
-        assert found.tolist() == [word_of_element(stream, index, start + i, rounding) for i in range(11)]
+    for draw, index in [(Draw(SEED, 0), 0), (Draw(0xFEDCBA9876543210, 0xFFFFFFFE, 0x89ABCDEF), 77)]:
+        found = noise.words(draw, index, start, 11, "cpu", rounding)
+        assert found.tolist() == [word_of_element(draw, index, start + i, rounding) for i in range(11)]
 
 
 @pytest.mark.parametrize("start", [0, 3, 2**34 - 2])
 def test_words_0_and_1_make_the_first_two_normals_of_four(start: int) -> None:
-    stream, count = Stream(SEED, 5, 2), 21
+    draw, count = Draw(SEED, 5, 2), 21
     first = start // 4 * 4
-    words = np.array([word_of_element(stream, 3, first + i) for i in range(count + 7)]).reshape(-1, 4)
+    words = np.array([word_of_element(draw, 3, first + i) for i in range(count + 7)]).reshape(-1, 4)
     pairs = [*box_muller_in_float64(words[:, 0], words[:, 1]), *box_muller_in_float64(words[:, 2], words[:, 3])]
     expected = np.stack(pairs, axis=1).reshape(-1)[start - first :][:count]
-    assert np.abs(draw(stream, 3, start, count).double().numpy() - expected).max() < ERROR
+    assert np.abs(normal(draw, 3, start, count).double().numpy() - expected).max() < ERROR
 
 
 def test_normals_are_within_a_stated_error_of_float64_for_random_words() -> None:
@@ -132,26 +132,26 @@ def test_the_smallest_word_gives_the_largest_normal() -> None:
 
 def test_values_beyond_six_sigma_occur_where_they_are_known_to_lie() -> None:
     for element, value in BEYOND_SIX:
-        words = [np.array([word_of_element(Stream(2017, 0), 0, element - element % 2 + k)]) for k in range(2)]
+        words = [np.array([word_of_element(Draw(2017, 0), 0, element - element % 2 + k)]) for k in range(2)]
         assert float(box_muller_in_float64(*words)[element % 2][0]) == pytest.approx(value, abs=1e-7)
-        assert float(draw(Stream(2017, 0), 0, element, 1)) == pytest.approx(value, abs=ERROR)
+        assert float(normal(Draw(2017, 0), 0, element, 1)) == pytest.approx(value, abs=ERROR)
 
 
 def test_the_first_four_moments_are_those_of_a_standard_normal() -> None:
-    x = draw(Stream(SEED, 1), 0, 0, 2**21).double()
+    x = normal(Draw(SEED, 1), 0, 0, 2**21).double()
     n = len(x)
     for power, mean, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
         assert abs(float((x**power).mean()) - mean) < 4 * math.sqrt(variance / n), power
 
 
 def test_the_distribution_passes_kolmogorov_smirnov() -> None:
-    x = draw(Stream(SEED, 2), 0, 0, 2**20).double().numpy()
+    x = normal(Draw(SEED, 2), 0, 0, 2**20).double().numpy()
     for part in (x, x[0::4], x[1::4], x[2::4], x[3::4]):  # each place in a Philox call on its own as well
         assert stats.kstest(part, "norm").pvalue > 1e-3
 
 
 def test_neighbours_and_their_squares_are_uncorrelated() -> None:
-    x = draw(Stream(SEED, 3), 0, 0, 2**20).double()
+    x = normal(Draw(SEED, 3), 0, 0, 2**20).double()
     squares = (x * x - 1) / math.sqrt(2)
     for lag, v in itertools.product(range(1, 9), (x, squares)):
         assert abs(float((v[:-lag] * v[lag:]).mean())) < 4.5 / math.sqrt(len(x) - lag), lag
@@ -159,7 +159,7 @@ def test_neighbours_and_their_squares_are_uncorrelated() -> None:
 
 @pytest.mark.parametrize("places", list(itertools.combinations(range(4), 2)))
 def test_the_four_normals_of_one_philox_call_are_independent_in_pairs(places: tuple[int, int]) -> None:
-    four = draw(Stream(SEED, 4), 0, 0, 2**19).double().reshape(-1, 4)
+    four = normal(Draw(SEED, 4), 0, 0, 2**19).double().reshape(-1, 4)
     a, b = four[:, places[0]], four[:, places[1]]
     square = lambda v: (v * v - 1) / math.sqrt(2)  # noqa: E731
     for f, g in [(a, b), (square(a), square(b)), (a, square(b)), (square(a), b)]:
@@ -172,7 +172,7 @@ def test_tails_hold_as_many_values_beyond_3_4_and_5_sigma_as_they_should() -> No
     cpu, n, part = native(), 2**26, 2**22
     beyond = dict.fromkeys([s * sigma for sigma in (3, 4, 5) for s in (-1, 1)], 0)
     for start in range(0, n, part):
-        x = cpu.normal(Stream(SEED, 6), 0, start, part)
+        x = cpu.normal(Draw(SEED, 6), 0, start, part)
         for sigma in beyond:
             beyond[sigma] += int(((x > sigma) if sigma > 0 else (x < sigma)).sum())
     for sigma, count in beyond.items():
@@ -183,31 +183,31 @@ def test_tails_hold_as_many_values_beyond_3_4_and_5_sigma_as_they_should() -> No
 @pytest.mark.parametrize("instruction_set", instruction_sets())
 def test_the_native_generator_returns_the_bits_of_the_reference(instruction_set: str) -> None:
     cpu = native(instruction_set)
-    stream = Stream(0xFEDCBA9876543210, 0xFFFFFFFE, 0x89ABCDEF)
+    draw = Draw(0xFEDCBA9876543210, 0xFFFFFFFE, 0x89ABCDEF)
     starts = [0, 1, 2, 3, 5, 123, 2**34 - 130, 2**34 + 1, 2**35 + 2, 2**40 + 3]
     for start, count in itertools.product(starts, [0, 1, 3, 4, 5, 31, 64, 65, 1027]):
-        found, expected = cpu.normal(stream, 0xABCDEF, start, count), draw(stream, 0xABCDEF, start, count)
+        found, expected = cpu.normal(draw, 0xABCDEF, start, count), normal(draw, 0xABCDEF, start, count)
         assert torch.equal(found.view(torch.int32), expected.view(torch.int32)), (start, count)
-    found, expected = cpu.normal(stream, 1, 7, 2**20), draw(stream, 1, 7, 2**20)
+    found, expected = cpu.normal(draw, 1, 7, 2**20), normal(draw, 1, 7, 2**20)
     assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
 
 
 OTHERS = {
-    "seed": (Stream(SEED + 1, 7, 0), 0, 0),
-    "upper half of the seed": (Stream(SEED + 2**33, 7, 0), 0, 0),
-    "replica": (Stream(SEED, 7, 1), 0, 0),
-    "step": (Stream(SEED, 8, 0), 0, 0),
-    "parameter": (Stream(SEED, 7, 0), 1, 0),
-    "element beyond 2^34": (Stream(SEED, 7, 0), 0, 2**34),
+    "seed": (Draw(SEED + 1, 7, 0), 0, 0),
+    "upper half of the seed": (Draw(SEED + 2**33, 7, 0), 0, 0),
+    "replica": (Draw(SEED, 7, 1), 0, 0),
+    "step": (Draw(SEED, 8, 0), 0, 0),
+    "parameter": (Draw(SEED, 7, 0), 1, 0),
+    "element beyond 2^34": (Draw(SEED, 7, 0), 0, 2**34),
 }
 
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_another_seed_replica_step_or_parameter_draws_other_noise(other: str) -> None:
     n = 2**16
-    a = draw(Stream(SEED, 7, 0), 0, 0, n).double()
-    stream, index, start = OTHERS[other]
-    b = draw(stream, index, start, n).double()
+    a = normal(Draw(SEED, 7, 0), 0, 0, n).double()
+    draw, index, start = OTHERS[other]
+    b = normal(draw, index, start, n).double()
     assert int((a == b).sum()) < 10
     for lag in range(-4, 5):
         assert abs(float((a * b.roll(lag)).mean())) < 4.5 / math.sqrt(n)
@@ -215,9 +215,9 @@ def test_another_seed_replica_step_or_parameter_draws_other_noise(other: str) ->
 
 
 def test_a_part_of_a_parameter_draws_what_the_whole_draws_there() -> None:
-    whole = draw(Stream(SEED, 9), 4, 0, 500)
+    whole = normal(Draw(SEED, 9), 4, 0, 500)
     for start in range(0, 40):
-        assert torch.equal(draw(Stream(SEED, 9), 4, start, 37), whole[start : start + 37])
+        assert torch.equal(normal(Draw(SEED, 9), 4, start, 37), whole[start : start + 37])
 
 
 def test_stochastic_rounding_gives_neighbours_with_an_exact_expectation() -> None:

@@ -15,7 +15,7 @@ from interpreter import INTERPRETED, at_offset, interpreted, numbers, run_interp
 from torch import Tensor
 from updates import BOOLS, Call, call, corrected, missed_gradients, names_of_buffers, near_weights, random_runs
 
-from deeprelax.kernels import RULES, Flag, Stream, Table, noise
+from deeprelax.kernels import RULES, Draw, Flag, Table, noise
 from deeprelax.kernels.reference import Eager
 from deeprelax.kernels.scalars import float32
 
@@ -44,7 +44,7 @@ else:
     from deeprelax.kernels.triton.backend import Triton
 
     @triton.jit
-    def draw(
+    def draw_kernel(
         out,
         key0,
         key1,
@@ -54,7 +54,7 @@ else:
         COUNT: tl.constexpr,
         PER_THREAD: tl.constexpr,
     ):
-        drawn = triton_noise.normal(triton_noise.Stream(key0, key1, step, PER_THREAD), index, start, COUNT)
+        drawn = triton_noise.normal(triton_noise.Draw(key0, key1, step, PER_THREAD), index, start, COUNT)
         tl.store(out + tl.arange(0, COUNT), drawn)
 
 
@@ -93,13 +93,13 @@ def random_call(rule: str, first: bool, last: bool, stochastic_rounding: bool) -
     if rule in LANGEVIN:
         reals |= {"inner_lr": 0.11, "inv_gamma": 1.3, "pull": 0.17, "denominator": 1.17}
         reals |= {"noise_scale": random.choice([0.0, 0.05]), "inner_momentum": random.choice([0.0, 0.8])}
-    stream = Stream(random.getrandbits(64), random.getrandbits(32), random.choice([5, 7]))
+    draw = Draw(random.getrandbits(64), random.getrandbits(32), random.choice([5, 7]))
     if rule == "entropy_adamw":
-        reals |= corrected(0.11, (0.8, 0.95), stream.step) | {
+        reals |= corrected(0.11, (0.8, 0.95), draw.step) | {
             "inv_gamma": 1.3,
             "noise_scale": random.choice([0.0, 0.05]),
         }
-    return call(rule, flags, **reals).at(stream)
+    return call(rule, flags, **reals).with_draw(draw)
 
 
 def compare(call: Call, dtype: torch.dtype, sizes: list[int], starts: list[int]) -> None:
@@ -169,11 +169,11 @@ def test_inner_momentum_without_gradients(flags: tuple[bool, bool, bool]) -> Non
 @pytest.mark.parametrize("start", [0, 4, 2**34 + 4096])
 @pytest.mark.parametrize("per_thread", [4, 8])
 def test_normals_are_those_of_the_reference(per_thread: int, start: int) -> None:
-    stream = Stream(0x1234567890ABCDEF, 2**31 - 7, 3)
+    draw = Draw(0x1234567890ABCDEF, 2**31 - 7, 3)
     out = torch.empty(32768)
-    key0, key1 = (key - 2**32 if key >= 2**31 else key for key in stream.key)
-    draw[(1,)](out, key0, key1, stream.step, 11, start, 32768, per_thread)
-    assert same_bits(noise.normal(stream, 11, start, 32768, "cpu"), out)
+    key0, key1 = (key - 2**32 if key >= 2**31 else key for key in draw.key)
+    draw_kernel[(1,)](out, key0, key1, draw.step, 11, start, 32768, per_thread)
+    assert same_bits(noise.normal(draw, 11, start, 32768, "cpu"), out)
 
 
 @interpreted
