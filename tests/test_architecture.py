@@ -84,7 +84,7 @@ def test_a_tests_name_is_a_promise_of_at_most_70_characters() -> None:
 
 @pytest.mark.parametrize("suffixes", [{".py"}, {".cu", ".cpp", ".h"}], ids=["Python", "C++"])
 def test_no_file_is_longer_than_its_readers_patience(suffixes: set[str]) -> None:
-    folders = ["deeprelax", "kernels", "csrc", "bench", "tools"]
+    folders = ["deeprelax", "kernels", "csrc", "bench", "tools", "tests", "examples"]
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
     assert len(files) > 20
     assert not {str(p.relative_to(ROOT)) for p in files if len(p.read_text().splitlines()) > LONGEST}
