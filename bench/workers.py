@@ -1,4 +1,4 @@
-"""Time of a training step on several processes over gloo: Elastic-SGD and Parle next to DDP, PostLocalSGD and DiLoCo.
+"""Times a training step on several processes over gloo: Elastic-SGD and Parle next to DDP, PostLocalSGD and DiLoCo.
 
     python bench/workers.py --out out/workers.json          # starts 2, then 3 processes itself
 

@@ -42,14 +42,14 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def reproducible_cublas(device: torch.device) -> None:
-    """Keep cuBLAS from summing in another order every time. It reads the variable when its first handle is made; what
-    the user has set stays."""
+    """Make cuBLAS deterministic. It reads the variable when its first handle is created; a value that the user has set
+    stays."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _cpu_says() -> dict[str, str]:
-    """What Linux says of the first core; empty elsewhere."""
+    """The first core's entry in /proc/cpuinfo; empty elsewhere."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -59,7 +59,7 @@ def _cpu_says() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """As the system calls it; the architecture where it says nothing."""
+    """The CPU's name as the system reports it, else its architecture."""
     return _cpu_says().get("model name", "") or platform.processor() or platform.machine()
 
 
@@ -96,7 +96,7 @@ def instruction_sets() -> tuple[str, list[str]]:
 
 
 def cuda_kernels() -> str:
-    """What the CUDA kernels were built by and for; empty where they were not."""
+    """The compiler and the architectures of the CUDA kernels; empty if they were not built."""
     try:
         module: Any = importlib.import_module("deeprelax._cuda")
     except ImportError:
@@ -121,7 +121,7 @@ def describe(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What of two descriptions, each with "machine" and "how", may give a run other bits, in words."""
+    """The differences between two descriptions, each with "machine" and "how", that may change a run's bits."""
     names = ("cpu", "cpu_model", "cpu_capability", "instruction_set", "gpu", "commit")
     found = {
         **{name.replace("_", " "): [about["machine"].get(name) for about in (before, now)] for name in names},

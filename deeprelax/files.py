@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # matplotlib comes with the experiments only
 
 
 def check_writable(path: Path, *, make_folder: bool = True) -> None:
-    """For use before the work whose result ``path`` will hold. An existing file keeps its content; none is made.
+    """Check, before a long computation, that its result can be written. An existing file keeps its content.
 
     Args:
         make_folder: make the folder of ``path`` if it is missing; otherwise a missing folder is an error.

@@ -1,4 +1,4 @@
-"""What a terminal does to a program, and what a run must survive: no room, a closed pipe, ASCII alone, and Ctrl-C."""
+"""Output that survives a full disk, a closed pipe or an ASCII terminal; Ctrl-C; and the remaining time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ codecs.register_error("deeprelax.spell", _spell)
 
 
 class _Guarded(io.RawIOBase):
-    """Passes bytes on until that fails; swallows the rest."""
+    """Passes bytes on until that fails, then discards the rest."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw
@@ -114,7 +114,7 @@ def asked_to_stop(message: str) -> Iterator[Callable[[], bool]]:
 
 
 class Pace:
-    """Says now and then how long something will take, where no progress bar can be drawn."""
+    """Reports now and then how long something will take, where no progress bar can be drawn."""
 
     def __init__(self, seconds: float = 60.0) -> None:
         self._every = seconds

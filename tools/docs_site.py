@@ -1,4 +1,4 @@
-"""A hook of MkDocs: pictures that lie outside docs/ go into the site, and links to source files become their names."""
+"""A hook of MkDocs: adds pictures from outside docs/ to the site, and replaces links to source files by their names."""
 
 from __future__ import annotations
 

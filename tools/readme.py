@@ -69,7 +69,7 @@ SGD = "torch.optim.SGD(momentum, fused=True)"
 
 
 def speed(result: dict[str, Any], source: str) -> str:
-    """Five rows of ``table``, and from how many tensors on ``step()`` takes less time than fused SGD's."""
+    """Five rows of ``table``, and for how many tensors ``step()`` takes less time than fused SGD's."""
     machine, large = result["machine"], [w for w in result["workloads"] if w["elements"] >= 100_000]
     heads = [f"{w['name']}: ns/parameter | × fused SGD with momentum" for w in large]
     lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|---|" * len(heads)]
@@ -95,7 +95,7 @@ def speed(result: dict[str, Any], source: str) -> str:
 
 
 def ratio(workload: dict[str, Any], name: str) -> float:
-    """Of that contestant's time to fused SGD's."""
+    """That contestant's time over fused SGD's."""
     return float(next(r["by_fused_sgd"] for r in workload["contestants"] if r["name"] == name))
 
 
@@ -142,12 +142,12 @@ make gpu SCRIPTS=tune OUT=out         # on a machine with a GPU and nvcc
 
 
 def no_gpu() -> str:
-    """What is owed where no run has been stored."""
+    """What to run where no result has been stored."""
     return NO_GPU + "\n".join(report.targets(report.judge([]))).rstrip("\n") + "\n"
 
 
 def owed_sizes(results: Path) -> str:
-    """What is owed until somebody's measurement of Triton's sizes is stored."""
+    """What to run until a measurement of Triton's sizes is stored."""
     stored = (report.only(report.load(path.parent), "tune") for path in results.glob("*/rows.jsonl"))
     return "" if any(stored) else "\n" + NO_SIZES
 
@@ -203,7 +203,7 @@ KINDS = {
 
 
 def call(run: runner.Run) -> str:
-    """The contestant of that run as a line of Python: arguments other than the class's, and what a search may set."""
+    """The contestant of that run as a line of Python: arguments that are not defaults, or that a search sets."""
     (opt,) = CONTESTANTS[run.optimizer].make([torch.nn.Parameter(torch.zeros(1))], run.rate, run.other)
     group, own = opt.param_groups[0], inspect.signature(type(opt)).parameters
     set_here = {name: group[name] for name in own if name in group and name not in ("params", "seed")}
@@ -238,7 +238,7 @@ def recipes(source: Path) -> str:
 
 
 def workers(result: dict[str, Any], source: str) -> str:
-    """Markdown for one ``bench/workers.py``: what was measured, and what the model makes of larger groups."""
+    """Markdown for one ``bench/workers.py``: what was measured, and what the model predicts for larger groups."""
     machine, measured = result["machine"], result["measured"]
     counts = list(measured)
     lines = ["| | " + " | ".join(f"{n} processes: ms a step | × DDP | × no exchange" for n in counts) + " |"]
@@ -277,7 +277,7 @@ def of_file(show: Callable[[dict[str, Any], str], str]) -> Callable[[Path], str]
     return lambda path: show(json.loads(path.read_text()), str(path.relative_to(ROOT)))
 
 
-# For each page its marks, the stored results, and what is written between them.
+# For each page its marks, the stored results, and the function that writes what stands between the marks.
 PAGES: dict[str, list[tuple[str, str, str, Callable[[Path], str]]]] = {
     "README.md": [
         (SPEED_BEGIN, SPEED_END, "amd-epyc-2-threads/cpu.json", of_file(speed)),
@@ -294,7 +294,7 @@ PAGES: dict[str, list[tuple[str, str, str, Callable[[Path], str]]]] = {
 
 
 def rendered(page: str) -> str:
-    """A page as it should be."""
+    """The page with the stored results filled in."""
     text = (ROOT / page).read_text()
     stored = ROOT / "bench" / "results"
     for begin, end, pattern, show in PAGES[page]:

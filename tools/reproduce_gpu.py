@@ -2,10 +2,10 @@
 
     python tools/reproduce_gpu.py --data DIR --budget-minutes 25
 
-``make gpu SCRIPTS=tests`` builds the kernels in place and proves them first. DIR has MNIST/raw and cifar10.npz (or
-cifar-10-batches-py); how it comes to the machine is yours to say. One seed of each of the authors' eight rows is first,
-then one of their ablation and of the paper's preset, then the next seed. What has ended goes to
-bench/results/<gpu>/reproduction; the same command resumes where the budget stopped it, as long as OUT is there.
+Run ``make gpu SCRIPTS=tests`` before it, which builds the kernels in place and tests them. DIR has MNIST/raw and
+cifar10.npz (or cifar-10-batches-py). One seed of each of the authors' eight rows comes first, then one of their
+ablation and of the paper's preset, then the next seed. Finished runs are copied to bench/results/<gpu>/reproduction;
+the same command resumes where the budget stopped it, as long as OUT exists.
 Afterwards, here or elsewhere: python tools/reproduction.py
 """
 

@@ -116,7 +116,7 @@ def code(architecture: str) -> Iterator[tuple[str, str]]:
 
 
 def accesses(text: str) -> Counter[str]:
-    """How often each kind of memory instruction stands in a kernel's SASS."""
+    """How often each kind of memory instruction occurs in a kernel's SASS."""
     return Counter(re.findall(r"\s((?:LD|ST)[GL]?\.[A-Z0-9.]+|(?:LD|ST)[GL]?) ", text))
 
 
@@ -150,8 +150,8 @@ class Loop:
 
     Attributes:
         instructions: how many.
-        batches: wide loads that are made before any of their batch is waited for. A thread stands still at the first
-            instruction that reads a register which is not loaded yet; loads behind that are a new batch.
+        batches: numbers of wide loads in flight together. A thread stalls at the first instruction that reads a
+            register which is not loaded yet; loads after it are a new batch.
         aligned: whether no load is narrower.
         stores_aligned: whether no store is.
     """

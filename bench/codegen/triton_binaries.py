@@ -1,7 +1,6 @@
-"""What Triton makes of the Triton kernels, ahead of time, for NVIDIA GPUs that need not be there.
+"""Compiles the Triton kernels ahead of time, for NVIDIA GPUs that this machine may lack, and examines the binaries.
 
-Compiled is what ``run``, ``run_ticked`` and ``tick`` would launch: the same arguments, specialised by the same
-code.
+It compiles what ``run``, ``run_ticked`` and ``tick`` would launch: the same arguments, specialised by the same code.
 
 Run: python bench/codegen/triton_binaries.py
 
@@ -177,7 +176,7 @@ class Compiled:
 
 
 def bind(launch: Launch, target: GPUTarget) -> tuple[Any, Any, Any]:
-    """Through the steps of ``JITFunction.run`` but for a target of our choice: backend, arguments, specialization."""
+    """The steps of ``JITFunction.run`` for a target of our choice: backend, arguments, specialization."""
     backend, kernel = make_backend(target), launch.kernel
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, _ = binder(**launch.arguments, **launch.options)
@@ -228,7 +227,7 @@ def kernel(name: str) -> Compiled:
 
 
 def dump(cubin: bytes, option: str) -> str:
-    """What the cuobjdump of Triton's package says."""
+    """The output of the cuobjdump in Triton's package."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -253,7 +252,7 @@ def usage(name: str) -> Usage:
 
 
 def accesses(name: str) -> Counter[str]:
-    """How often each kind of memory instruction stands in the SASS, as "LDG.E.128"."""
+    """How often each kind of memory instruction, such as "LDG.E.128", occurs in the SASS."""
     return Counter(re.findall(r"\s((?:LD|ST)[GL]?(?:\.[A-Z0-9]+)*) ", dump(kernel(name).cubin, "-sass")))
 
 

@@ -2,7 +2,7 @@
 
     python bench/gpu/bandwidth.py --backend triton [--compile 0/4]
 
-``--compile k/n`` measures nothing: it runs each n-th kernel once, so that Triton's compiler leaves it on the disk.
+``--compile k/n`` measures nothing: it runs every n-th kernel once, which fills Triton's cache on the disk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOGETHER, MOST_CALLS = 2**24, 128  # below that many elements a call is short: m
 
 
 def measure(rows: Rows, memory: Memory, backend: Backend, timer: Timer, rounds: int = ROUNDS) -> None:
-    """Whole sizes first, then the others, then the extras; a row as soon as it is known."""
+    """The largest size first, then the others, then the extras; each row is written as soon as it is measured."""
     for dtype in DTYPES:
         for kind in ("inner", "first", "last"):
             with rows.attempt(f"{dtype}, {kind}"):
@@ -58,7 +58,7 @@ def group(
 
 
 def extras(rows: Rows, memory: Memory, backend: Backend, timer: Timer, rounds: int, dtype: str) -> None:
-    """Settings that move no more bytes than the plain inner call of Entropy-SGD, and that call."""
+    """The plain inner call of Entropy-SGD, and settings that move no more bytes than it."""
     rule, kind, size = RULES[0], DTYPES[dtype], memory.elements
     call = rule.call("inner")
     contestants = {"plain": memory.calls(backend, rule, call, kind, size, CALLS)}
@@ -77,7 +77,7 @@ def extras(rows: Rows, memory: Memory, backend: Backend, timer: Timer, rounds: i
 
 
 def compile_share(memory: Memory, backend: Backend, share: str) -> None:
-    """Run the kernels whose turn it is."""
+    """Run this process's share of the kernels."""
     k, _, n = share.partition("/")
     work = [(rule, rule.call(kind), dtype) for dtype in DTYPES for rule in RULES for kind in KINDS]
     work += [(RULES[0], RULES[0].call("inner", 1e-4), dtype) for dtype in DTYPES]

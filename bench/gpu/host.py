@@ -1,4 +1,4 @@
-"""The host's time for ``step()``, by that of ``torch.optim.SGD(fused=True)``: python bench/gpu/host.py --backend cuda
+"""Host time of ``step()`` over that of ``torch.optim.SGD(fused=True)``: python bench/gpu/host.py --backend cuda
 
 Gradients stay where they are, or lie elsewhere after each step, as after ``zero_grad(set_to_none=True)``.
 """
@@ -44,7 +44,7 @@ class Exchange:
 
 
 def timer(opt: torch.optim.Optimizer, exchanges: bool, device: torch.device) -> Timer:
-    """Of one step that begins with an idle device, and is not waited for."""
+    """Times one step that begins with an idle device and does not wait for it at the end."""
     exchange = Exchange([p for group in opt.param_groups for p in group["params"]]) if exchanges else lambda: None
     known = {"step": opt.step, "exchange": exchange, "wait": lambda: synchronize(device)}
     return Timer("step()", "exchange(); wait()", globals=known, timer=time.perf_counter)
@@ -60,7 +60,7 @@ def parameters(device: torch.device, tensors: int) -> list[Tensor]:
 
 def measure(rows: Rows, backend: str, rounds: int = ROUNDS, tensors: int = TENSORS) -> None:
     """All optimizers, capturable and not, alternating with SGD; those that are not capturable also with new gradients,
-    which is judged by SGD with the same."""
+    compared with SGD on new gradients."""
     timers: dict[tuple[str, bool, bool], Timer] = {}
     for name, options in OPTIMIZERS.items():
         for capturable in (False, True):

@@ -34,7 +34,7 @@ def work() -> list[tuple[str, str]]:
 
 
 def calls(backend: str, device: torch.device) -> None:
-    """Each once to compile it, and once more for the profiler."""
+    """Make each call once to compile it, and once more for the profiler."""
     memory, found = Memory(ELEMENTS, device), kernels.get(backend, device)
     for dtype in DTYPES.values():
         for rule in RULES:

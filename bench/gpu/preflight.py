@@ -1,4 +1,4 @@
-"""Says in seconds what ``make gpu`` lacks, since it fetches nothing; prints the GPU's architecture, "90"."""
+"""Reports within seconds what ``make gpu`` lacks, which downloads nothing; prints the GPU's architecture, "90"."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lacking(module: str, least: int) -> str:
 
 
 def main() -> None:
-    """Exits with what is lacking."""
+    """Exit with a message if something is missing."""
     problems = [problem for name, least in NEEDS.items() if (problem := lacking(name, least))]
     folder = site.getsitepackages()[0]
     if not os.access(folder, os.W_OK):

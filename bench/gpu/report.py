@@ -1,4 +1,4 @@
-"""What a run on a GPU has found, as tables and a picture, and whether it proved what it was to prove.
+"""The results of a run on a GPU as tables and a picture, and whether it proved what it was meant to prove.
 
     python bench/gpu/report.py [--out out/gpu]
 
@@ -46,7 +46,7 @@ ALLOWED, NOT_PROVEN = "one GPU", "GPU memory"
 
 
 def load(folder: Path) -> Results:
-    """The rows; a last line that an interruption cut is left out, and pytest's outcomes are added."""
+    """The rows, without a last line that an interruption truncated, and pytest's outcomes."""
     lines = (folder / "rows.jsonl").read_text().splitlines() if (folder / "rows.jsonl").exists() else []
     rows: Results = [json.loads(line) for line in lines if line.endswith("}")]
     if (folder / "pytest.xml").exists():
@@ -75,7 +75,8 @@ def only(rows: Results, script: str, **wanted: Any) -> Results:
 
 
 def of_cycle(rows: Results, rule: str, dtype: str, backend: str) -> float | None:
-    """Bandwidth of a whole cycle of L by a copy's, where all kinds of call were measured at the largest size."""
+    """Bandwidth of a whole cycle of L as a fraction of a copy's, if all kinds of call were measured at the largest
+    size."""
     found = only(rows, "bandwidth", rule=rule, dtype=dtype, backend=backend)
     most = max((r["elements"] for r in found), default=0)
     kinds = {r["kind"]: r for r in found if r["elements"] == most}
@@ -88,7 +89,7 @@ def of_cycle(rows: Results, rule: str, dtype: str, backend: str) -> float | None
 
 
 def judge(rows: Results) -> Results:
-    """Every target: promise, bound, whether at least that much, what was predicted, measured (None: not), met."""
+    """Every target: promise, bound, whether it is a lower bound, predicted, measured (None if not), met."""
     found: Results = []
 
     def add(promise: str, bound: float, at_least: bool, measured: float | None, predicted: str = "") -> None:
@@ -176,7 +177,7 @@ def targets(entries: Results) -> list[str]:
 
 
 def summary(rows: Results) -> list[str]:
-    """What a page of the docs shows of a run."""
+    """The part of the results that the docs show."""
     lines = [about_line(rows), "", *(f"- **{' '.join(said.split())}**" for said in wrong(rows) + not_proven(rows)), ""]
     checks = [["GPU tests", ", ".join(f"{n} {kind}" for kind, n in r["counts"].items())] for r in only(rows, "tests")]
     checks += [[f"{r['tool']} [{r['backend']}]", f"{r['verdict']}: {r['said']}"] for r in only(rows, "sanitizer")]
@@ -184,13 +185,13 @@ def summary(rows: Results) -> list[str]:
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A row's values in its order, figures in four digits; of a median with quartiles the median."""
+    """A row's values in order, figures with four digits; of a median with quartiles, the median."""
     plain = [value["median"] if isinstance(value, dict) and "median" in value else value for value in row.values()]
     return [f"{value:.4g}" if isinstance(value, float) else str(value) for value in plain]
 
 
 def markdown(rows: Results) -> str:
-    """Everything: the summary, and each script's rows as they are, a table for those with the same columns."""
+    """The summary, and all rows of each script, in a table for each set of columns."""
     lines = ["# deeprelax on a GPU", "", *summary(rows)]
     groups: dict[tuple[str, ...], Results] = {}
     for row in rows:
@@ -205,7 +206,7 @@ def markdown(rows: Results) -> str:
 
 
 def draw(rows: Results, path: Path) -> None:
-    """Bandwidth of inner calls over their size, a panel a dtype, with the copy's line; nothing without rows."""
+    """Plot the bandwidth of inner calls and of a copy over their size, a panel per dtype; nothing without rows."""
     inner = only(rows, "bandwidth", kind="inner")
     panels = sorted({r["dtype"] for r in inner}, reverse=True)
     if not panels:

@@ -32,7 +32,7 @@ FOUND_ERRORS = 86  # the sanitizer's exit status, set by an option
 
 
 def at_offset(size: int, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random elements that end where their memory ends, so that what reaches past them is seen."""
+    """Random elements at the end of their allocation, so that accesses past them are detected."""
     return torch.randn(size + offset, device=device).to(dtype)[offset:]
 
 
@@ -67,7 +67,7 @@ def everything(backend: Backend, chunk: int, device: torch.device) -> int:
 
 
 def captured_steps(backend: str, device: torch.device) -> int:
-    """Two cycles of every optimizer whose clock is on the device, the second step's gradients overflown."""
+    """Two cycles of every capturable optimizer; the gradients of the second step overflow."""
     names = ("EntropySGD", "HJ", "Heat", "EntropyAdamW")
     for name in names:
         params = [torch.nn.Parameter(torch.randn(size, device=device)) for size in (5, 4100)]
@@ -89,7 +89,7 @@ def program() -> str | None:
 
 
 def verdict(status: int, printed: str) -> tuple[str, str]:
-    """Of a run that ended by itself: "passed", "failed" or "not supported", and what it said."""
+    """The verdict on a run that ended by itself ("passed", "failed" or "not supported"), and its message."""
     last = [line for line in printed.splitlines() if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line]
     if not last and "Device not supported" in printed:  # under gVisor, for example: nothing is seen then
         return "not supported", "compute-sanitizer says: Device not supported"
@@ -98,7 +98,7 @@ def verdict(status: int, printed: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    """On the current GPU, or of the tool on this program there."""
+    """Run on the current GPU, with ``--tool`` under that tool of the sanitizer."""
     given = arguments(str(__doc__), ("--tool", {"choices": ("memcheck", "racecheck")}))
     device = gpu()
     if not given.tool:

@@ -1,4 +1,4 @@
-"""Whole steps of the optimizers over a cycle, by torch's fused AdamW on the same parameters.
+"""Whole steps of the optimizers over a cycle, compared with torch's fused AdamW on the same parameters.
 
 python bench/gpu/steps.py --backend cuda     # or triton
 python bench/gpu/steps.py --plain            # Entropy-SGD's inner step in plain torch; --plain --compiled: compiled
@@ -32,7 +32,7 @@ COMPILED = {"EntropySGD, noise, torch.compile": CompiledEntropySGD}  # compiling
 
 
 def make(rule: Rule, params: list[Tensor], backend: str, capturable: bool) -> Any:
-    """The optimizer with a cycle of the rule's length. Rates so small that weights keep their size."""
+    """The optimizer with a cycle of the rule's length, and rates so small that weights keep their size."""
     options: dict[str, Any] = {"lr": 1e-6, "inner_steps": rule.length, "backend": backend, "capturable": capturable}
     if rule.optimizer == "EntropySGD":
         options |= {"inner_lr": 1e-6, "temperature": 1e-8 if rule.noise else 0.0, "gamma": 1.0}
@@ -119,7 +119,7 @@ def add(
     timer: Timer,
     rounds: int,
 ) -> None:
-    """A row each: time and bandwidth of a step, time and time per byte by AdamW's."""
+    """Add a row for each: time and bandwidth of a step, time and time per byte relative to AdamW's."""
     samples = sample({name: step for name, (step, _, _) in contestants.items()}, timer, rounds)
     steps, per_element = contestants[ADAMW][1:]
     for name, (_, calls, moved) in contestants.items():

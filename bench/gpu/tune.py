@@ -103,8 +103,8 @@ def cuda_backends(folder: Path, variants: dict[str, str]) -> dict[str, Backend]:
 def try_all(
     rows: Rows, memory: Memory, backends: dict[str, Backend], rule: Rule, dtype: str, timer: Timer, rounds: int = ROUNDS
 ) -> str:
-    """A row each of those that run; the first is what is installed. Returns the fastest, or the first where that gains
-    no more than noise."""
+    """Add a row for each that runs; the first is what is installed. Returns the fastest, or the first if the fastest
+    gains no more than noise."""
     contestants: dict[str, Step] = {"copy": memory.copies(memory.elements, CALLS)}
     for name, backend in backends.items():
         with rows.attempt(f"{name}: {rule.name}, {dtype}"):

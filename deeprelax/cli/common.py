@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Options and checks that several commands share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXTRAS = {"numpy", "scipy", "sklearn", "matplotlib", "rich", "filelock", "torchv
 
 @contextlib.contextmanager
 def extras_needed() -> Iterator[None]:
-    """A missing package of the extra becomes a message that says what to install."""
+    """Turn a missing package of the extra into a message that says what to install."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -31,7 +31,7 @@ def extras_needed() -> Iterator[None]:
 
 
 def check_writable(option: str, path: Path, *, make_folder: bool = True) -> None:
-    """Before the run, not after it."""
+    """ClickException if the file cannot be written, before the run rather than after it."""
     try:
         files.check_writable(path, make_folder=make_folder)
     except OSError as error:

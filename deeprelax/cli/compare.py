@@ -35,8 +35,8 @@ def compare(
 
     Every optimizer gets the same search: three rates and two values of one more hyper-parameter, with one seed; the
     best is repeated with the other seeds. "HJ()" and the like are the classes' defaults, at constant rates.
-    OUT/runs.jsonl has a line for each run, and an interrupted comparison resumes with the next; OUT/table.md and
-    OUT/curves.png show all runs so far.
+    OUT/runs.jsonl has a line for each run; an interrupted comparison resumes with the first missing run. OUT/table.md
+    and OUT/curves.png show all runs so far.
     """
     from deeprelax.experiments.compare import report, runner
     from deeprelax.experiments.compare.contestants import EVERY

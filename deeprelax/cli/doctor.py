@@ -38,7 +38,7 @@ def doctor() -> None:
     for name in kernels.NAMES:
         reason = kernels.why_not(name)
         if reason and name in ("cuda", "triton") and not nodes:
-            # Of what the kernel modules say, only what holds without a GPU as well: that they were not built.
+            # Without a GPU, the only reason worth showing is that the kernels were not built.
             built = environment.cuda_kernels() if name == "cuda" else environment.version("triton")
             reason = "no GPU found" if built else f"no GPU found; {reason}"
         mark = click.style("works", fg="green") if not reason else click.style("not here", fg="yellow")

@@ -19,7 +19,7 @@ from deeprelax.terminal import guarded_output
 
 
 class Commands(click.Group):
-    """Commands whose results do not depend on whether what they print can be written."""
+    """Commands that finish and keep their results even if their output cannot be printed."""
 
     def main(self, *arguments: Any, **keywords: Any) -> Any:
         """Run the command; exit status 1 if its output could not be written."""
@@ -29,7 +29,7 @@ class Commands(click.Group):
             except SystemExit as end:
                 if end.code or (error := failure()) is None:
                     raise
-                if error.errno != errno.EPIPE:  # who closes a pipe has read enough
+                if error.errno != errno.EPIPE:  # a reader that closes the pipe has read enough
                     click.echo(f"standard output: {error.strerror}; files are not affected", err=True)
                 raise SystemExit(1) from error
 

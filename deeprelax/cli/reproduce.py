@@ -81,7 +81,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _prepared(device: str, threads: int | None) -> Iterator[torch.device]:
-    """The device, checked; missing packages and what a user can mend become messages."""
+    """The device, checked; missing packages and errors that a user can fix become messages."""
     try:
         where = torch.device(device)
     except RuntimeError as error:
@@ -125,7 +125,7 @@ def _stopped_by_ctrl_c(out: Path) -> Iterator[Callable[[], bool]]:
 
 
 def _end(stopped: bool) -> None:
-    """The exit code of a command that was interrupted, after what it says of the runs that are left."""
+    """Exit with the code of an interruption if the command was stopped."""
     if stopped:
         click.get_current_context().exit(InterruptedRun.exit_code)
 
@@ -135,7 +135,7 @@ def reproduce() -> None:
     """The paper's experiments: Table 1, Figure 2, and the search for what it leaves open.
 
     \b
-    deeprelax reproduce table1 --data DIR --device cuda      what is missing of the table, most informative runs first
+    deeprelax reproduce table1 --data DIR --device cuda      the missing runs of the table, most informative first
     deeprelax reproduce figure2                              the figure from the existing runs
     deeprelax reproduce search --data DIR                    η and γ₀, with equal budgets for all optimizers
     """
@@ -180,7 +180,7 @@ def table1(
     found: Path | None,
     checkpoint_seconds: float,
 ) -> None:
-    """Train what is missing of Table 1, and print it next to the paper's.
+    """Run the missing runs of Table 1, and print the table next to the paper's.
 
     Each run leaves a JSON-lines file and a checkpoint in OUT. Ctrl-C saves the run under way and stops. A run that was
     interrupted or killed is resumed from its checkpoint and ends with the same bits on the same machine. One seed of
@@ -292,12 +292,12 @@ def search(
     epochs: int,
     images: int | None,
 ) -> None:
-    """Look for what the paper leaves open: η, γ₀ and the schedule.
+    """Search for the values that the paper leaves open: η, γ₀ and the schedule.
 
-    Every optimizer, SGD included, gets as many trials of as many gradients: six around the recipe, then two from the
-    best, outward where it lies at the edge of what was tried. Images held out of the training set decide; the test set
-    is not looked at. Every trial's result is stored; `table1 --found OUT/search-PRESET.json` takes the best, and
-    without --found nothing does.
+    Every optimizer, SGD included, gets the same number of trials of the same length: six around the recipe, then two
+    starting from the best, outward if it lies at the edge of the values tried. Images held out of the training set
+    decide; the test set is not used. Every trial's result is stored; `table1 --found OUT/search-PRESET.json` uses the
+    best.
     """
     with _prepared(device, threads) as where, _errors(), _stopped_by_ctrl_c(out) as stop:
         from rich.console import Console

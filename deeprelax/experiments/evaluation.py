@@ -19,7 +19,7 @@ EVALUATION_BATCH = 1024
 
 @contextlib.contextmanager
 def at_x(*optimizers: torch.optim.Optimizer) -> Iterator[None]:
-    """The weights hold the point at which the optimizers evaluate."""
+    """Inside, the weights hold the point at which each optimizer is evaluated."""
     with contextlib.ExitStack() as stack:
         for optimizer in optimizers:
             if isinstance(optimizer, Relaxation | OuterLoop):
@@ -39,9 +39,9 @@ def recalibration_order(images: int, device: torch.device) -> Tensor:
 def recalibrate(model: nn.Module, inputs: Tensor, batch_size: int) -> None:
     """Batch norm's statistics at the present weights, from whole batches of the training set.
 
-    The paper's authors do this before every evaluation. The images come in a shuffled order, always the same: files may
-    hold them class by class, and a batch of one class has the statistics of that class. Nothing here waits for the
-    device.
+    The paper's authors do this before every evaluation. The images come in one fixed shuffled order, since files may
+    hold them class by class, and a batch of one class has the statistics of that class. Needs no host-device
+    synchronisation.
     """
     order = recalibration_order(len(inputs), inputs.device)
     chosen = torch.split(order[: len(order) // batch_size * batch_size], batch_size)

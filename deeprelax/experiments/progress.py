@@ -1,4 +1,4 @@
-"""How far runs are: bars on a terminal, elsewhere a line now and then."""
+"""The progress of runs: bars on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bars(console: Console, names: int) -> Progress:
         TextColumn("{task.fields[state]:>13}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    # A few gradients on a slow machine, and an evaluation, take longer than the half minute that rich looks back.
+    # On a slow machine a few gradients or an evaluation take longer than the 30 seconds over which rich averages.
     return Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600)
 
 

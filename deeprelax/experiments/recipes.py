@@ -39,14 +39,14 @@ _WORKERS: dict[str, dict[str, Any]] = {
 
 DIGITS = Plan(
     model="digits-cnn",
-    epochs=30,  # measured: the errors stand still from here on
+    epochs=30,  # measured: the errors no longer change from here on
     seeds=3,
     # Section 7.1 divides by 5 two or three times in a run; authors' SGD baselines: "divided by 5".
     drops=((0.6, 0.2), (0.85, 0.04)),
-    threads=1,  # measured: two save a third of the time on idle cores, and cost tenfold next to another busy process
+    threads=1,  # measured: two save a third of the time on idle cores, but take ten times as long on busy ones
     # Measured: each is the best of those tried; learning rate and momentum for SGD, for the others γ as well.
     options={
-        "sgd": {"lr": 0.3},  # Nesterov 0.9 lowers the training loss further, and the error no more
+        "sgd": {"lr": 0.3},  # Nesterov 0.9 lowers the training loss further, but not the error
         "heat": {"lr": 1.0, "gamma": 1e-4, "inner_steps": 5},  # L: Remark 15
         "entropy-sgd": {
             **{"lr": 10.0, "gamma": 10.0, "inner_lr": 0.3, "inner_momentum": 0.9, "nesterov": True},
@@ -59,7 +59,7 @@ DIGITS = Plan(
 
 MNIST = Plan(
     model="lenet-authors",  # a third of the parameters of the paper's "lenet", and twice as fast on a CPU
-    epochs=5,  # an epoch takes one or two CPU cores the better part of a minute; the paper trains for 70 to 100
+    epochs=5,  # an epoch takes almost a minute on one or two CPU cores; the paper trains for 70 to 100
     seeds=1,  # the paper: 6
     # authors: Entropy-SGD's learning rate falls after 2 of 5 outer epochs; SGD's baselines: "divided by 5"
     drops=((0.4, 0.2), (0.8, 0.04)),

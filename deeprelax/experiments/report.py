@@ -1,4 +1,4 @@
-"""What comes out of an experiment: a table, a picture and a JSON file."""
+"""The output of an experiment: a table, a picture and a JSON file."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """One run, gradient by gradient; a run of Table 1 on a GPU replays a single CUDA graph for each.
 
 The data lie on the device. An epoch's order of images is drawn on the host, so that it is the same for every device,
-and copied into one tensor, through which a counter on the device leads: a captured step then finds its own batch. The
-whole state fits a checkpoint, from which a run resumes with the same bits.
+and copied into one tensor; a counter on the device points to the next batch, so that a captured step finds it. The
+whole state goes into a checkpoint, from which a run resumes with the same bits.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def can_be_captured(run: Run, device: torch.device) -> bool:
 
 
 def why_not_captured(run: Run, device: torch.device) -> str:
-    """Why the gradients of a run on a GPU are no replays of a graph, and what to do; empty on a CPU, and where they are
-    replays."""
+    """Why the steps of a run on a GPU do not replay a graph, and what to do; empty if they do, and on a CPU."""
     if device.type != "cuda" or can_be_captured(run, device):
         return ""
     backend = kernels.get("auto", device).name
@@ -56,7 +55,7 @@ def make_optimizer(run: Run, model: nn.Module, backend: str = "auto", graph: boo
 
     Args:
         backend: of deeprelax's optimizers.
-        graph: hold what changes from step to step in tensors, as a CUDA graph needs it, where the optimizer can.
+        graph: hold what changes from step to step in tensors, as a CUDA graph needs, if the optimizer can.
     """
     device = next(model.parameters()).device
     options = dict(run.options)
@@ -102,7 +101,7 @@ class Runner:
             raise ValueError(f"batches of {run.batch_size}: the training set has only {images} images")
         self.run = run
         self._device = data.train_inputs.device
-        # Tensor cores take the channels last, and torch would turn every image and map around for them.
+        # Tensor cores want channels_last, and torch would convert every image and feature map for them.
         self._format = torch.channels_last if run.autocast or run.tf32 else torch.contiguous_format
         torch.manual_seed(run.seed)
         self.model = build(run.network, data.train_inputs.shape[1:]).to(self._device)
@@ -143,8 +142,8 @@ class Runner:
         self._cursor.add_(1)
         inputs = self._data.train_inputs.index_select(0, chosen).contiguous(memory_format=self._format)
         targets = self._data.train_targets.index_select(0, chosen)
-        # Backward then writes each gradient once instead of adding it to zeros. In a capture it takes memory of the
-        # graph's own, where every replay writes it again; the addresses that the optimizer was given hold.
+        # Backward then writes each gradient once instead of adding it to zeros. In a capture the gradients lie in the
+        # graph's memory pool, where every replay writes them again, so that the addresses stay valid.
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             loss = F.cross_entropy(self.model(inputs), targets)
@@ -158,7 +157,7 @@ class Runner:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, cache_enabled=False)
 
     def rehearse(self) -> None:
-        """Take a few gradients and undo them: libraries initialise themselves, and state comes into being."""
+        """Take a few gradients and undo them, so that libraries are initialised and state is created."""
         before = copy.deepcopy(self.state())
         self._cursor.zero_()
         for _ in range(min(WARM_UP, self.per_epoch)):
@@ -166,7 +165,7 @@ class Runner:
         self.load_state(before)
 
     def _captured(self) -> Callable[[], Any]:
-        """One gradient as a CUDA graph. Every gradient of a run is a replay, the first after a resumption too."""
+        """One gradient as a CUDA graph. Every gradient of a run is a replay, also the first after a resumption."""
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
@@ -204,8 +203,7 @@ class Runner:
 
     def evaluate(self) -> tuple[float, float]:
         """Fraction of the validation images misclassified, and mean training loss in nats without dropout; at x, with
-        batch norm's statistics gathered there. In float32; a GPU rounds factors to TF32 where the training is no more
-        precise."""
+        batch norm's statistics gathered there. In float32, with TF32 on a GPU if the training is no more precise."""
         data = self._data
         with at_x(self.optimizer):
             recalibrate(self.model, data.train_inputs, self.run.batch_size)
@@ -216,7 +214,7 @@ class Runner:
 
     @property
     def how(self) -> dict[str, Any]:
-        """Who computes: the optimizer's backend, whether a GPU replays a graph, and the precision of evaluations."""
+        """How it computes: the optimizer's backend, whether a graph is replayed, and the precision of evaluations."""
         own = self.run.optimizer != "sgd"
         return {
             "backend": kernels.get("auto", self._device).name if own else "torch",
@@ -253,7 +251,7 @@ class Runner:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up a state of the same run, before the first gradient."""
+        """Load a state of the same run, before the first gradient."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
@@ -274,8 +272,8 @@ class Runner:
 
 
 def _in_tf32(run: Run) -> bool:
-    """Whether float32 products are rounded to TF32; of a bf16 run those of its evaluations, otherwise most of
-    its time."""
+    """Whether float32 products are rounded to TF32; in a bf16 run this concerns the evaluations, which would otherwise
+    take most of its time."""
     return run.tf32 or bool(run.autocast)
 
 

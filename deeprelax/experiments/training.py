@@ -43,7 +43,7 @@ class Result:
 
 
 def check(run: Run, data: Data, backend: str = "auto") -> None:
-    """Refuse whatever can be refused before a run starts.
+    """Check a run before it starts.
 
     Raises:
         ValueError: a setting is out of range, the model does not fit the images, or there are fewer gradients than
@@ -129,8 +129,7 @@ def errors_of_workers(model: torch.nn.Module, data: Data, batch_size: int) -> li
 
 
 class StepTimer:
-    """Times an optimizer's steps: with the clock on a CPU, with the device's events on a GPU, which it never waits
-    for."""
+    """Times an optimizer's steps: by the host's clock on a CPU, by events on a GPU, without synchronising with it."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self._gpu = device.type == "cuda"

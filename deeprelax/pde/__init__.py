@@ -1,4 +1,4 @@
-"""The PDE laboratory: what the optimizers are supposed to do, solved on grids and by Monte Carlo.
+"""The equations behind the optimizers, solved on grids and by Monte Carlo.
 
 Needs NumPy and SciPy (``pip install 'deeprelax[experiments]'``); ``import deeprelax`` alone does not import it.
 """

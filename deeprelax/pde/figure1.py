@@ -103,7 +103,7 @@ def compute(name: str = "rugged", time: float = 0.6, beta: float = 2.0, temperat
 
 
 def _problem(name: str, time: float, beta: float, temperature: float) -> tuple[Loss, Grid]:
-    """The loss, and a grid at whose boundaries next to nothing happens."""
+    """The loss, and a grid wide enough that its boundaries have no effect."""
     if name not in LOSSES:
         raise ValueError(f"no loss {name!r}; there are {', '.join(LOSSES)}")
     for what, number in (("time", time), ("beta", beta), ("temperature", temperature)):
@@ -121,7 +121,7 @@ def _problem(name: str, time: float, beta: float, temperature: float) -> tuple[L
 
 
 def _wide_enough(name: str, grid: Grid, margin: float, time: float, beta: float, temperature: float) -> bool:
-    """Whether neither the smoothing nor the densities come to the boundaries, tried on a coarse grid."""
+    """Whether neither the smoothing nor the densities reach the boundaries, tried on a coarse grid."""
     f = grid.values(LOSSES[name].f)
     if beta * (min(f[0], f[-1]) - f.min() + margin**2 / (2 * time)) < LIGHT:
         return False
@@ -129,7 +129,7 @@ def _wide_enough(name: str, grid: Grid, margin: float, time: float, beta: float,
     for potential in (f, non_viscous(f, grid, time).u, f if smooth is None else smooth):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # how exact it is does not matter here
+                warnings.simplefilter("ignore")  # accuracy does not matter here
                 FokkerPlanck(potential, grid, temperature).evolve(_start(name, grid), DESCENT, DESCENT_STEPS)
         except ValueError:
             return False
@@ -221,8 +221,8 @@ def animation(name: str, time: float, beta: float, temperature: float, path: Pat
 def write(
     out: Path, name: str, time: float, beta: float, temperature: float, animate: bool, say: Callable[[str], None]
 ) -> None:
-    """figure1.png, .svg and .json, and with ``animate`` figure1.gif, into ``out``; their paths are said."""
-    _problem(name, time, beta, temperature)  # refuses what is to be refused, before anything is computed
+    """Write figure1.png, .svg and .json, and with ``animate`` figure1.gif, into ``out``, and report their paths."""
+    _problem(name, time, beta, temperature)  # raises before anything is computed
     for suffix in ("png", "svg", "json", *(["gif"] if animate else [])):
         check_writable(out / f"figure1.{suffix}")
     numbers = compute(name, time, beta, temperature)

@@ -11,8 +11,8 @@ from scipy.sparse.linalg import eigsh, splu
 
 from deeprelax.pde.grid import Array, Function, Grid, positive
 
-# Density at an edge, of its mean over the grid: with more, the grid is too small. A normal distribution's is 1e-4 at
-# 4.6 standard deviations.
+# Largest density at an edge, relative to its mean over the grid: beyond, the grid is too small. A normal
+# distribution's is 1e-4 at 4.6 standard deviations.
 AT_EDGE = 1e-4
 MASS_MISSING = 1e-3
 # Between neighbouring nodes 2f/T may differ by so much: beyond, Scharfetter-Gummel is upwind, of first order.
@@ -132,7 +132,7 @@ class FokkerPlanck:
         return float(density[self._steep].sum()) * self.grid.cell
 
     def _held(self, density: Array) -> Array:
-        """``density``, if next to nothing of it is at the grid's edge: judged by densities, whatever the spacing."""
+        """``density``, if it is negligible at the grid's edge, whatever the spacing."""
         for axis, n in enumerate(self.grid.shape):
             for end in (0, -1):
                 share = float(density.take(end, axis).sum() / density.sum()) * n

@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 # One array of coordinates per dimension in, an array of the same shape out.
 Function = Callable[..., Array]
 
-# How large a grid may become by widening: more, and an integral counts as divergent, a function as unbounded.
+# The largest grid that widening may make; beyond, an integral counts as divergent, a function as unbounded.
 MAX_NODES = 40_000  # along one dimension
 MAX_TOTAL = 4_000_000
 
@@ -118,7 +118,7 @@ class Grid:
         return found
 
     def limited(self, nodes: tuple[int, ...]) -> tuple[int, ...]:
-        """``nodes``, fewer where the grid with so many more on either side would be too large to evaluate."""
+        """``nodes``, or fewer if the grid with so many more on either side would be too large to evaluate."""
         nodes = tuple(min(m, max((MAX_NODES - n) // 2, 0)) for n, m in zip(self.shape, nodes))
         while any(nodes) and math.prod(n + 2 * m for n, m in zip(self.shape, nodes)) > MAX_TOTAL:
             nodes = tuple(m * 9 // 10 for m in nodes)

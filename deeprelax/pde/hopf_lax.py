@@ -31,8 +31,8 @@ class Envelope:
 def lower_envelope(values: Array, y: Array, x: Array, gamma: float) -> tuple[Array, NDArray[np.intp]]:
     """min over j of values[j] + (x[i] - y[j])²/(2γ) for every i, and the j, in time linear in len(x) + len(y).
 
-    The parabolas of one width are kept on a stack in the order of their vertices, each with the abscissa from which
-    it is the lowest; a new one takes away those that it undercuts from their own start on.
+    The parabolas, all of one width, are kept on a stack in the order of their vertices, each with the abscissa from
+    which it is the lowest; a new one removes those that it undercuts from their start on.
 
     Args:
         values: heights of the vertices, (m,).
@@ -82,9 +82,9 @@ def non_viscous(f: Function | ArrayLike, grid: Grid, gamma: float) -> Envelope:
     """The viscosity solution of u_t = -½|∇u|² from u = f, at time ``gamma``: Hopf-Lax (Lemma 5) on the grid's nodes.
 
     Exact for minimisation over the nodes: u is too large by at most |∇²f + 1/γ| h²/8 per dimension, and the gradient
-    off by at most h/2γ where the proximal point is unique. A callable's minimisers may lie beyond the grid: they are
-    looked for as far as |x - y|² ≤ 2γ(f(x) - inf f). For inf f stands the lowest value found within that distance, so a
-    deeper well beyond it is seen only from a grid that is wider, or on which f varies more.
+    off by at most h/2γ where the proximal point is unique. A callable's minimisers may lie beyond the grid: the search
+    extends to |x - y|² ≤ 2γ(f(x) - inf f). The lowest value found within that distance stands for inf f, so that a
+    deeper well beyond it is only found from a grid that is wider, or on which f varies more.
 
     Args:
         f: takes one array of coordinates per dimension, or values of the grid's shape.
@@ -111,8 +111,8 @@ def non_viscous(f: Function | ArrayLike, grid: Grid, gamma: float) -> Envelope:
 def _window(f: Function, grid: Grid, gamma: float) -> tuple[int, ...]:
     """Nodes beyond the grid on either side, so that the proximal points of all its nodes are among them.
 
-    A proximal point y of x has |x - y|² ≤ 2γ(f(x) - inf f). For inf f stands the lowest value seen: where a search
-    finds a lower one, it continues farther out.
+    A proximal point y of x has |x - y|² ≤ 2γ(f(x) - inf f). The lowest value seen stands for inf f: if the search finds
+    a lower one, it continues farther out.
     """
     f_here = grid.values(f)
     lowest, place = np.inf, np.zeros(grid.dimensions)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from deeprelax.pde.grid import positive
 
-# A mean of fewer effective samples says little; of few samples to begin with, when less than half of them count.
+# With fewer effective samples a mean is not reliable; with fewer than 20 samples in all, less than half must count.
 COLLAPSED = 10.0
 
 
 @dataclass(frozen=True)
 class ProximalEstimate:
-    """What the samples say, for each point of the batch.
+    """Estimates from the samples, for each point of the batch.
 
     Attributes:
         point: the mean of the samples under their weights, (batch, dimensions): prox_γf(x) as δ → 0.

@@ -46,7 +46,7 @@ def langevin(
         x: starting points, any shape; one path per element.
         time, step: how long, and in steps of about what length.
         temperature: T ≥ 0.
-        rng: where the noise comes from.
+        rng: generates the noise.
         visit: called after every step with the time and the points.
 
     Returns:
@@ -88,7 +88,7 @@ def two_scales(
         x, y: starting points, of one shape; one path per element.
         epsilon: ε > 0.
         time: how long in s.
-        rng: where the noise comes from.
+        rng: generates the noise.
         temperature: T; the paper's dW is T = 1.
         step: of the fast variable, in units of ε; y is integrated as in ``langevin``, x by Euler.
         record: how many times to note x, evenly spread over ``time``.
@@ -117,7 +117,7 @@ def two_scales(
 
 
 def _alive(x: Array, h: float) -> Array:
-    """``x``, if no path has run away."""
+    """``x``, if no path has diverged."""
     lost = int((~np.isfinite(x)).sum())
     if lost:
         raise ValueError(

@@ -39,7 +39,7 @@ class Contestant:
 
 
 def matrices(params: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Those that Muon is for, and the others."""
+    """The matrices, for which Muon is made, and the other parameters."""
     return [p for p in params if p.ndim == 2], [p for p in params if p.ndim != 2]
 
 
@@ -94,7 +94,7 @@ CONTESTANTS: dict[str, Contestant] = {
 }  # fmt: skip
 
 
-# As they are constructed without arguments, at constant rates: what somebody tries first.
+# With the classes' defaults, at constant rates: what a user tries first.
 _MAKE: dict[str, Make] = {
     "HJ()": lambda params, *_: [deeprelax.HJ(params)],
     "EntropySGD()": lambda params, *_: [deeprelax.EntropySGD(params, seed=0)],
@@ -107,5 +107,5 @@ EVERY = CONTESTANTS | DEFAULTS
 
 
 def parameters(model: nn.Module) -> list[Tensor]:
-    """Those that train."""
+    """The parameters that are trained."""
     return [p for p in model.parameters() if p.requires_grad]

@@ -64,8 +64,9 @@ def rows(
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """One row an optimizer, one column a task: the mean over seeds, its standard error where there are several, and the
-    chosen setting. Below, each of ours less the best peer."""
+    """A row per optimizer, a column per task: the mean over seeds, its standard error where there are several, and the
+    chosen setting, with an arrow where the rate is at an end of those tried. Below, the difference of each of ours from
+    the best peer."""
     present = [task for task in NAMES if any(r["run"]["task"] == task for r in results)]
     units = {task: "nats" if task == "text-transformer" else "error, %" for task in present}
     heading = [
@@ -112,7 +113,7 @@ def less_the_best_peer(last: Mapping[tuple[str, str], Sequence[float]], present:
 
 
 def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Curves over the run, means and bands from the least to the greatest of the seeds, a panel a task."""
+    """Plot the curves: means, and bands from the least to the greatest over the seeds, a panel per task."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -64,7 +64,7 @@ def repeats(results: Sequence[dict[str, Any]], seeds: int) -> list[Run]:
 
 
 def decay(optimizers: Sequence[Optimizer], fraction: float) -> None:
-    """Rates as that fraction of what they were at the beginning."""
+    """Set the rates to that fraction of their initial values."""
     for opt in optimizers:
         for group in opt.param_groups:
             for name in ("lr", "inner_lr"):
@@ -74,8 +74,8 @@ def decay(optimizers: Sequence[Optimizer], fraction: float) -> None:
 
 
 def execute(run: Run, folder: Path | None) -> dict[str, Any]:
-    """One run: its curve of ``POINTS`` values, at equal distances, and its seconds. A run that diverges ends with the
-    worst possible figure."""
+    """Run it: its curve of ``POINTS`` equidistant values, and its seconds. A run that diverges ends with the worst
+    possible figure."""
     torch.set_num_threads(1)
     task, contestant, start = tasks.make(run.task, run.preset, folder), EVERY[run.optimizer], time.perf_counter()
     torch.manual_seed(run.seed)
@@ -105,7 +105,7 @@ def execute(run: Run, folder: Path | None) -> dict[str, Any]:
 
 
 def worst(figure: str) -> float:
-    """What stands for a figure that is not finite."""
+    """The value that replaces a figure that is not finite."""
     return 1.0 if figure == "error" else 99.0
 
 
@@ -113,7 +113,7 @@ class Results:
     """The lines of a file, one a run.
 
     Args:
-        path: the file; made if it is not there.
+        path: the file; created if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 DEFAULT_FOLDER = Path(".data")
-# The length of each file of MNIST, and the MD5 of those that were published. A test's own are shorter.
+# The number of items and the MD5 of each published file of MNIST. Shorter files, as in tests, are not compared.
 PUBLISHED = {
     "train-images-idx3-ubyte": (60_000, "6bbc9ace898e44ae57da46a324031adb"),
     "train-labels-idx1-ubyte": (60_000, "a25bea736e30d166cdddb491f175f624"),
@@ -118,8 +118,7 @@ def _size(images: np.ndarray) -> str:
 
 
 def check_varied(path: Path, images: np.ndarray) -> None:
-    """DataError, which names the file, if every pixel of every image has one value: no deviation to divide by,
-    nothing to learn."""
+    """DataError, which names the file, if all pixels of all images are equal: their deviation would be 0."""
     if images.min() == images.max():
         raise DataError(
             f"{path} has {len(images)} images in which every pixel is {images.flat[0]}: nothing can be learned; "

@@ -20,9 +20,9 @@ SWITCHED = {name for off in ABLATION.values() for name in off}
 
 
 def alike(runs: Iterable[Stored], preset: str, model: str) -> dict[str, list[Stored]]:
-    """By variant, runs that differ in nothing but what was switched off and the seed: one length, one precision, one
-    device, the same data. Of several such sets the one with the most finished variants, and else as a row of the table
-    is chosen. Empty where no variant was run."""
+    """By variant, runs that differ only in what was switched off and in the seed: same length, precision, device and
+    data. Of several such sets, the one with the most finished variants; in a tie it is chosen as a row of the table is.
+    Empty if no variant was run."""
     every: dict[str, dict[str, list[Stored]]] = {}
     for stored in runs:
         settings = stored.settings
@@ -47,14 +47,13 @@ def rows(found: dict[str, list[Stored]], preset: str, model: str) -> dict[str, R
 
 
 def is_whole(runs: Sequence[Stored], preset: str, model: str) -> bool:
-    """Whether every variant is there with the paper's seeds, length and precision."""
+    """Whether every variant was run with the paper's seeds, length and precision."""
     found = rows(alike(runs, preset, model), preset, model)
     return set(found) == set(VARIANTS) and not any(each.caveats for each in found.values())
 
 
 def markdown(runs: Sequence[Stored], preset: str) -> str:
-    """The table, how much its differences say, and how much scoping there was to switch off; empty where no variant
-    was run."""
+    """The table, how much its differences say, and how much scoping changed γ; empty if no variant was run."""
     lines, below = [], []
     for model in MODELS:
         compared = alike(runs, preset, model)

@@ -133,8 +133,8 @@ def execute(
 
 
 class _Bar:
-    """How far all runs of a model are. An epoch of LeNet and one of All-CNN are not of one size, so that a bar of both
-    could tell no time."""
+    """The progress of all runs of a model. Epochs of LeNet and of All-CNN take different times, so that a bar of both
+    could not estimate the time left."""
 
     def __init__(self, progress: Progress, model: str, runs: Sequence[Run], out: Path) -> None:
         runs = [run for run in runs if run.model == model]
@@ -154,14 +154,14 @@ class _Bar:
 
 
 def _check_data(runs: Sequence[Run], model: str, digest: str, out: Path) -> None:
-    """StoreError unless all runs of a model that have ended are of these data, for rows are made of them together."""
+    """StoreError unless all finished runs of a model used these data, since they share the rows of the table."""
     for run in runs:
         if run.model == model:
             store.ended(run, digest, out)
 
 
 def _has_ended(run: Run, out: Path) -> bool:
-    """By the run's file alone: loading its data only to compare their checksum would take long."""
+    """By the run's file alone, since loading the data just to compare their checksum would take long."""
     path = store.path_of(run, out)
     if not path.exists():
         return False

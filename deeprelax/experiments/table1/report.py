@@ -32,10 +32,10 @@ class Row:
         seeds: finished runs.
         diverged: runs whose loss is no longer a number.
         running: runs that are not at their end.
-        moved: runs that another machine or another version of the program went on with.
+        moved: runs that were resumed on another machine or with another version of the program.
         gradients: of an effective epoch; None before the first evaluation.
         as_preset: whether the settings are the preset's, and not those that a search found or an older version had.
-        device, precision: what produced the runs.
+        device, precision: that the runs were produced with.
         seconds: of a run, mean.
     """
 
@@ -124,9 +124,9 @@ def _devices(found: Iterable[Stored]) -> str:
 def groups(runs: Iterable[Stored]) -> dict[Key, list[Stored]]:
     """Runs that differ in the seed only, by preset, model, optimizer and variant; of one device, and the same data.
 
-    Where runs of several settings exist, the first that one of these distinguishes: some are finished, they are as
-    the preset says, of the paper's length, in its precision, nearer to its length, more are finished, there are more
-    of them. So a run that was only begun, or a longer one, takes no row away.
+    If runs of several settings exist, the group is chosen by, in this order: whether any run is finished, the preset's
+    settings, the paper's length, its precision, the distance from its length, the number of finished runs, the number
+    of runs. So a run that was only begun, or a longer one, does not displace a row.
     """
     every: dict[Key, dict[str, list[Stored]]] = {}
     for stored in runs:
@@ -138,7 +138,7 @@ def groups(runs: Iterable[Stored]) -> dict[Key, list[Stored]]:
 
 
 def rank(found: Sequence[Stored]) -> tuple[int, ...]:
-    """Of the groups that could be a row the greatest is taken: see ``groups``."""
+    """The sort key of the groups that could be a row; the greatest is taken: see ``groups``."""
     settings = found[0].settings
     paper = PAPER[settings["model"], settings["optimizer"]].epochs
     finished = sum(stored.ended == FINISHED for stored in found)
@@ -154,7 +154,7 @@ def rank(found: Sequence[Stored]) -> tuple[int, ...]:
 
 
 def as_preset(settings: dict[str, Any]) -> bool:
-    """Whether a stored run's are those that ``protocol`` gives its row now."""
+    """Whether a stored run's settings are those that ``protocol`` gives its row now."""
     named = {name: settings[name] for name in ("epochs", "variant", "autocast", "tf32", "evaluate_every")}
     row = (settings["preset"], settings["model"], settings["optimizer"], settings["seed"])
     return protocol.run(*row, **named).settings() == settings

@@ -34,7 +34,7 @@ deeprelax reproduce search --data DIR --out DIR                   # η, γ₀ an
 NOTES = """## What is known not to be the paper's
 
 - Heat is section 6.3's Gaussian average. The program that the authors published for HEAT averages along a Langevin path
-  instead, so their figures are not to be expected of it.
+  instead, so its figures are not expected to match.
 - Entropy-SGD in the authors preset is that of their program for Entropy-SGD. There weight decay, (y - x)/γ and noise
   are added after the inner momentum, and each outer step takes a further gradient that it only reports; here weight
   decay and (y - x)/γ are part of the momentum, and L gradients are L. Their later program, for this paper, has η = 0.1
@@ -48,12 +48,12 @@ NOTES = """## What is known not to be the paper's
   row on All-CNN has the 10⁻³ of section 7.3.
 - A batch that is not full is left out: 468 gradients are an effective epoch of MNIST, 390 of CIFAR-10.
 - Seconds per run are those of a machine that others worked on, and no measure of speed.
-- The same bits come from the same CPU (or GPU), torch, threads and backend. Elsewhere sums are taken in another order,
-  and other images of the 10,000 are misclassified. Machines of one name can differ: results whose files called theirs
-  "AMD EPYC" and no more did not come out again on a later one of that name, and were replaced by those here.
-- Results of an older protocol, with batch norm recalibrated in the order of the files, were taken away. η = 0.3 of
-  Heat in the paper preset is from a search of that time on LeNet, and the one above says the same: three times as much
-  hardly learns.
+- Runs are reproducible to the bit on the same CPU (or GPU), torch, threads and backend. Elsewhere sums are taken in
+  another order, and other images of the 10,000 are misclassified. Machines of one name can differ: results from an
+  "AMD EPYC" without its model could not be reproduced on a later machine of that name, and were replaced.
+- Results of an older protocol, with batch norm recalibrated in the order of the files, were removed. η = 0.3 of Heat
+  in the paper preset is from a search of that time on LeNet, and the search above agrees: three times as much hardly
+  learns.
 - The paper reads its table at the effective epoch it names; runs here end there, and their schedules with them.
 """
 
@@ -68,7 +68,7 @@ def distance(row: Row) -> tuple[float, float] | None:
 
 
 def verdict(row: Row) -> str:
-    """What a row says about the paper's figure, in words."""
+    """How a row compares with the paper's figure, in words."""
     if row.error is None:
         return "no finished run"
     if (found := distance(row)) is None:
@@ -151,7 +151,7 @@ python tools/reproduce_gpu.py --data DIR --budget-minutes 25
 
 
 def _produced_with(places: Iterable[dict[str, Any]]) -> list[str]:
-    """What the bits of runs hang on, a line for each "machine" and "how" that some had."""
+    """What the bits of runs depend on, a line for each "machine" and "how" among them."""
     found: dict[str, None] = {}
     for place in places:
         about, how = place["machine"], place.get("how", {})
@@ -286,7 +286,7 @@ def _trial(model: str, optimizer: str, trial: dict[str, Any], best: dict[str, An
 
 
 def _not_run(rows: Sequence[Row], ablated: Collection[str]) -> str:
-    """What is owed of the paper's table, and how to have it."""
+    """What is missing of the paper's table, and the commands that run it."""
     lines: list[str] = []
     for preset in PRESETS:
         lacking = {}

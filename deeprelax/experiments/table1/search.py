@@ -1,7 +1,7 @@
-"""The search for what the paper leaves open: η, γ₀ and the schedule, with the same budget for every optimizer.
+"""The search for the values that the paper leaves open: η, γ₀ and the schedule, with equal budgets for all optimizers.
 
 A trial is a run of a few effective epochs on a part of the training set. Another part of it decides, so that the test
-set, on which Table 1 is read, takes no part in the choice.
+set, on which Table 1 is evaluated, does not influence the choice.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _collected(trials: Sequence[Stored]) -> dict[str, Any]:
 
 
 def _open(settings: dict[str, Any]) -> dict[str, Any]:
-    """What a trial varies of the options."""
+    """The options that a trial varies."""
     return {name: settings["options"][name] for name in ("lr", "gamma") if name in settings["options"]}
 
 

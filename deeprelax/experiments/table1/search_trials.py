@@ -1,4 +1,4 @@
-"""Which settings a search tries: a few around the recipe's, then further from the best, equally many for every row."""
+"""The settings that a search tries: a few around the recipe's, then some from the best, equally many for every row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Trial = tuple[float, float, bool]
 TRIALS: tuple[Trial, ...] = (
     (1.0, 1.0, False), (0.3, 1.0, False), (3.0, 1.0, False), (1.0, 0.1, False), (1.0, 10.0, False), (1.0, 1.0, True),
 )  # fmt: skip
-# SGD has no γ, and its share goes to more rates and to both schedules.
+# SGD has no γ; its trials go to more rates and to both schedules.
 SGD_TRIALS: tuple[Trial, ...] = (
     (1.0, 1.0, False), (0.3, 1.0, False), (3.0, 1.0, False), (0.1, 1.0, False), (1.0, 1.0, True), (0.3, 1.0, True),
 )  # fmt: skip
@@ -24,7 +24,7 @@ FINER = 1.7  # a factor of η between two of the above
 
 
 def first(optimizer: str) -> tuple[Trial, ...]:
-    """Those that are tried whatever comes out."""
+    """The trials that do not depend on results."""
     return SGD_TRIALS if optimizer == "sgd" else TRIALS
 
 
@@ -59,8 +59,8 @@ def further(
 
 
 def after(tried: Sequence[Trial], scores: Sequence[tuple[float, float]]) -> Trial:
-    """From the best: further out where it lies at the edge of what was tried, in η, otherwise in γ₀; inside of it, a
-    finer step of η. Where all diverged, a smaller η."""
+    """From the best trial: further out if it lies at the edge of the values tried, first in η, then in γ₀; otherwise a
+    finer step of η. If all diverged, a smaller η."""
     best = min(scores)
     rate, smoothing, early = tried[scores.index(best)]
     rates, smoothings = ({trial[at] for trial in tried} for at in (0, 1))

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: a JSON-lines file that grows with every evaluation, and a checkpoint.
+"""A run's files: a JSON-lines file that grows with every evaluation, and a checkpoint.
 
 The first line of the file is the header: the run's settings, the machine, how it computes, the data's checksum. A line
 for each evaluation follows, and a last one says how the run ended, with a checksum of its last state. The checkpoint
@@ -46,7 +46,7 @@ class Stored:
             (nats), lr, gamma, seconds.
         ended: "finished", "diverged", or None if it is not at its end.
         state: the checksum of the last state of an ended run; equal for runs of equal bits.
-        gone_on: "gone_on_at" (gradients), "machine" and "how", where another machine resumed it.
+        gone_on: "gone_on_at" (gradients), "machine" and "how", for each time that another machine resumed it.
     """
 
     header: dict[str, Any]
@@ -145,7 +145,7 @@ def execute(
     on_progress: Callable[[int, int, float | None], object] = lambda done, total, error: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> str:
-    """Run it from where it stands to its end, to the deadline, or until it is to stop.
+    """Run it from its last checkpoint to its end, to the deadline, or until ``stop`` returns True.
 
     The bits of sums depend on the number of CPU threads: a run that is resumed keeps the number it began with.
 
@@ -161,8 +161,8 @@ def execute(
         "finished", "diverged" or "paused".
 
     Raises:
-        StoreError: a file of its name is of another run, or its checkpoint of a CPU's run and this is a GPU, or the
-            other way round; or another process is at this run.
+        StoreError: a file of its name is of another run; its checkpoint is from a CPU and this is a GPU, or the other
+            way round; or another process works on this run.
         ValueError: a setting is out of range.
     """
     path, saved = path_of(run, out), checkpoint_of(run, out)
@@ -221,7 +221,7 @@ def execute(
 
 @contextlib.contextmanager
 def _alone(path: Path, saved: Path) -> Iterator[None]:
-    """StoreError where another process is at the run of these files."""
+    """StoreError if another process works on the run of these files."""
     lock = filelock.FileLock(saved.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
@@ -230,7 +230,7 @@ def _alone(path: Path, saved: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waits for it finds a run that has ended
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: a process that waits finds a finished run
         lock.release()
 
 

@@ -86,7 +86,7 @@ def measure(workers: int = 20_000, replicas: int = 400) -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
-    """Draw what was measured."""
+    """Plot the numbers."""
     left, right = axes
     left.plot(n["curve_x"], n["curve"], **BLACK, linewidth=1, label="∇u, δ = ½")
     left.plot(n["points"], n["workers"], "s", color=RED["color"], mfc="none", ms=9, label=f"{n['count']:,} workers")
@@ -101,7 +101,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
-    """What was measured in words, as Markdown."""
+    """The text of the section, in Markdown."""
     rows = [
         [f"{x:.1f}", f"{e:.4f}", f"{w:.4f} ± {a:.4f}", f"{t:.4f} ± {b:.4f}"]
         for x, e, w, a, t, b in zip(

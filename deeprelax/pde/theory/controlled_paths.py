@@ -1,4 +1,4 @@
-"""Paths of (CSGD) and what they cost, with the martingale that has no mean taken away: section 5 by Monte Carlo."""
+"""Paths of (CSGD) and their costs, with a martingale of mean 0 as control variate: section 5 by Monte Carlo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which viscosity measured gradients belong to: all points of a curve in one number."""
+"""The viscosity that fits measured gradients best: all points of a curve in one number."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def measure() -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
-    """Draw what was measured."""
+    """Plot the numbers."""
     (ax,) = axes
     ax.loglog(n["spacing"], n["u_error"], marker="o", **BLACK, label=f"u, order {n['u_order']:.2f}")
     ax.loglog(n["spacing"], n["slope_error"], marker="s", **RED, label=f"∇u, order {n['slope_order']:.2f}")
@@ -53,7 +53,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
-    """What was measured in words, as Markdown."""
+    """The text of the section, in Markdown."""
     return (
         f"Local entropy by Hopf-Cole and (viscous HJ) by monotone finite differences, f = {LOSS.formula}, γ = {GAMMA}: "
         f"the largest difference on [−2, 2] falls from {n['u_error'][0]:.3f} to {n['u_error'][-1]:.4f} as the spacing "

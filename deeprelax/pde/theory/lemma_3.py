@@ -98,7 +98,7 @@ def measure(chains: int = 8192) -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
-    """Draw what was measured."""
+    """Plot the numbers."""
     left, right = axes
     for style, marker, o in zip(STYLES, MARKERS, n["optimizer"]):
         left.plot(n["curve_x"], o["curve"], **style, linewidth=1)
@@ -116,7 +116,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
-    """What was measured in words, as Markdown."""
+    """The text of the section, in Markdown."""
     rows = [
         [
             f"{o['temperature']:g}",

@@ -114,7 +114,7 @@ def measure() -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
-    """Draw what was measured."""
+    """Plot the numbers."""
     left, middle, right = axes
     for m, style, marker in zip(n["lemma"], (BLACK, RED), "os"):
         spacing = [e["spacing"] for e in m["refined"]]
@@ -139,7 +139,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
-    """What was measured in words, as Markdown."""
+    """The text of the section, in Markdown."""
     heads = ["γ", "(x − y*)/γ − ∇f(y*)", "prox − backward Euler", "solutions of it", "prox of 0"]
     rows = [
         [

@@ -1,4 +1,4 @@
-"""Remark 11 and eq. 22 with what their print has wrong: a stray 1/γ in (20), half the variance in (22)."""
+"""Remark 11 and eq. 22, and their misprints: a stray 1/γ in (20), half the variance in (22)."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def measure(paths: int = 6000) -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
-    """Draw what was measured."""
+    """Plot the numbers."""
     left, right = axes
     left.plot(n["times"], n["limit"], **BLACK, linewidth=1, label="X(s)")
     left.plot(n["times"], n["printed_limit"], **GREEN, linewidth=1, label="X(s/γ)")
@@ -90,7 +90,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
-    """What was measured in words, as Markdown."""
+    """The text of the section, in Markdown."""
     last = {name: n[name]["mean"][-1] for name in ("eq_19", "eq_20_without", "eq_20_printed")}
     half = RECORD // 2 - 1
     limits = {"eq_19": "limit", "eq_20_without": "limit", "eq_20_printed": "printed_limit"}

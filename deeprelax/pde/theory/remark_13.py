@@ -84,7 +84,7 @@ def measure(paths: int = 160_000) -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
-    """Draw what was measured."""
+    """Plot the numbers."""
     left, right = axes
     names = (("f", BLACK, "f"), ("f_gamma", BLUE, "$f_γ$"), ("sum", RED, "f + $f_γ$"))
     for name, style, label in names:
@@ -99,7 +99,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
-    """What was measured in words, as Markdown."""
+    """The text of the section, in Markdown."""
     rows = [
         [label, f"{n['minimum'][name]:.3f}", f"{n['distance'][name]:.3f}", f"{n['second_moment'][name]:.4f}"]
         for name, label in (("f", "f"), ("f_gamma", "f_γ"), ("sum", "f + f_γ"))

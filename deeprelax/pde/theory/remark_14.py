@@ -49,7 +49,7 @@ def measure() -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
-    """Draw what was measured."""
+    """Plot the numbers."""
     (ax,) = axes
     ax.semilogy(n["steps"], np.maximum(n["gap"], 1e-17), marker="o", ms=3, **BLACK, label="|∇f(x − y) − p|")
     ax.semilogy(n["steps"], np.maximum(n["error"], 1e-17), marker="s", ms=3, **RED, label="|p − p*|")
@@ -59,7 +59,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
-    """What was measured in words, as Markdown."""
+    """The text of the section, in Markdown."""
     at = {step: n["gap"][step - 1] for step in (1, 5, 20, 60)}
     shown = ", ".join(f"{gap:.1e} at L = {step}" for step, gap in at.items())
     return (

@@ -24,7 +24,7 @@ EXAMPLES = ((0.0, 0.8), (0.0, 1.2), (ALPHA, 6.5), (ALPHA, 7.5))  # α and γ∇�
 def iterate(gamma: float, alpha: float) -> tuple[float, Array]:
     """γ∇²f at the proximal point of ``X``, and |p - p*| after each of ``STEPS`` iterations from p* + ``OFFSET``.
 
-    p ← αp + (1 - α)∇f(x - γp); it is (17) for α = 0. What has run away is 10⁶ away.
+    p ← αp + (1 - α)∇f(x - γp); it is (17) for α = 0. Distances are limited to 10⁶.
     """
     point = float(quartic_well(np.asarray(X), gamma)[1])
     fixed = (X - point) / gamma
@@ -68,7 +68,7 @@ def measure() -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
-    """Draw what was measured."""
+    """Plot the numbers."""
     left, right = axes
     for name, marker, style, label in (
         ("plain", "o", BLACK, "(17)"),
@@ -89,7 +89,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
-    """What was measured in words, as Markdown."""
+    """The text of the section, in Markdown."""
 
     def ends(name: str, low: float, high: float) -> list[float]:
         limit = n["limits"][name]

@@ -106,7 +106,7 @@ def measure() -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
-    """Draw what was measured."""
+    """Plot the numbers."""
     left, middle, right = axes
     left.loglog(n["counts"], n["errors"], marker="o", **BLACK, label=f"slope {n['rate']:.2f}")
     left.loglog(n["counts"], [n["errors"][0] * (n["counts"][0] / c) ** 0.5 for c in n["counts"]], **GREEN, label="−½")
@@ -125,7 +125,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
-    """What was measured in words, as Markdown."""
+    """The text of the section, in Markdown."""
     bias = [[f"{v:g}", f"{b:.4f}"] for v, b in zip(n["viscosity"], n["bias"])]
     ends = [[name, f"{d['x'][-1]:.3f}", f"{d['gamma'][-1]:.2f}"] for name, d in n["descents"].items()]
     return (

@@ -114,7 +114,7 @@ def measure(paths: int = 6000) -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
-    """Draw what was measured."""
+    """Plot the numbers."""
     left, right = axes
     for limit, style, marker in zip(n["limits"], (BLACK, RED), "os"):
         power = round(2 / limit["temperature"])
@@ -135,7 +135,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
-    """What was measured in words, as Markdown."""
+    """The text of the section, in Markdown."""
     limits = [
         [
             f"{m['temperature']:g}",

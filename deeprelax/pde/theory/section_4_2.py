@@ -84,7 +84,7 @@ def measure() -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
-    """Draw what was measured."""
+    """Plot the numbers."""
     left, right = axes
     left.plot(n["x"], n["heat_gradient"], **RED, label="heat")
     left.plot(n["x"], n["entropy_gradient"], **BLACK, label="local entropy")
@@ -100,7 +100,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
-    """What was measured in words, as Markdown."""
+    """The text of the section, in Markdown."""
     minima = [
         [f"{m['gamma']:g}", f"{m['heat']:.3f}", f"{m['entropy']:.3f}", f"{m['difference']:.2f}"] for m in n["minima"]
     ]

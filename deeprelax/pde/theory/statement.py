@@ -1,4 +1,4 @@
-"""What a statement of the theory consists of, and what their pictures share."""
+"""A statement of the theory, and what the pictures and texts of all statements share."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def measure(paths: int = 6000) -> Numbers:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
-    """Draw what was measured."""
+    """Plot the numbers."""
     values, densities, sides, scales = axes
     values.plot(n["x"], n["v_curve"], **BLACK, label="v: SGD")
     values.plot(n["x"], n["u_curve"], **RED, label="u: with control, cost included")
@@ -162,7 +162,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
-    """What was measured in words, as Markdown."""
+    """The text of the section, in Markdown."""
     by_pde = [
         [f"{h:.3f}", f"{u:.4f}", f"{v:.4f}"] for h, u, v in zip(n["spacing"], n["u"], n["v"])
     ] + [["exact", f"{n['exact_u'][-1]:.4f}", f"{n['exact_v'][-1]:.4f}"]]  # fmt: skip

@@ -127,7 +127,7 @@ def worst(force: Numbers, against: str) -> float:
 
 
 def draw(n: Numbers, axes: Sequence[Axes]) -> None:
-    """Draw what was measured."""
+    """Plot the numbers."""
     left, right = axes
     left.loglog(n["epsilon"], n["rms"], marker="o", **BLACK, label=f"slope {n['rate']:.2f}")
     left.loglog(n["epsilon"], [n["rms"][0] * (e / n["epsilon"][0]) ** 0.5 for e in n["epsilon"]], **GREEN, label="½")
@@ -143,7 +143,7 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 
 def tell(n: Numbers) -> str:
-    """What was measured in words, as Markdown."""
+    """The text of the section, in Markdown."""
     rows = [
         [f"{f['temperature']:g}", f"{worst(f, 'half'):.1f}", f"{worst(f, 'full'):.1f}"] for f in n["forces"]
     ]  # fmt: skip
