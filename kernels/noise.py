@@ -7,6 +7,8 @@ size, thread count and sharding draws the same bits. ``csrc/philox.h`` and ``csr
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,13 +69,17 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
-def words(draw: Draw, index: int, start: int, count: int, device: torch.device | str, rounding: bool = False) -> Tensor:
-    """Random words of elements ``start … start + count - 1`` of parameter ``index``: int64, shape (count,).
+def elements(start: int, shape: Sequence[int], stride: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """The calls of Philox for elements as ``words`` counts them: int64, a row for each run; and where among the words
+    of its row each element has its own."""
+    *runs, count = shape
+    first = start + stride * torch.arange(math.prod(runs), device=device)[:, None]
+    block = first // 4 + torch.arange((count + 6) // 4, device=device)
+    return block, first % 4 + torch.arange(count, device=device)
 
-    Element i takes word i mod 4 of the call with counter (i div 4 low, i div 4 high, index, step).
-    """
-    first, last = start // 4, (start + count + 3) // 4
-    block = torch.arange(first, last, dtype=torch.int64, device=device)
+
+def drawn(draw: Draw, index: int, block: Tensor, rounding: bool = False) -> tuple[Tensor, ...]:
+    """The four words of the calls with counter (block low, block high, index, step), each of the block's shape."""
     high = (block >> 32) & MASK32
     if rounding:
         high = high | ROUNDING_BIT
@@ -83,8 +89,34 @@ def words(draw: Draw, index: int, start: int, count: int, device: torch.device |
         torch.full_like(block, index & MASK32),
         torch.full_like(block, draw.step & MASK32),
     )
-    drawn = torch.stack(philox(counter, draw.key), dim=1).reshape(-1)
-    return drawn[start - 4 * first : start - 4 * first + count]
+    return philox(counter, draw.key)
+
+
+def words(
+    draw: Draw,
+    index: int,
+    start: int,
+    shape: Sequence[int],
+    device: torch.device | str,
+    stride: int = 0,
+    rounding: bool = False,
+) -> Tensor:
+    """Random words: element i of a parameter takes word i mod 4 of Philox's call i div 4.
+
+    Args:
+        draw: seed, replica and step.
+        index: the parameter's position over all ``param_groups``.
+        start: index of the first element in the memory order of the unsharded parameter; any integer >= 0.
+        shape: (count,), or (runs, count): so many runs of consecutive elements.
+        device: where to make them.
+        stride: from the first element of a run to the next one's.
+        rounding: those of stochastic rounding.
+
+    Returns:
+        int64 tensor of that shape.
+    """
+    block, place = elements(start, shape, stride, device)
+    return torch.stack(drawn(draw, index, block, rounding), dim=-1).flatten(1).gather(1, place).reshape(shape)
 
 
 def sqrt(v: Tensor) -> Tensor:
@@ -135,26 +167,15 @@ def box_muller(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
     return r * c, r * d
 
 
-def normal(draw: Draw, index: int, start: int, count: int, device: torch.device | str) -> Tensor:
-    """Standard normals of elements ``start … start + count - 1`` of parameter ``index``.
-
-    Args:
-        draw: seed, replica and step.
-        index: the parameter's position over all ``param_groups``.
-        start: global index of the first element in the memory order of the unsharded parameter; any integer >= 0.
-        count: how many.
-        device: of the result.
-
-    Returns:
-        float32 tensor of shape (count,). Words (0, 1) of a Philox call give elements 4j and 4j+1, words (2, 3) give
-        4j+2 and 4j+3.
-    """
-    first, last = start // 4, (start + count + 3) // 4
-    w = words(draw, index, 4 * first, 4 * (last - first), device).reshape(-1, 4)
-    n0, n1 = box_muller(w[:, 0], w[:, 1])
-    n2, n3 = box_muller(w[:, 2], w[:, 3])
-    drawn = torch.stack((n0, n1, n2, n3), dim=1).reshape(-1)
-    return drawn[start - 4 * first : start - 4 * first + count]
+def normal(
+    draw: Draw, index: int, start: int, shape: Sequence[int], device: torch.device | str, stride: int = 0
+) -> Tensor:
+    """Standard normals, float32, of the elements that ``words`` with these arguments has. Words (0, 1) of a Philox call
+    give elements 4j and 4j+1, words (2, 3) give 4j+2 and 4j+3."""
+    block, place = elements(start, shape, stride, device)
+    w0, w1, w2, w3 = drawn(draw, index, block)
+    normals = (*box_muller(w0, w1), *box_muller(w2, w3))
+    return torch.stack(normals, dim=-1).flatten(1).gather(1, place).reshape(shape)
 
 
 def round_stochastically(v: Tensor, word: Tensor) -> Tensor:

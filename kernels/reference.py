@@ -3,13 +3,15 @@
 Every other backend returns these bits. Only ``*``, ``+``, ``-`` and tensor-by-tensor division are used, one rounding
 each: ``alpha=``, ``lerp``, ``addcmul``, ``addcdiv`` and ``_foreach_*`` fuse a multiplication with an addition.
 
-All tensors here are one-dimensional, in memory order. ``w`` is the model's parameter, ``g`` its gradient or None;
-x, y, z, p, s and the momenta are slices of the optimizer's flat buffers, float32 for bf16 and fp16 weights.
+All tensors here are of shape (runs, elements of a run), in memory order: a parameter is one run, a part of a sharded
+one may be several. ``w`` is the model's parameter, ``g`` its gradient or None; x, y, z, p, s and the momenta are views
+of the optimizer's flat buffers, float32 for bf16 and fp16 weights.
 """
 
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,9 +30,24 @@ STOCHASTIC_ROUNDING, WARM_START = int(Flag.STOCHASTIC_ROUNDING), int(Flag.WARM_S
 PULL, AVERAGE = int(Flag.PULL), int(Flag.AVERAGE)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the noise elements stand: the parameter's index; the first element's in the memory order of the
+    unsharded parameter; and how far from a run's first element the next one's is."""
+
+    index: int
+    start: int
+    stride: int
+
+
 def draw_of(c: Scalars) -> noise.Draw:
     """Where in the noise the call stands."""
     return noise.Draw(c.key1 << 32 | c.key0, c.step)
+
+
+def normal_like(x: Tensor, c: Scalars, place: Place) -> Tensor:
+    """Standard normals, in the compute dtype."""
+    return noise.normal(draw_of(c), place.index, place.start, x.shape, x.device, place.stride).to(x.dtype)
 
 
 def unscaled(g: Tensor, c: Scalars) -> Tensor:
@@ -80,8 +97,7 @@ def entropy_sgd(
     z: Tensor,
     m: Tensor | None,
     v: Tensor | None,
-    index: int,
-    start: int,
+    place: Place,
 ) -> None:
     """Section 6.1. ``y`` is the float32 inner point of a bf16 or fp16 weight, None where the weight is y itself.
     ``m`` and ``v`` are the outer and the inner momentum."""
@@ -106,7 +122,7 @@ def entropy_sgd(
         if implicit:
             y_ = y_ + x_ * c.pull
         if c.noise_scale != 0:
-            y_ = y_ + noise.normal(draw_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale
+            y_ = y_ + normal_like(x, c, place) * c.noise_scale
         if implicit:
             y_ = y_ / torch.full_like(y_, c.denominator)
         z_ = z_ * c.alpha + y_ * c.one_minus_alpha
@@ -125,13 +141,13 @@ def entropy_sgd(
     if y is not None:
         y.copy_(y_)
     if g is not None:
-        round_weight(c, w, y_, index, start)
+        round_weight(c, w, y_, place)
 
 
-def round_weight(c: Scalars, w: Tensor, y: Tensor, index: int, start: int) -> None:
+def round_weight(c: Scalars, w: Tensor, y: Tensor, place: Place) -> None:
     """w is y, rounded to nearest or stochastically."""
     if c.flags & STOCHASTIC_ROUNDING and w.dtype == torch.bfloat16:
-        word = noise.words(draw_of(c), index, start, w.numel(), w.device, rounding=True)
+        word = noise.words(draw_of(c), place.index, place.start, w.shape, w.device, place.stride, rounding=True)
         w.copy_(noise.round_stochastically(y, word))
     else:
         w.copy_(y)
@@ -167,9 +183,7 @@ def hj(c: Scalars, w: Tensor, g: Tensor | None, x: Tensor, p: Tensor, m: Tensor 
         w.copy_(x_ - p_ * c.gamma)
 
 
-def heat(
-    c: Scalars, w: Tensor, g: Tensor | None, x: Tensor, s: Tensor, m: Tensor | None, index: int, start: int
-) -> None:
+def heat(c: Scalars, w: Tensor, g: Tensor | None, x: Tensor, s: Tensor, m: Tensor | None, place: Place) -> None:
     """Section 6.3, eq. 26."""
     first, last, take_param = c.flags & FIRST, c.flags & LAST, c.flags & TAKE_PARAM
     wide = x.dtype
@@ -185,7 +199,7 @@ def heat(
     if last or take_param:
         x.copy_(x_)
     if g is not None:
-        w.copy_(x_ + noise.normal(draw_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale)
+        w.copy_(x_ + normal_like(x, c, place) * c.noise_scale)
     else:
         w.copy_(x_)
 
@@ -209,8 +223,7 @@ def entropy_adamw(
     m: Tensor,
     v: Tensor,
     missed: int,
-    index: int,
-    start: int,
+    place: Place,
 ) -> None:
     """AdamW inside Entropy-SGD's two loops. ``m`` and ``v`` are AdamW's averages, ``b`` is the outer momentum, and
     ``missed`` is how many of the calls so far came without a gradient. ``z`` is None or old where alpha is 0: it is y.
@@ -234,7 +247,7 @@ def entropy_adamw(
             step_size, inv_root_bias2 = bias_correction(c.wide_rate, c.wide_beta1, c.wide_beta2, int(c.count) - missed)
         y_ = y_ * c.decay - m_ / (square_root(v_) * inv_root_bias2 + c.epsilon) * step_size
         if c.noise_scale != 0:
-            y_ = y_ + noise.normal(draw_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale
+            y_ = y_ + normal_like(x, c, place) * c.noise_scale
         z_ = z_ * c.alpha + y_ * c.one_minus_alpha if averages else y_
         m.copy_(m_)
         v.copy_(v_)
@@ -253,7 +266,7 @@ def entropy_adamw(
     if y is not None:
         y.copy_(y_)
     if g is not None:
-        round_weight(c, w, y_, index, start)
+        round_weight(c, w, y_, place)
 
 
 def outer(c: Scalars, w: Tensor, stepped: bool, x: Tensor, z: Tensor | None, b: Tensor | None) -> None:
@@ -282,8 +295,7 @@ def elastic_sgd(
     x: Tensor,
     y: Tensor | None,
     v: Tensor | None,
-    index: int,
-    start: int,
+    place: Place,
 ) -> None:
     """Eq. 3 on one worker: Langevin steps toward the centre x, which the workers move together between the calls. ``y``
     is the float32 point of a bf16 or fp16 weight, None where the weight is y itself; ``v`` is the inner momentum."""
@@ -314,12 +326,12 @@ def elastic_sgd(
     if implicit:
         y_ = y_ + x * c.pull
     if c.noise_scale != 0:
-        y_ = y_ + noise.normal(draw_of(c), index, start, w.numel(), w.device).to(wide) * c.noise_scale
+        y_ = y_ + normal_like(x, c, place) * c.noise_scale
     if implicit:
         y_ = y_ / torch.full_like(y_, c.denominator)
     if y is not None:
         y.copy_(y_)
-    round_weight(c, w, y_, index, start)
+    round_weight(c, w, y_, place)
 
 
 class EagerUpdate:
@@ -333,35 +345,33 @@ class EagerUpdate:
         table = self.table
         with torch.no_grad():
             for t, (weight, grad) in enumerate(zip(table.weights, grads)):
-                w = memory_order(weight)
-                g = None if grad is None else memory_order(grad)
-                for part, place, start in table.runs(t):
-                    state = {name: b[place] for name, b in self.buffers.items() if name != "missed"}
-                    self._update(scalars, w[part], None if g is None else g[part], state, t, start)
+                w = memory_order(weight).view(table.runs(t))
+                g = None if grad is None else memory_order(grad).view(table.runs(t))
+                state = {name: table.state(t, b) for name, b in self.buffers.items() if name != "missed"}
+                self._update(scalars, w, g, state, t)
 
-    def _update(
-        self, scalars: Scalars, w: Tensor, g: Tensor | None, state: dict[str, Tensor], t: int, start: int
-    ) -> None:
+    def _update(self, scalars: Scalars, w: Tensor, g: Tensor | None, state: dict[str, Tensor], t: int) -> None:
         x, acc, m = state["x"], state.get(self.rule.acc), state.get("momentum_buffer")
         y, v = state.get("y"), state.get(self.rule.velocity)
-        name, index = self.rule.name, self.table.indices[t]
+        name, table = self.rule.name, self.table
+        place = Place(table.indices[t], table.starts[t], table.strides[t])
         if name == "entropy_adamw":
             assert v is not None
             missed = int(self.buffers["missed"][t])
-            entropy_adamw(scalars, w, g, x, y, acc, m, v, state["exp_avg_sq"], missed, index, start)
+            entropy_adamw(scalars, w, g, x, y, acc, m, v, state["exp_avg_sq"], missed, place)
         elif name == "outer":
             outer(scalars, w, g is not None, x, acc, m)
         elif name == "elastic_sgd":
-            elastic_sgd(scalars, w, g, x, y, v, index, start)
+            elastic_sgd(scalars, w, g, x, y, v, place)
         elif name == "entropy_sgd":
             assert acc is not None
-            entropy_sgd(scalars, w, g, x, y, acc, m, v, index, start)
+            entropy_sgd(scalars, w, g, x, y, acc, m, v, place)
         elif name == "hj":
             assert acc is not None
             hj(scalars, w, g, x, acc, m)
         else:
             assert acc is not None
-            heat(scalars, w, g, x, acc, m, index, start)
+            heat(scalars, w, g, x, acc, m, place)
 
     def run_ticked(self, tick: Tick, grads: list[Tensor | None], addresses: array[int]) -> None:
         """``run`` with the scalars that ``tick`` has derived."""

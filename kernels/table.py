@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -67,12 +67,14 @@ class Table:
         self._chunks: dict[tuple[int, bool], Tensor] = {}
         self._made = 0
 
-    def runs(self, t: int) -> Iterator[tuple[slice, slice, int]]:
-        """Of each run of a weight its elements, their state, and the first one's index in the unsharded parameter."""
-        size, length = self.sizes[t], self.lengths[t]
-        for r, first in enumerate(range(0, size, length or 1)):
-            place = self.offsets[t] + r * self.steps[t]
-            yield slice(first, first + length), slice(place, place + length), self.starts[t] + r * self.strides[t]
+    def runs(self, t: int) -> tuple[int, int]:
+        """How many runs a weight consists of, and their length."""
+        length = self.lengths[t]
+        return self.sizes[t] // max(length, 1), length
+
+    def state(self, t: int, flat: Tensor) -> Tensor:
+        """A weight's state in a flat buffer: a view with a row for each run."""
+        return flat.as_strided(self.runs(t), (self.steps[t], 1), flat.storage_offset() + self.offsets[t])
 
     def state_strides(self, t: int, strides: Sequence[int]) -> tuple[int, ...]:
         """The strides of a weight's state in a flat buffer, of a weight that has these."""

@@ -130,8 +130,7 @@ def random_runs(size: int, rng: random.Random) -> tuple[int, int] | None:
 def near_weights(table: Table, x: Tensor, factor: float) -> None:
     """Let every other element of x round to its weight."""
     for t, weight in enumerate(table.weights):
-        for part, place, _ in table.runs(t):
-            x[place][::2] = weight[part][::2].to(x.dtype) * factor
+        table.state(t, x)[:, ::2] = weight.view(table.runs(t))[:, ::2].to(x.dtype) * factor
 
 
 def names_of_buffers(rule: Rule, dtype: torch.dtype, stochastic_rounding: bool) -> list[str]:

@@ -116,9 +116,8 @@ class Heat(Relaxation):
 
     def _perturb(self, bucket: Bucket, scale: float, draw: Draw) -> None:
         """The parameters become x + w."""
-        table, x, w = bucket.table, bucket.buffers["x"], torch.empty_like(bucket.buffers["x"])
-        for t, index in enumerate(table.indices):
-            for part, place, start in table.runs(t):
-                n = normal(draw, index, start, part.stop - part.start, table.device).to(x.dtype)
-                w[place] = x[place] + n * scale
+        table, w = bucket.table, bucket.buffers["x"].clone()
+        for t, (index, start, stride) in enumerate(zip(table.indices, table.starts, table.strides)):
+            n = normal(draw, index, start, table.runs(t), table.device, stride)
+            table.state(t, w).add_(n.to(w.dtype) * scale)
             bucket.put(t, bucket.part(w, t))

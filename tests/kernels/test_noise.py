@@ -69,7 +69,7 @@ def instruction_sets() -> list[str]:
 
 
 def normal(draw: Draw, index: int, start: int, count: int) -> Tensor:
-    return noise.normal(draw, index, start, count, "cpu")
+    return noise.normal(draw, index, start, (count,), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_philox_returns_the_published_words_of_random123(counter: str, key: str,
 @pytest.mark.parametrize("start", [0, 1, 6, 4 * 2**32 - 5, 2**40 + 3])
 def test_an_element_takes_the_word_that_the_design_says(start: int, rounding: bool) -> None:
     for draw, index in [(Draw(SEED, 0), 0), (Draw(0xFEDCBA9876543210, 0xFFFFFFFE, 0x89ABCDEF), 77)]:
-        found = noise.words(draw, index, start, 11, "cpu", rounding)
+        found = noise.words(draw, index, start, (11,), "cpu", rounding=rounding)
         assert found.tolist() == [word_of_element(draw, index, start + i, rounding) for i in range(11)]
 
 

@@ -40,11 +40,10 @@ def update(backend: Backend, call: Call, w: Tensor, g: Tensor, state: dict[str, 
     buffers = {name: table.new_buffer() for name in state}
     if "missed" in buffers:
         buffers["missed"] = torch.tensor([2])
-    places = torch.cat([torch.arange(place.start, place.stop) for _, place, _ in table.runs(0)])
     for name in state.keys() - {"missed"}:
-        buffers[name][places] = state[name][part].flatten()
+        table.state(0, buffers[name])[:] = state[name][part].reshape(table.runs(0))
     backend.bind(call.rule, table, buffers).run(call.scalars, [grad], array("q", [grad.data_ptr()]))
-    return [weight, *(b[places] for name, b in buffers.items() if name != "missed")]
+    return [weight, *(table.state(0, b).flatten() for name, b in buffers.items() if name != "missed")]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -173,7 +173,7 @@ def test_normals_are_those_of_the_reference(per_thread: int, start: int) -> None
     out = torch.empty(32768)
     key0, key1 = (key - 2**32 if key >= 2**31 else key for key in draw.key)
     draw_kernel[(1,)](out, key0, key1, draw.step, 11, start, 32768, per_thread)
-    assert same_bits(noise.normal(draw, 11, start, 32768, "cpu"), out)
+    assert same_bits(noise.normal(draw, 11, start, (32768,), "cpu"), out)
 
 
 @interpreted

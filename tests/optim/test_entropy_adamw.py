@@ -74,7 +74,7 @@ BASE = {
 def test_a_hundred_steps_are_those_of_the_published_equations(changes: dict[str, Any]) -> None:
     o = {**BASE, **changes}
     scale = float(np.sqrt(np.float32(o["lr"]) * np.float32(o["temperature"])))
-    draw = lambda k: scale * noise.normal(Draw(11, k), 0, 0, len(X), torch.device("cpu")).double().numpy()  # noqa: E731
+    draw = lambda k: scale * noise.normal(Draw(11, k), 0, 0, X.shape, torch.device("cpu")).double().numpy()  # noqa: E731
     for mine, published in zip(ours(X, 100, **o), two_loops(X, o, 100, draw), strict=True):
         np.testing.assert_allclose(mine, published, rtol=1e-13, atol=1e-15)
 

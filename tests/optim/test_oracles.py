@@ -265,7 +265,7 @@ def paper(kind: type, x: np.ndarray, gradient: Callable, draw: Callable, o: dict
 
 
 def normals(seed: int, index: int, count: int) -> Callable[[int], np.ndarray]:
-    return lambda step: noise.normal(Draw(seed, step), index, 0, count, "cpu").double().numpy()
+    return lambda step: noise.normal(Draw(seed, step), index, 0, (count,), "cpu").double().numpy()
 
 
 ALL = {"lr": 0.07, "momentum": 0.8, "nesterov": True, "weight_decay": 0.05, "maximize": True, "scoping": 0.01}
