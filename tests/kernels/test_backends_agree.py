@@ -45,13 +45,18 @@ def _draw_noise_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(noise, "words", functools.lru_cache(512)(noise.words))
 
 
+@functools.cache
+def native(name: str, chunk: int, threads: int, past_cache_from: int) -> NativeCPU:
+    """One backend for all tests: it takes milliseconds to find torch's threads."""
+    return NativeCPU(_cpu, name, chunk, threads, past_cache_from)
+
+
 def check(call: Call, dtype: torch.dtype, seed: int, sizes: list[int], special: bool, offset: int, variants) -> None:
     case = Case.make(call, dtype, seed, sizes, special, offset)
     expected = case.run(EAGER, call, offset)
     for name, chunk, threads in variants:
         # Stores past the cache are for large tensors; seed % 2 has the small ones of these tests take them too.
-        native = NativeCPU(_cpu, name, chunk, threads, past_cache_from=0 if seed % 2 else 1 << 22)
-        found = case.run(native, call, offset)
+        found = case.run(native(name, chunk, threads, 0 if seed % 2 else 1 << 22), call, offset)
         for i, (a, b) in enumerate(zip(expected, found)):
             assert same_bits(a, b), (name, chunk, threads, i, call)
     if EMULATED is not None:
@@ -104,8 +109,8 @@ def test_only_the_named_step_draws_this_noise() -> None:
     """A comparison of two constants would agree as well."""
     call = next(c for c in entropy_sgd_calls(torch.float32) if c.has(Flag.NOISE) and not c.has(Flag.LAST))
     case = Case.make(call, torch.float32, 0, SIZES, special=False, offset=0)
-    native = NativeCPU(_cpu)
-    before = case.run(native, call, 0)
+    cpu = NativeCPU(_cpu)
+    before = case.run(cpu, call, 0)
     for other in (replace(DRAW, seed=1), replace(DRAW, replica=1), replace(DRAW, step=1)):
-        after = case.run(native, call.with_draw(other), 0)
+        after = case.run(cpu, call.with_draw(other), 0)
         assert any(not same_bits(a, b) for a, b in zip(before, after))
