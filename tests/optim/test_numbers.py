@@ -7,6 +7,8 @@ import io
 import multiprocessing
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -64,23 +66,25 @@ def test_a_saved_state_loads_with_weights_only_whatever_was_given(name: str, cap
     make(name, others, capturable=capturable).load_state_dict(torch.load(file, weights_only=True))
 
 
-def step_in_a_child(opt: Any, params: list[Parameter], told: Any) -> None:
+def step_in_a_child(opt: Any, params: list[Parameter]) -> list[Any]:
     run(opt, params, range(3, 6))
-    told.put([p.detach().numpy() for p in params])
+    return [p.detach().numpy() for p in params]
+
+
+@pytest.fixture(scope="module")
+def spawned() -> Iterator[Executor]:
+    """A process that has been spawned."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield process
 
 
 @pytest.mark.parametrize("capturable", [False, True])
-def test_an_optimizer_passes_to_a_spawned_process(name: str, capturable: bool):
+def test_an_optimizer_passes_to_a_spawned_process(name: str, capturable: bool, spawned: Executor):
     params = [Parameter(torch.linspace(-1, 1, 9))]
     opt = make(name, params, capturable=capturable)
     run(opt, params, range(3))
     mine, ours = copy.deepcopy((params, opt))  # the child steps the very memory of params
-    context = multiprocessing.get_context("spawn")
-    told = context.Queue()
-    process = context.Process(target=step_in_a_child, args=(opt, params, told))
-    process.start()
-    found = told.get(timeout=90)
-    process.join()
+    found = spawned.submit(step_in_a_child, opt, params).result(timeout=90)
     run(ours, mine, range(3, 6))
     assert same_bits([torch.from_numpy(a) for a in found], mine)
     opt.eval()  # its own state is as it was
