@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,3 +51,27 @@ def at_offset(values: Tensor, offset: int) -> Tensor:
 def same_bits(a: Tensor, b: Tensor) -> bool:
     integer = INTEGERS[a.element_size()]
     return bool(((a.view(integer) == b.view(integer)) | (a.isnan() & b.isnan())).all())
+
+
+def patch_once_a_launch() -> None:
+    """The interpreter gives the language's functions other meanings at every call of a function of a kernel, in a third
+    of all time; for a module, once a launch is enough."""
+    from triton.runtime import interpreter
+
+    patch, launch, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
+
+    def patch_new(fn: Any) -> Any:
+        module = id(fn.__globals__)
+        scope = interpreter._LangPatchScope() if module in patched else patch(fn)
+        patched.add(module)
+        return scope
+
+    def call(*args: Any, **kwargs: Any) -> None:
+        patched.clear()
+        launch(*args, **kwargs)
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_new, call
+
+
+if INTERPRETED:
+    patch_once_a_launch()
