@@ -1,22 +1,17 @@
-"""What the processes of the tests over gloo do: python scenarios.py NAME, started by ``workers.processes``."""
+"""What the processes of the tests over gloo do, started by ``workers.processes``."""
 
 from __future__ import annotations
 
 import copy
 import os
-import sys
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-
-sys.path.insert(0, str(Path(__file__).parent))
 from simulation import OPTIONS, gradient, parameters
-from workers import serve
+from torch.distributed.device_mesh import init_device_mesh
 
 import deeprelax
 
@@ -207,8 +202,3 @@ def sharded_workers(rank: int) -> dict[str, list[Any]]:
             after.append(wholes(model))
             opt.train()
     return found
-
-
-if __name__ == "__main__":
-    # What a first step loads takes seconds on a busy machine, and a group may wait three.
-    serve(globals(), prepare=lambda: trained("EntropySGD", 0, steps=1, backend="eager"))

@@ -1,4 +1,4 @@
-"""What processes of the tests with sharded parameters do: python sharded.py NAME, started by ``workers.processes``."""
+"""What processes of the tests with sharded parameters do, started by ``workers.processes``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import contextlib
 import importlib
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from interpreter import INTERPRETED
 from torch import Tensor, nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import (
@@ -26,15 +26,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
-sys.path.insert(0, str(Path(__file__).parent))
-from workers import serve
-
 import deeprelax
 from deeprelax.kernels.cuda import Cuda
 from deeprelax.optim.replicas import Alone
 from deeprelax.optim.schedules import AdaptiveGamma
 
-INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
 STEPS, L = 5 if INTERPRETED else 9, 4
 COMMON = {"inner_steps": L, "momentum": 0.6, "weight_decay": 0.02}
 NOISE = {"temperature": 1e-3, "seed": 3}
@@ -326,7 +322,7 @@ def ways() -> dict[str, StateDictOptions]:
 
 def save(rank: int) -> dict[str, Any]:
     """Checkpoints of every kind in the folder of the results; and the weights at the end of runs that go on."""
-    folder, after = Path(os.environ["STORE"]).parent, {}
+    folder, after = Path.cwd(), {}
     for case in CHECKPOINTS:
         model, opt = checkpoint_run(case)
         step_all(opt, 6)
@@ -344,7 +340,7 @@ def save(rank: int) -> dict[str, Any]:
 
 def load(rank: int) -> dict[str, Any]:
     """The weights at the end of runs that were resumed from each checkpoint."""
-    folder, after = Path(os.environ["STORE"]).parent, {}
+    folder, after = Path.cwd(), {}
     for case, (way, options) in itertools.product(CHECKPOINTS, ways().items()):
         model, opt = checkpoint_run(case)
         if way == "full":
@@ -391,7 +387,3 @@ def refusals(rank: int) -> dict[str, Any]:
     opt.train()
     found["unchanged"] = all(map(torch.equal, before, (v.to_local() for v in opt.state[p].values())))
     return found
-
-
-if __name__ == "__main__":
-    serve(globals())

@@ -12,7 +12,7 @@ import sharded
 import torch
 from workers import processes
 
-run = functools.partial(processes, program="sharded.py", timeout=280.0)
+run = functools.partial(processes, program="sharded", timeout=280.0)
 
 
 @pytest.mark.timeout(300)
@@ -27,7 +27,7 @@ def test_every_number_of_parts_gives_the_bits_of_whole_tensors(tmp_path: Path) -
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_triton_gives_these_bits_as_well(tmp_path: Path) -> None:
-    for result in run(2, "bits", tmp_path, TRITON_INTERPRET="1", NAMES="EntropySGD"):
+    for result in run(2, "bits", tmp_path, fresh=True, TRITON_INTERPRET="1", NAMES="EntropySGD"):
         assert int(result.pop("count")[0]) > 10
         assert result == {}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-ROOT = Path(__file__).parents[2]
+FORKED, SPAWNED = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
+FORKED.set_forkserver_preload(["deeprelax", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp"])
 LOSE_SOME = ("killed", "hung", "uneven")  # scenarios in which not all processes reach the end
 
 
@@ -67,53 +68,56 @@ def threads(size: int, work: Callable[[Thread], Any]) -> list[Any]:
 
 
 def processes(
-    size: int, scenario: str, folder: Path, timeout: float = 100.0, program: str = "scenarios.py", **settings: str
+    size: int,
+    scenario: str,
+    folder: Path,
+    timeout: float = 100.0,
+    program: str = "scenarios",
+    fresh: bool = False,
+    **settings: str,
 ) -> list[Any]:
-    """What the scenario of the program returns on each of so many processes; None of one that left nothing."""
-    command = [sys.executable, str(ROOT / "tests" / "distributed" / program), scenario]
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": str(size),
-        "STORE": str(folder / f"store-{scenario}-{size}"),
-        "RESULT": str(folder / f"{scenario}-{size}"),
-        "OMP_NUM_THREADS": "1",
-        **settings,
-    }
-    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=folder, timeout=timeout)
-    results = []
-    for rank in range(size):
-        path = folder / f"{scenario}-{size}-{rank}.pickle"
-        results.append(pickle.loads(path.read_bytes()) if path.exists() else None)
-    assert any(result is not None for result in results), done.stderr
+    """What the scenario of the program returns on each of so many processes; None of one that left nothing.
+
+    Args:
+        size: of the process group.
+        scenario: a function of the program; it is called with the rank.
+        folder: of the results, and where the processes run.
+        timeout: in seconds, of all of them together.
+        program: the module.
+        fresh: whether they begin with nothing imported, or with what takes seconds.
+        settings: variables of their environment. GROUP=0: there is no process group.
+    """
+    context: Any = SPAWNED if fresh else FORKED
+    at = folder / f"{scenario}-{size}"
+    paths = [at.with_name(f"{at.name}-{rank}.pickle") for rank in range(size)]
+    running = [context.Process(target=work, args=(program, scenario, at, rank, size, settings)) for rank in range(size)]
+    for each in running:
+        each.start()
+    end = time.monotonic() + timeout
+    for each in running:
+        each.join(max(end - time.monotonic(), 0))
+        each.kill()
+    results = [pickle.loads(path.read_bytes()) if path.exists() else None for path in paths]
+    assert any(result is not None for result in results), at.with_suffix(".stderr").read_text()
     return results
 
 
-def serve(scenarios: Mapping[str, Callable[[int], Any]], prepare: Callable[[], object] = lambda: None) -> None:
-    """Run the scenario that the command line names in WORLD_SIZE processes, and leave what it returns on each of them.
-
-    The processes share what this one has imported, which takes seconds. At the end they wait for each other, unless
-    some never get there, and leave without torch's own clean-up, which sometimes crashes.
-
-    Args:
-        scenarios: by name; each is called with the rank.
-        prepare: called in each process before it joins the group. GROUP=0: there is none.
-    """
-    name, size, children = sys.argv[1], int(os.environ["WORLD_SIZE"]), []
-    for rank in range(size):
-        children.append(os.fork())
-        if children[-1]:
-            continue
-        try:
-            prepare()
-            if group := os.environ.get("GROUP") != "0":
-                store, minute = f"file://{os.environ['STORE']}", timedelta(seconds=60)
-                dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=minute)
-            Path(f"{os.environ['RESULT']}-{rank}.pickle").write_bytes(pickle.dumps(scenarios[name](rank)))
-            if group and name not in LOSE_SOME:
-                dist.barrier()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    for child in children:
-        os.waitpid(child, 0)
+def work(program: str, scenario: str, at: Path, rank: int, size: int, settings: dict[str, str]) -> None:
+    """One of the processes. At the end they wait for each other, unless some never get there, and leave without torch's
+    own clean-up, which sometimes crashes."""
+    try:
+        os.chdir(at.parent)
+        os.dup2(os.open(at.with_suffix(".stderr"), os.O_CREAT | os.O_APPEND | os.O_WRONLY), 2)
+        os.environ.update(settings, WORLD_SIZE=str(size))
+        torch.set_num_threads(1)
+        module = importlib.import_module(program)
+        if group := settings.get("GROUP") != "0":
+            store, minute = f"file://{at}.store", timedelta(seconds=60)
+            dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=minute)
+        at.with_name(f"{at.name}-{rank}.pickle").write_bytes(pickle.dumps(getattr(module, scenario)(rank)))
+        if group and scenario not in LOSE_SOME:
+            dist.barrier()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
