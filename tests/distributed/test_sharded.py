@@ -43,7 +43,7 @@ def test_fsdp_and_tensor_parallelism_give_the_bits_of_whole_tensors(tmp_path: Pa
 def test_validation_under_fsdp_is_at_x_and_leaves_no_trace(tmp_path: Path) -> None:
     """After a forward pass without gradients FSDP holds on to the weights that it gathered."""
     for result in run(2, "validation", tmp_path):
-        assert len(result) == 3 * len(sharded.OPTIMIZERS)
+        assert len(result) == len(sharded.OPTIMIZERS) + 2
         assert all(result.values()), result
 
 
@@ -68,7 +68,7 @@ def test_a_checkpoint_of_two_processes_resumes_exactly_on(size: int, saved: tupl
     """In mid-cycle: the bits of a run that was not interrupted."""
     folder, expected = saved
     for found in run(max(size, 1), "load", folder, GROUP=str(min(size, 1))):
-        assert len(found) == 3 * len(expected)
+        assert len(found) == len(expected) * (3 if size < 2 else 1)
         for name, weights in found.items():
             case = next(case for case in expected if name.startswith(case + " "))
             assert all(map(torch.equal, weights, expected[case])), name
