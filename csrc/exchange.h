@@ -4,6 +4,7 @@
 #pragma once
 
 #include <Python.h>
+#include <structmember.h>
 
 #include <cstdint>
 
@@ -81,10 +82,10 @@ inline bool is(PyObject* result, PyObject* constant) {
   return result == constant;
 }
 
-// A reference that is given back at the end of its scope; a name that an object lacks is no error.
+// A reference that is given back at the end of its scope, or null, which is no error.
 class Owned {
  public:
-  Owned(PyObject* object, PyObject* name) : object_(PyObject_GetAttr(object, name)) {
+  explicit Owned(PyObject* object) : object_(object) {
     if (!object_) PyErr_Clear();
   }
   ~Owned() { Py_XDECREF(object_); }
@@ -95,24 +96,57 @@ class Owned {
   PyObject* object_;
 };
 
+// An attribute of Python objects that their class has in its `__slots__`, as DTensor has: a pointer at an offset that
+// only depends on the class, read three times as fast as PyObject_GetAttr reads it. Elsewhere it is read by that.
+class Slot {
+ public:
+  explicit Slot(const char* name) : name_(PyUnicode_InternFromString(name)) {}
+
+  // A new reference; null, with an error, if there is none.
+  PyObject* of(PyObject* object) {
+    if (Py_TYPE(object) != type_) find(Py_TYPE(object));
+    PyObject* value = offset_ ? *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset_) : nullptr;
+    return value ? Py_NewRef(value) : PyObject_GetAttr(object, name_);
+  }
+
+ private:
+  void find(PyTypeObject* type) {
+    const Owned found(PyObject_GetAttr(reinterpret_cast<PyObject*>(type), name_));
+    const bool slot = found && Py_TYPE(found) == &PyMemberDescr_Type;
+    const PyMemberDef* member =
+        slot ? reinterpret_cast<PyMemberDescrObject*>(static_cast<PyObject*>(found))->d_member : nullptr;
+    offset_ = member && member->type == T_OBJECT_EX ? member->offset : 0;
+    Py_INCREF(type);  // while it stands here no other class can take its address
+    Py_XDECREF(type_);
+    type_ = type;
+  }
+
+  PyObject* const name_;
+  PyTypeObject* type_ = nullptr;
+  Py_ssize_t offset_ = 0;
+};
+
+inline Slot& local_tensor() {
+  static Slot slot("_local_tensor");
+  return slot;
+}
+
 // The same of a tensor, or, where DTensors are expected, of the local tensor of one.
 inline bool match_part(const Expected& expected, PyObject* object, const int64_t*& layout, int64_t& address) {
-  static PyObject* const local_tensor = PyUnicode_InternFromString("_local_tensor");
   if (!expected.sharded) return match_one(expected, object, layout, address);
-  const Owned local(object, local_tensor);
+  const Owned local(local_tensor().of(object));
   return local && match_one(expected, local, layout, address);
 }
 
-// Whether two DTensors are distributed alike; FSDP's gradients share the description of their parameters.
-inline bool same_placement(PyObject* a, PyObject* b) {
-  static PyObject* const spec = PyUnicode_InternFromString("_spec");
+// Whether a DTensor is distributed as `spec` says; FSDP's gradients share that of their parameters.
+inline bool is_distributed_as(PyObject* spec, PyObject* tensor) {
   static PyObject* const placements = PyUnicode_InternFromString("placements");
-  const Owned spec_a(a, spec), spec_b(b, spec);
-  if (!spec_a || !spec_b) return false;
-  if (spec_a == spec_b) return true;
-  const Owned placements_a(spec_a, placements), placements_b(spec_b, placements);
-  if (!placements_a || !placements_b) return false;
-  const int same = PyObject_RichCompareBool(placements_a, placements_b, Py_EQ);
+  static Slot specs("_spec");
+  const Owned own(specs.of(tensor));
+  if (own == spec || !own) return own;
+  const Owned expected(PyObject_GetAttr(spec, placements)), found(PyObject_GetAttr(own, placements));
+  if (!expected || !found) return false;
+  const int same = PyObject_RichCompareBool(expected, found, Py_EQ);
   if (same < 0) PyErr_Clear();
   return same == 1;
 }
@@ -129,12 +163,11 @@ inline Match match_parameters(const Expected& expected, PyObject* planned, PyObj
   return Match::kAll;
 }
 
-// The same of the parameters' gradients, which are put into the list `grads` of as many None (of DTensors their local
-// tensors); those that are None have the address 0. DLPack does not show torch's negative bit (views made by .imag of a
-// conjugate).
+// The same of the parameters' gradients, which are put into the list `grads` (of DTensors their local tensors, where
+// their `_spec` stood); those that are None have the address 0. DLPack does not show torch's negative bit (views made
+// by .imag of a conjugate).
 inline Match match_gradients(const Expected& expected, PyObject* params, PyObject* grads, int64_t* addresses) {
   static PyObject* const grad = PyUnicode_InternFromString("grad");
-  static PyObject* const local_tensor = PyUnicode_InternFromString("_local_tensor");
   static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
   const int64_t* layout = expected.layouts;
   Match result = Match::kAll;
@@ -142,9 +175,8 @@ inline Match match_gradients(const Expected& expected, PyObject* params, PyObjec
     PyObject* p = PyList_GET_ITEM(params, k);
     PyObject* g = PyObject_GetAttr(p, grad);
     if (g && expected.sharded && g != Py_None) {
-      PyObject* local = same_placement(p, g) ? PyObject_GetAttr(g, local_tensor) : nullptr;
-      Py_DECREF(g);
-      g = local;
+      const Owned whole(g);
+      g = is_distributed_as(PyList_GET_ITEM(grads, k), whole) ? local_tensor().of(whole) : nullptr;
     }
     if (!g) {
       PyErr_Clear();

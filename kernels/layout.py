@@ -58,7 +58,8 @@ class Layout:
         device: of all of them.
         shapes: of each.
         strides: of each, in elements.
-        sharded: whether they are the local tensors of DTensors, which then stand in the lists below.
+        specs: where they are the local tensors of DTensors, which then stand in the lists below, how each is
+            distributed: its ``_spec``.
     """
 
     def __init__(
@@ -67,14 +68,15 @@ class Layout:
         device: torch.device,
         shapes: Sequence[Sequence[int]],
         strides: Sequence[Sequence[int]],
-        sharded: bool = False,
+        specs: Sequence[Any] | None = None,
     ) -> None:
-        self.dtype, self.device, self._sharded = dtype, device, sharded
+        self.dtype, self.device, self._sharded = dtype, device, specs is not None
         self.shapes = [torch.Size(shape) for shape in shapes]
         self.strides = [tuple(s) for s in strides]
         numbers = [n for shape, s in zip(shapes, strides) for n in (len(shape), *shape, *s)]
         self._flat = array("q", numbers or [0])
         self._none = array("q", bytes(8 * len(self.shapes)))
+        self._specs = list(specs or repeat(None, len(self.shapes)))
         self._native = _native() if device.type in ("cpu", "cuda") else None
         if self._native is not None:
             device_type, device_id = torch.empty(0, device=device).__dlpack_device__()
@@ -86,7 +88,7 @@ class Layout:
                 type_bits=dtype.itemsize * 8,
                 device_type=int(device_type),
                 device_id=device_id,
-                sharded=sharded,
+                sharded=self._sharded,
             )
 
     def parameters(self, planned: list[Tensor], found: list[Tensor]) -> array[int] | None:
@@ -99,7 +101,9 @@ class Layout:
             return None if in_python is None else in_python[0]
         addresses = self._none[:]
         out = addresses.buffer_info()[0]
-        return addresses if self._native[0].match_parameters(addressof(self._expected), planned, found, out) else None
+        with torch._C.DisableTorchFunctionSubclass():
+            matched = self._native[0].match_parameters(addressof(self._expected), planned, found, out)
+        return addresses if matched else None
 
     def gradients(self, params: list[Tensor]) -> tuple[list[Tensor | None], array[int], bool] | None:
         """The gradients of parameters (of DTensors the local tensors), their addresses, 0 for None, and whether any is
@@ -110,10 +114,11 @@ class Layout:
             found: list[Tensor | None] = list(map(GRAD, params))
             in_python = self._addresses_in_python(found)
             return None if in_python is None else (found, *in_python)
-        grads: list[Tensor | None] = [None] * len(params)
+        grads: list[Any] = self._specs[:]
         addresses = self._none[:]
         out = addresses.buffer_info()[0]
-        matched = self._native[0].match_gradients(addressof(self._expected), params, grads, out)
+        with torch._C.DisableTorchFunctionSubclass():
+            matched = self._native[0].match_gradients(addressof(self._expected), params, grads, out)
         return (grads, addresses, matched == SOME_MISSING) if matched else None
 
     def _addresses_in_python(self, tensors: list[Tensor | None]) -> tuple[array[int], bool] | None:

@@ -123,8 +123,9 @@ class Bucket:
         places = [place_of_part(p, name) for p, name in zip(params, names)]
         self.table = Table(weights, [base + i for i in positions], *map(list, zip(*places)))
         dtype, device, shapes = parts[0].dtype, parts[0].device, [p.shape for p in parts]
-        self._layout = Layout(dtype, device, shapes, [p.stride() for p in parts], self.sharded)
-        self._grad_layout = Layout(dtype, device, shapes, self.strides, self.sharded)
+        specs = [p._spec for p in params] if self.sharded else None  # type: ignore[attr-defined]
+        self._layout = Layout(dtype, device, shapes, [p.stride() for p in parts], specs)
+        self._grad_layout = Layout(dtype, device, shapes, self.strides, specs)
         self.kept = buffers_of(rule, self.is_wide, stochastic_rounding)
         self.buffers: dict[str, Tensor] = {}
         self.views: dict[str, list[Tensor]] = {}  # of each parameter's part
