@@ -41,9 +41,10 @@ DR_HD void store_group(float* out, F n0, F n1, F n2, F n3) {
   store(out + 3 * kLanes, high_quads(c, d));
 }
 
-// The words of two vectors of counters at once: two independent chains, even and odd, hide the multiplier's latency
-// better than one. What all counters of a parameter share (index, step, high half) makes the first round's second
+// The words of several vectors of counters at once: the independent chains of two hide the multiplier's latency better
+// than those of one. What all counters of a parameter share (index, step, high half) makes the first round's second
 // product and the second round's first one constants.
+template <int kGroups>
 DR_HD void philox_groups(Draw draw, uint32_t index, uint64_t block, uint32_t high, U (*words)[4]) {
   const uint64_t mask = 0xffffffffu;
   uint32_t k0 = draw.key0, k1 = draw.key1;
@@ -52,9 +53,10 @@ DR_HD void philox_groups(Draw draw, uint32_t index, uint64_t block, uint32_t hig
   const uint64_t p0 = uint64_t{kPhiloxM0} * (c0 & mask);
   k0 += kPhiloxW0;
   k1 += kPhiloxW1;
-  W w0[4], w1[4], w2[4], w3[4];
+  constexpr int kChains = 2 * kGroups;  // of the even and of the odd lanes
+  W w0[kChains], w1[kChains], w2[kChains], w3[kChains];
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
+  for (int j = 0; j < kChains; ++j) {
     const W counter = (j % 2 ? lane_counters<1>() : lane_counters<0>()) + (block + j / 2 * uint64_t{kLanes});
     const W q0 = mul32(counter, W{} + uint64_t{kPhiloxM0});
     const W q1 = mul32((q0 >> 32) ^ first, W{} + uint64_t{kPhiloxM1});
@@ -68,7 +70,7 @@ DR_HD void philox_groups(Draw draw, uint32_t index, uint64_t block, uint32_t hig
     k0 += kPhiloxW0;
     k1 += kPhiloxW1;
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < kChains; ++j) {
       const W q0 = mul32(w0[j], W{} + uint64_t{kPhiloxM0}), q1 = mul32(w2[j], W{} + uint64_t{kPhiloxM1});
       w0[j] = (q1 >> 32) ^ (w1[j] ^ uint64_t{k0});
       w2[j] = (q0 >> 32) ^ (w3[j] ^ uint64_t{k1});
@@ -76,7 +78,7 @@ DR_HD void philox_groups(Draw draw, uint32_t index, uint64_t block, uint32_t hig
       w3[j] = q0;
     }
   }
-  for (int g = 0; g < 2; ++g) {
+  for (int g = 0; g < kGroups; ++g) {
     words[g][0] = even_odd(w0[2 * g], w0[2 * g + 1]);
     words[g][1] = even_odd(w1[2 * g], w1[2 * g + 1]);
     words[g][2] = even_odd(w2[2 * g], w2[2 * g + 1]);
@@ -84,19 +86,21 @@ DR_HD void philox_groups(Draw draw, uint32_t index, uint64_t block, uint32_t hig
   }
 }
 
-// Words of `groups` vectors of counters from `block` on; room for one group more is needed.
+// Words of `groups` vectors of counters from `block` on.
 DR_HD void fill_groups(U (*words)[4], Draw draw, uint32_t index, uint64_t block, uint32_t rounding_bit, int groups,
                        const Ahead& ahead) {
-  const uint64_t last = block + static_cast<uint64_t>(groups + 1) * kLanes;
+  const uint64_t last = block + static_cast<uint64_t>(groups) * kLanes;
   if (block >> 32 != last >> 32) {  // the high half changes inside: once in 2^34 elements
     for (int k = 0; k < groups; ++k, block += kLanes) philox_group(draw, index, block, rounding_bit, words[k]);
     return;
   }
   const uint32_t high = static_cast<uint32_t>(block >> 32) | rounding_bit;
-  for (int k = 0; k < groups; k += 2, block += 2 * kLanes) {
+  int k = 0;
+  for (; k + 2 <= groups; k += 2, block += 2 * kLanes) {
     ahead.fetch(k / 2);
-    philox_groups(draw, index, block, high, words + k);
+    philox_groups<2>(draw, index, block, high, words + k);
   }
+  if (k < groups) philox_groups<1>(draw, index, block, high, words + k);
 }
 
 void fill_normals(float* out, Draw draw, uint32_t index, uint64_t block, int groups, const Ahead& ahead) {

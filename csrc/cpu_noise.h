@@ -30,7 +30,7 @@ struct Ahead {
   }
 };
 
-constexpr int kMaxGroups = 2 * (kTile / kGroup / 2 + 1);  // a tile that starts inside a counter's four elements
+constexpr int kMaxGroups = kTile / kGroup + 1;  // a tile that starts inside a counter's four elements
 
 // `groups` times kGroup normals from element 4 block of parameter `index` on.
 void fill_normals(float* out, Draw draw, uint32_t index, uint64_t block, int groups, const Ahead& ahead);

@@ -1,5 +1,6 @@
 // The loops of the CPU backend: over chunks, over tiles of a chunk, over the vectors of a tile. Compiled once per rule
 // (DR_RULE, in DR_HEADER) and instruction set: see setup.py.
+#include <algorithm>
 #include <type_traits>
 
 #include "cpu.h"
@@ -105,6 +106,11 @@ void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type
       const uint64_t global = static_cast<uint64_t>(chunk.start + done);
       const int skip = static_cast<int>(global % 4);
       const int groups = static_cast<int>((length + skip + kGroup - 1) / kGroup);
+      // The last group of the tile before has this one's first elements, unless tiles are whole Philox calls.
+      const int kept = skip && done ? 1 : 0;
+      const uint64_t block = global / 4 + kept * kLanes;
+      if (kept && kDraws) std::copy_n(normals + kTile, kGroup, normals);
+      if (kept && kRounds) std::copy_n(words + kTile, kGroup, words);
       if (kDraws) {
         Ahead ahead;
         if (done + 2 * kTile <= chunk.end) {
@@ -114,11 +120,11 @@ void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type
           T* const buffers[] = {next.x, next.y, next.acc, next.momentum, next.velocity, next.square};
           for (T* buffer : buffers) ahead.add(buffer);
         }
-        fill_normals(normals, draw, static_cast<uint32_t>(index), global / 4, groups, ahead);
+        fill_normals(normals + kept * kGroup, draw, static_cast<uint32_t>(index), block, groups - kept, ahead);
         tile.drawn = normals + skip;
       }
       if (kRounds) {
-        fill_words(words, draw, static_cast<uint32_t>(index), global / 4, groups);
+        fill_words(words + kept * kGroup, draw, static_cast<uint32_t>(index), block, groups - kept);
         tile.words = words + skip;
       }
       if (is_plain && past_cache && reinterpret_cast<uintptr_t>(tile.w) % sizeof(V) == 0) {

@@ -16,11 +16,12 @@ from deeprelax.kernels.cpu import NativeCPU
 
 _cpu = pytest.importorskip("deeprelax._cpu")
 
-SHAPE = 19, 37
-# Rows and columns of each part: one range, runs that are whole Philox calls or not, and runs of one element.
+SHAPE = 49, 37
+# Rows and columns of each part: one range, also of several of the CPU kernels' tiles, the last of them short; runs that
+# are whole Philox calls or not, and runs of one element.
 PARTS = [
     (slice(0, 7), slice(0, 37)),
-    (slice(7, 19), slice(0, 37)),
+    (slice(7, 49), slice(0, 37)),
     (slice(0, 19), slice(0, 4)),
     (slice(3, 17), slice(5, 24)),
     (slice(0, 19), slice(36, 37)),
