@@ -78,7 +78,7 @@ class Bucket:
         rule: the update rule.
         params: the parameters.
         positions: place of each in its group.
-        base: how many parameters the groups before this one have; base + position is the noise's parameter index.
+        noise: of each the noise's parameter index, and where in it the unsharded parameter begins.
         names: for error messages.
         backend: a backend, its name, or "auto".
         flatten: move the parameters into one flat buffer.
@@ -91,7 +91,7 @@ class Bucket:
         rule: Rule,
         params: list[Tensor],
         positions: list[int],
-        base: int,
+        noise: list[tuple[int, int]],
         names: list[str],
         backend: str | Backend,
         flatten: bool,
@@ -121,7 +121,8 @@ class Bucket:
         }
         weights = [self.gaps.get(t, p) for t, p in enumerate(parts)]
         places = [place_of_part(p, name) for p, name in zip(params, names)]
-        self.table = Table(weights, [base + i for i in positions], *map(list, zip(*places)))
+        starts = [first + start for (_, first), (start, _) in zip(noise, places)]
+        self.table = Table(weights, [index for index, _ in noise], starts, [run for _, run in places])
         dtype, device, shapes = parts[0].dtype, parts[0].device, [p.shape for p in parts]
         specs = [p._spec for p in params] if self.sharded else None  # type: ignore[attr-defined]
         self._layout = Layout(dtype, device, shapes, [p.stride() for p in parts], specs)

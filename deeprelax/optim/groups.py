@@ -5,6 +5,7 @@ All functions take the optimizer, whose ``_shared.plans`` say how each group is 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 import warnings
@@ -24,7 +25,7 @@ from deeprelax.optim.clock import CLOCK, Clock, HostClock
 from deeprelax.optim.device_clock import DeviceClock, check_rate, rates, refuse_new_in_capture
 from deeprelax.optim.hyperparameters import SHARED, plain
 from deeprelax.optim.replicas import Exchange
-from deeprelax.optim.sharding import is_sharded, part
+from deeprelax.optim.sharding import is_sharded, noise_places, part
 from deeprelax.optim.state import State
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Plan:
         frozen: those of them that need no gradient, and are in no bucket.
         buckets: a launch each.
         clock: the group's.
+        noise_index: what the group said of its noise when the buckets were made.
     """
 
     group: dict[str, Any]
@@ -67,11 +69,12 @@ class Plan:
     frozen: list[Tensor]
     buckets: list[Bucket]
     clock: Clock
+    noise_index: Any = None
 
     def is_current(self, base: int) -> bool:
         """Whether the group's parameters are what and where they were, and train as they did."""
         params = self.group["params"]
-        if base != self.base or len(params) != len(self.params):
+        if (base, self.group.get("noise_index"), len(params)) != (self.base, self.noise_index, len(self.params)):
             return False
         if len(self.buckets) == 1 and not self.frozen:
             return self.buckets[0].is_current(params)
@@ -311,7 +314,7 @@ def is_whole(opt: Relaxation, p: Tensor, entry: Mapping[str, Any] | None) -> boo
 def make_buckets(opt: Relaxation, i: int, base: int, sources: Mapping[Tensor, Mapping[str, Any] | None]) -> None:
     """Buckets for the group; parameters take over the state in ``sources``, and begin where there is none."""
     plan, options = opt._shared.plans[i], opt._shared.options
-    members = named(opt, i)
+    members, noise = named(opt, i), noise_places(plan.group, base)
     sets: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
     for j, (_, p) in enumerate(members):
         if p.requires_grad:
@@ -328,7 +331,7 @@ def make_buckets(opt: Relaxation, i: int, base: int, sources: Mapping[Tensor, Ma
                 opt.rule,
                 params,
                 positions,
-                base,
+                [noise[j] for j in positions],
                 names,
                 options.backend,
                 options.flatten,
@@ -352,6 +355,7 @@ def make_buckets(opt: Relaxation, i: int, base: int, sources: Mapping[Tensor, Ma
         raise
     plan.base, plan.params, plan.buckets = base, [p for _, p in members], buckets
     plan.frozen = [p for _, p in members if not p.requires_grad]
+    plan.noise_index = copy.deepcopy(plan.group.get("noise_index"))
 
 
 def between_cycles(opt: Relaxation, plan: Plan) -> bool:

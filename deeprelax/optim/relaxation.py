@@ -236,8 +236,7 @@ class Relaxation(Optimizer):
         warning names the first.
 
         Args:
-            modules: of sharded parameters, the FSDP modules that hold them; default all of this process. Weights that
-                they have gathered are freed, because they would be old.
+            modules: FSDP modules of sharded parameters, whose gathered weights will be old; default all of the process.
         """
         if self.param_groups[0]["training"]:
             self._show_x()
@@ -324,7 +323,8 @@ class Relaxation(Optimizer):
         """Add parameters; in mid-cycle they join at the current phase with x = what they hold.
 
         Args:
-            param_group: ``{"params": …}`` and hyper-parameters of its own; the others are the defaults.
+            param_group: ``{"params": …}`` and hyper-parameters of its own; the others are the defaults. Its
+                ``"noise_index"``: each parameter's (index, first element) in a larger model, as which it draws noise.
 
         Raises:
             ValueError: a hyper-parameter is out of range, ``inner_steps`` is not the others', or memory is shared.

@@ -6,7 +6,7 @@ on how many processes share a parameter. Everything here takes plain tensors as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,6 +78,28 @@ def place_of_part(p: Tensor, name: str) -> Place:
         if shape[d] != p.shape[d]:
             step = reach = strides[d] * p.shape[d]
     return start, (length, step) if length < part(p).numel() else None
+
+
+def noise_places(group: Mapping[str, Any], base: int) -> list[tuple[int, int]]:
+    """Of each parameter of a group the noise's parameter index, and the index in it of the parameter's first element:
+    as the group's ``"noise_index"`` says, else the position among all parameters, of which ``base`` come before, and 0.
+
+    Raises:
+        ValueError: ``"noise_index"`` is not a pair of such numbers for each parameter.
+    """
+    given, count = group.get("noise_index"), len(group["params"])
+    if given is None or not count:  # ZeroRedundancyOptimizer leaves groups empty that other ranks serve
+        return [(base + i, 0) for i in range(count)]
+    pairs = [tuple(each) if isinstance(each, tuple | list) else (each,) for each in given]
+    if len(pairs) != count or not all(
+        len(pair) == 2 and all(type(n) is int for n in pair) and 0 <= pair[0] < 2**32 and 0 <= pair[1] < 2**62
+        for pair in pairs
+    ):
+        raise ValueError(
+            f"noise_index is {given}; expected (parameter index, first element) for each of the group's {count} "
+            "parameters, two integers >= 0"
+        )
+    return pairs
 
 
 def like(p: Tensor, value: Tensor) -> Tensor:

@@ -29,8 +29,9 @@ def refuse_inner_point_in_eval(opt: Relaxation) -> None:
 
 
 def plain_groups(saved: dict[str, Any], numbers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A state dict with plain numbers in its groups."""
+    """A state dict with plain numbers in its groups, and without what belongs to the optimizer that loads it."""
     for group, plain_group in zip(saved["param_groups"], numbers):
+        group.pop("noise_index", None)
         group.update({name: plain(plain_group[name]) for name in group if name in plain_group and name != "params"})
     return saved
 

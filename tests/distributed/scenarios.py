@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -103,38 +104,44 @@ def uneven(rank: int) -> str:
     return ""
 
 
+def zero_run(kind: Callable[..., Any]) -> tuple[list[torch.nn.Parameter], Any]:
+    """Three parameters, each in a group that says where its noise is, and their optimizer."""
+    params = [torch.nn.Parameter(torch.zeros(size)) for size in (500, 300, 301)]
+    groups = [{"params": [p], "noise_index": [(k, 0)]} for k, p in enumerate(params)]
+    options = {"inner_lr": 0.1, "inner_steps": 4, "temperature": 1.0, "momentum": 0.5}
+    return params, kind(groups, lr=0.5, seed=7, **options)
+
+
+def advance(params: list[torch.nn.Parameter], opt: Any, steps: range) -> None:
+    """Steps on gradients that are the same on every rank, as after DDP's average."""
+    for step in steps:
+        for p in params:
+            p.grad = p.detach() * step
+        opt.step()
+
+
 def zero(rank: int) -> dict[str, Any]:
-    """torch's ZeroRedundancyOptimizer, a seed for each rank, interrupted in mid-cycle and resumed."""
+    """torch's ZeroRedundancyOptimizer, interrupted in mid-cycle and resumed."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    options = {"inner_lr": 0.1, "inner_steps": 4, "temperature": 1.0, "momentum": 0.5}
+    def kind(groups: Any, **options: Any) -> Any:
+        return ZeroRedundancyOptimizer(groups, deeprelax.EntropySGD, **options)
 
-    def new() -> tuple[list[torch.nn.Parameter], Any]:
-        params = [torch.nn.Parameter(torch.zeros(500)) for _ in range(2)]
-        return params, ZeroRedundancyOptimizer(params, deeprelax.EntropySGD, lr=0.5, seed=7 + rank, **options)
-
-    def advance(params: list[torch.nn.Parameter], opt: Any, steps: range) -> None:
-        for step in steps:
-            for p in params:
-                p.grad = p.detach() * step  # as after DDP's average: the same on every rank
-            opt.step()
-
-    params, opt = new()
-    advance(params, opt, range(1))
-    noise = [p.detach().clone() for p in params]
-    advance(params, opt, range(1, 6))
+    params, opt = zero_run(kind)
+    advance(params, opt, range(6))
     opt.consolidate_state_dict(0)
     box = [opt.state_dict() if rank == 0 else None, [p.detach().clone() for p in params]]
     dist.broadcast_object_list(box, src=0)
-    others, resumed = new()
-    resumed.load_state_dict(copy.deepcopy(box[0]))  # it loads without a copy
+    saved = copy.deepcopy(box[0])
+    others, resumed = zero_run(kind)
+    resumed.load_state_dict(copy.deepcopy(saved))  # it loads without a copy
     for p, value in zip(others, box[1]):
         p.data.copy_(value)
-    resumed.param_groups[0]["seed"] = 7 + rank  # the saved groups are rank 0's
     advance(params, opt, range(6, 11))
     advance(others, resumed, range(6, 11))
     ends = [[p.detach().clone() for p in each] for each in (params, others)]
-    return {"noise": noise, "end": ends[0], "resumed": ends[1]}
+    parts = sum(len(group["params"]) for group in opt.optim.param_groups)
+    return {"end": ends[0], "resumed": ends[1], "saved": saved, "parts": parts}
 
 
 def overflow(rank: int) -> dict[str, Any]:

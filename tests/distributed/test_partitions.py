@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from conftest import make, parameters, run, same_bits, set_gradients, values
+from scenarios import advance, zero_run
 from torch import Tensor, nn
 from torch.nn import Parameter
 from workers import processes
@@ -26,12 +28,22 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return processes(2, "partitions", tmp_path_factory.mktemp("partitions"), timeout=200)
 
 
-def test_zero_with_a_seed_a_rank_draws_its_own_noise_and_resumes_exactly(ranks: list[Any]) -> None:
+def test_zero_draws_one_optimizers_noise_and_resumes_exactly(ranks: list[Any]) -> None:
+    """With a group and a ``noise_index`` for each parameter; on the same ranks, and in one process."""
+    params, opt = zero_run(lambda groups, **options: deeprelax.EntropySGD(groups, **options))
+    advance(params, opt, range(6))
+    saved, at_phase_2 = ranks[0]["zero"]["saved"], values(params)
+    advance(params, opt, range(6, 11))
     for found in (rank["zero"] for rank in ranks):
-        assert same_bits(found["end"], ranks[0]["zero"]["end"])
-        assert same_bits(found["resumed"], found["end"])
-        assert all(n.std() > 0.1 for n in found["noise"])
-        assert correlation(*found["noise"]) < 0.2
+        assert same_bits(found["end"], params)
+        assert same_bits(found["resumed"], params)
+        assert 0 < found["parts"] < 3
+    alone, resumed = zero_run(lambda groups, **options: deeprelax.EntropySGD(groups, **options))
+    resumed.load_state_dict(saved)
+    for p, value in zip(alone, at_phase_2, strict=True):
+        p.data.copy_(value)
+    advance(alone, resumed, range(6, 11))
+    assert same_bits(alone, params)
 
 
 def test_an_overflow_on_one_rank_is_skipped_by_all_and_leaves_no_trace(ranks: list[Any]) -> None:
@@ -97,3 +109,58 @@ def test_optimizers_of_one_seed_share_their_noise_and_others_do_not(seeds: tuple
         assert same_bits([params[0]], [params[1]])
     else:
         assert correlation(params[0].detach(), params[1].detach()) < 0.15
+
+
+def test_optimizers_of_parts_with_a_noise_index_have_the_bits_of_one(name: str) -> None:
+    """Each has one seed and a parameter, or a piece of one, as a flat partition has it."""
+    torch.manual_seed(0)
+    whole = [Parameter(torch.randn(7)), Parameter(torch.randn(151))]
+    first, second = (p.detach() for p in whole)
+    pieces = [Parameter(t.clone()) for t in (first, second[:70], second[70:73], second[73:])]
+    places = [[(0, 0)], [(1, 0)], [(1, 70)], [(1, 73)]]
+    opt = make(name, whole)
+    parts = [make(name, [{"params": [p], "noise_index": at}]) for p, at in zip(pieces, places, strict=True)]
+    for step in range(9):
+        set_gradients(whole, step)
+        grads = [whole[0].grad, *whole[1].grad.split((70, 3, 78))]  # type: ignore[union-attr]
+        opt.step()
+        for p, part, grad in zip(pieces, parts, grads, strict=True):
+            p.grad = grad.clone()
+            part.step()
+    assert same_bits([whole[0], *whole[1].split((70, 3, 78))], pieces)
+
+
+def test_a_noise_index_counts_from_the_next_step_and_is_not_saved() -> None:
+    noise = []
+    for changed in (False, True):
+        p = Parameter(torch.zeros(1000))
+        opt = deeprelax.EntropySGD([{"params": [p], "noise_index": [[4, 0]]}], temperature=1.0, seed=3)
+        p.grad = torch.zeros(1000)
+        opt.step()
+        before = p.detach().clone()
+        if changed:
+            opt.param_groups[0]["noise_index"][0][1] = 1
+        opt.step()
+        noise.append(p.detach() - before)
+        assert "noise_index" not in opt.state_dict()["param_groups"][0]
+        opt.load_state_dict(opt.state_dict())
+        assert copy.deepcopy(opt).param_groups[0]["noise_index"] == [[4, int(changed)]]
+    assert correlation(*noise) < 0.15
+    assert correlation(noise[0][1:], noise[1][:-1]) > 0.9
+
+
+@pytest.mark.parametrize("wrong", [[], [(0, 0)], [0, 1], [(0, 0), (1, -1)], [(0, 0), (1.0, 0)], [(0, 0), (2**32, 0)]])
+def test_a_noise_index_that_does_not_fit_is_refused(wrong: Any) -> None:
+    params = parameters()[:2]
+    with pytest.raises(ValueError, match="for each of the group's 2 parameters"):
+        deeprelax.Heat([{"params": params, "noise_index": wrong}])
+    opt = deeprelax.Heat(params, seed=1)
+    run(opt, params, range(2))
+    opt.param_groups[0]["noise_index"] = wrong
+    before = values(params)
+    with pytest.raises(ValueError, match="for each of the group's 2 parameters"):
+        opt.step()
+    assert same_bits(params, before)
+    del opt.param_groups[0]["noise_index"]
+    opt.step()
+    assert opt.phase == 3
