@@ -12,6 +12,7 @@ from deeprelax.optim.bucket import Bucket, comes_and_goes, misfit
 from deeprelax.optim.clock import CLOCK
 from deeprelax.optim.groups import Plan, make_buckets, momenta, new_clock
 from deeprelax.optim.hyperparameters import Range, check, plain
+from deeprelax.optim.sharding import part
 
 if TYPE_CHECKING:
     from deeprelax.optim.relaxation import Relaxation
@@ -90,7 +91,10 @@ def checked_groups(
 
 
 def check_entry(name: str, p: Tensor, entry: Mapping[str, Any], bucket: Bucket) -> None:
-    """ValueError unless one parameter's saved tensors are those that the bucket keeps, in their shapes."""
+    """ValueError unless one parameter's saved tensors are those that the bucket keeps, in their shapes; FSDP's first
+    version leaves out parameters of which this process has no element."""
+    if not entry and not part(p).numel():
+        return
     tensors, expected = {key for key in entry if not comes_and_goes(bucket.rule, key)}, bucket.kept
     if tensors != set(expected):
         raise ValueError(

@@ -174,9 +174,44 @@ def overflow(rank: int) -> dict[str, Any]:
     return found
 
 
+def fsdp1(rank: int) -> dict[str, Any]:
+    """FSDP's first version, in which processes may have no element of a parameter, interrupted in mid-cycle."""
+    from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
+
+    def new(kind: str) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        layers = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
+        model = FullyShardedDataParallel(layers, use_orig_params=True, device_id=torch.device("cpu"))
+        # A full state on CPUs is wrong in torch 2.13: every tensor of it lies in one buffer.
+        FullyShardedDataParallel.set_state_dict_type(model, StateDictType.SHARDED_STATE_DICT)
+        options = {"inner_steps": 4, "temperature": 1e-3, "momentum": 0.5, "seed": 3 + rank}
+        return model, getattr(deeprelax, kind)(model.parameters(), **options)
+
+    def learn(model: Any, opt: Any, steps: range) -> None:
+        for step in steps:
+            opt.zero_grad()
+            model(torch.randn(4, 3, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+            opt.step()
+
+    found = {}
+    for kind in ("EntropySGD", "EntropyAdamW"):
+        model, opt = new(kind)
+        learn(model, opt, range(6))
+        other, resumed = new(kind)
+        for p, value in zip(other.parameters(), model.parameters()):
+            p.data.copy_(value)
+        saved = FullyShardedDataParallel.optim_state_dict(model, opt)
+        resumed.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(other, resumed, saved))
+        resumed.param_groups[0]["seed"] = 3 + rank  # the saved groups are rank 0's
+        learn(model, opt, range(6, 11))
+        learn(other, resumed, range(6, 11))
+        found[kind] = [[p.detach().clone() for p in each.parameters()] for each in (model, other)]
+    return found
+
+
 def partitions(rank: int) -> dict[str, Any]:
-    """Both of these."""
-    return {"zero": zero(rank), "overflow": overflow(rank)}
+    """All of these."""
+    return {"zero": zero(rank), "fsdp1": fsdp1(rank), "overflow": overflow(rank)}
 
 
 def sharded_workers(rank: int) -> dict[str, list[Any]]:

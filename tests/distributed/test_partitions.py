@@ -24,7 +24,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What two processes over gloo made of ZeRO, and of an overflow on one of them."""
+    """What two processes over gloo made of ZeRO, of the first FSDP, and of an overflow on one of them."""
     return processes(2, "partitions", tmp_path_factory.mktemp("partitions"), timeout=200)
 
 
@@ -44,6 +44,12 @@ def test_zero_draws_one_optimizers_noise_and_resumes_exactly(ranks: list[Any]) -
         p.data.copy_(value)
     advance(alone, resumed, range(6, 11))
     assert same_bits(alone, params)
+
+
+def test_the_state_of_the_first_fsdp_resumes_exactly_with_an_empty_shard(ranks: list[Any]) -> None:
+    for kind in ("EntropySGD", "EntropyAdamW"):
+        assert any(p.numel() == 0 for rank in ranks for p in rank["fsdp1"][kind][0])
+        assert all(same_bits(*rank["fsdp1"][kind]) for rank in ranks)
 
 
 def test_an_overflow_on_one_rank_is_skipped_by_all_and_leaves_no_trace(ranks: list[Any]) -> None:
