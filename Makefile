@@ -30,7 +30,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 	$(BIN)/clang-format --dry-run --Werror csrc/*
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(OUT)/site
+	$(MAKE) --no-print-directory docs
 
 # The site of the docs, in $(OUT)/site; make check builds it too.
 docs: $(STAMP)

@@ -73,6 +73,14 @@ def test_the_page_on_the_api_has_every_public_name() -> None:
     assert set(re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)) == expected
 
 
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda page: page.name)
+def test_every_link_and_picture_of_a_page_leads_to_a_file(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    targets = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)}
+    missing = {target for target in targets if "://" not in target and not (page.parent / target).exists()}
+    assert not missing
+
+
 def kept(build: Any, dtype: torch.dtype) -> float:
     """Bytes of state per element after two steps, of the optimizer that ``build`` makes."""
     p = torch.nn.Parameter(torch.randn(4096).to(dtype))

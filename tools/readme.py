@@ -116,7 +116,7 @@ def on_gpu(source: Path) -> str:
     folder = source.parent
     lines = [*report.summary(report.load(folder)), f"`{folder.relative_to(ROOT)}/gpu.md` has every row.", ""]
     if (folder / "bandwidth.png").exists():
-        lines += [f"![bandwidth over size]({(folder / 'bandwidth.png').relative_to(ROOT)})", ""]
+        lines += [f"![bandwidth over size](../{(folder / 'bandwidth.png').relative_to(ROOT)})", ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
