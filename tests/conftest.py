@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
@@ -173,6 +174,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="needs a GPU (torch.cuda.is_available() is False): make gpu"))
     # What takes longest comes first, so that no worker ends up alone with it.
     items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and all that they import stay: the garbage collector need not visit them again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(params=OPTIMIZERS)
