@@ -14,23 +14,37 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 # architectures` looks at all that are installed elsewhere.
 export DEEPRELAX_CUDA_ARCHS ?= $(if $(shell command -v nvidia-smi),,90)
 
-.PHONY: train test check docs bench gpu $(addprefix gpu-,tests bandwidth steps host ncu tune) architectures format clean
+CHECKS := $(addprefix check-,types style imports) docs
+AT_ONCE = $(MAKE) --no-print-directory --jobs=2 --output-sync=target
+
+.PHONY: train test test-oldest-triton check $(CHECKS) docs bench gpu $(addprefix gpu-,tests bandwidth steps host ncu tune)
+.PHONY: architectures format clean
 
 train: $(VENV)/.trains
 	$(BIN)/deeprelax train --out $(OUT)/train
 
-# The kernels have to compile with the oldest Triton, too, that pyproject.toml allows: torch brings its own.
-test: $(STAMP) $(OLDEST_TRITON)/.installed check
-	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -n 2 -q tests/kernels/test_triton_ptx.py -k "fused and (inner or tick)"
+test: $(STAMP) $(OLDEST_TRITON)/.installed
+	$(AT_ONCE) $(CHECKS) test-oldest-triton
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
+# The kernels have to compile with the oldest Triton, too, that pyproject.toml allows: torch brings its own.
+test-oldest-triton:
+	PYTHONPATH=$(OLDEST_TRITON) $(BIN)/python -m pytest -q tests/kernels/test_triton_ptx.py -k "fused and (inner or tick)"
+
+# What takes longest comes first.
 check: $(STAMP)
+	$(AT_ONCE) $(CHECKS)
+
+check-types:
+	$(BIN)/mypy
+
+check-style:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_architecture.py
 	$(BIN)/clang-format --dry-run --Werror csrc/*
-	$(MAKE) --no-print-directory docs
+
+check-imports:
+	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 # The site of the docs, in $(OUT)/site; make check builds it too.
 docs: $(STAMP)
