@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -215,29 +216,29 @@ def partitions(rank: int) -> dict[str, Any]:
 
 
 def sharded_workers(rank: int) -> dict[str, list[Any]]:
-    """Two workers of one process each, and two of two processes that share the weights: those of worker ``rank // 2``
-    after every step, and the centre at the end."""
+    """Two and three workers of one process each, and of two processes that share the weights: those of worker
+    ``rank // 2`` after every step, and the centre at the end."""
     from sharded import fully_sharded, network, wholes
     from torch.distributed.device_mesh import DeviceMesh
 
-    mesh = DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("replica", "shard"))
-    pair = DeviceMesh("cpu", [0, 2])  # of the workers of one process each
     found: dict[str, list[Any]] = {}
-    for kind in ("ElasticSGD", "Parle"):
+    for size, kind in itertools.product((2, 3), ("ElasticSGD", "Parle")):
+        mesh = DeviceMesh("cpu", torch.arange(2 * size).view(size, 2), mesh_dim_names=("replica", "shard"))
+        alone = DeviceMesh("cpu", list(range(0, 2 * size, 2)))  # the workers of one process each
         for shared in (False, True):
-            if not shared and rank % 2:
+            if rank >= 2 * size or (not shared and rank % 2):
                 continue
             model = network()
             if shared:
                 fully_sharded(model, mesh=mesh["shard"])
-            replicas = mesh["replica"] if shared else pair
+            replicas = mesh["replica"] if shared else alone
             opt = getattr(deeprelax, kind)(
-                model.parameters(), **{**OPTIONS[kind], "replicas": replicas, "deterministic": True}
+                model.parameters(), **{**OPTIONS[kind], "replicas": replicas, "deterministic": True, "backend": "auto"}
             )
-            after = found[f"{kind} {'shared' if shared else 'whole'}"] = []
-            for _ in range(9):
-                for p in model.parameters():
-                    p.grad = p.detach() * 0.7 - 0.1 * (rank // 2 + 1)
+            after = found[f"{size} {kind} {'shared' if shared else 'whole'}"] = []
+            for step in range(5):
+                for k, p in enumerate(model.parameters()):
+                    p.grad = p.detach() * 0.7 - 0.1 / (1 + rank // 2 + k + step)
                 opt.step()
                 after.append(wholes(model))
             opt.eval()

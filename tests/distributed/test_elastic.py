@@ -14,7 +14,7 @@ import simulation
 import torch
 from scenarios import trained
 from simulation import OPTIONS, gradient, parameters
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from workers import Thread, processes, threads
 
@@ -335,6 +335,36 @@ def test_weights_loaded_between_two_cycles_are_the_centre_with_overlap() -> None
 
     with pytest.warns(UserWarning, match="is taken up as x"):
         assert threads(2, work) == [True, True]
+
+
+@pytest.mark.parametrize("kind", ["ElasticSGD", "Parle"])
+def test_batch_norm_recalibrated_at_the_centre_is_one_for_all_workers(kind: str) -> None:
+    """They have gathered their own statistics, at their own weights and on their own data."""
+    draw = torch.Generator().manual_seed(2)
+    data = [torch.randn(8, 3, generator=draw) for _ in range(4)]
+    first = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    models = [copy.deepcopy(first) for _ in range(3)]
+
+    def work(worker: Thread) -> Any:
+        model = models[worker.rank]
+        opt = getattr(deeprelax, kind)(model.parameters(), **OPTIONS[kind], replicas=worker)
+        for inputs in data:
+            opt.zero_grad()
+            model(inputs + worker.rank).square().mean().backward()
+            opt.step()
+        own = [b.clone() for b in model.buffers()]
+        with opt.at_x(), deeprelax.recalibrate_batchnorm(model, data):
+            centre = copy.deepcopy(model.state_dict())
+        return own, centre, list(model.buffers())
+
+    found = threads(3, work)
+    twin = copy.deepcopy(first)
+    twin.load_state_dict(found[0][1])
+    deeprelax.recalibrate_batchnorm(twin, data)
+    for own, centre, after in found:
+        assert same(list(centre.values()), list(twin.state_dict().values()))
+        assert same(own, after)
+    assert not same(found[0][0], found[1][0])
 
 
 def test_a_worker_with_fewer_batches_is_named_on_all_of_them(tmp_path: Path) -> None:

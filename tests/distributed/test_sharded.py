@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,12 @@ def test_what_sharded_runs_refuse_is_said_by_every_process(tmp_path: Path) -> No
 
 
 def test_workers_that_share_their_weights_have_the_bits_of_whole_ones(tmp_path: Path) -> None:
-    """Elastic-SGD and Parle on two workers of one process each, and of two."""
-    results = processes(4, "sharded_workers", tmp_path, timeout=200.0)
-    for rank, found in enumerate(results):
-        for kind in ("ElasticSGD", "Parle"):
-            whole = results[rank - rank % 2][f"{kind} whole"]
-            for a, b in zip(whole, found[f"{kind} shared"], strict=True):
-                assert all(map(torch.equal, a, b)), (kind, rank)
-            assert not any(map(torch.equal, whole[4], results[2 - rank // 2 * 2][f"{kind} whole"][4]))
+    """Elastic-SGD and Parle on two and three workers of one process each, and of two."""
+    results = processes(6, "sharded_workers", tmp_path, timeout=200.0)
+    for size, kind in itertools.product((2, 3), ("ElasticSGD", "Parle")):
+        for rank, found in enumerate(results[: 2 * size]):
+            whole = results[rank - rank % 2][f"{size} {kind} whole"]
+            for a, b in zip(whole, found[f"{size} {kind} shared"], strict=True):
+                assert all(map(torch.equal, a, b)), (size, kind, rank)
+            other = results[0 if rank > 1 else 2][f"{size} {kind} whole"]
+            assert not any(map(torch.equal, whole[4], other[4]))
