@@ -13,19 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-import click
-
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What is printed where the encoding lacks a character; "?" for others.
 SPELLED = {
     **{"±": "+-", "×": "x", "µ": "u", "…": "...", "′": "'", "·": "*", "−": "-", "√": "sqrt", "∇": "grad "},
     **{"η": "eta", "γ": "gamma", "β": "beta", "λ": "lambda", "ρ": "rho", "⁻¹": "^-1", "⁻": "^-", "¹": "1", "₀": "0"},
 }
-
-
-class InterruptedRun(click.ClickException):
-    """Ctrl-C, with what is kept and how to resume."""
-
-    exit_code = 128 + signal.SIGINT
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
@@ -91,26 +84,57 @@ def guarded_output() -> Iterator[Callable[[], OSError | None]]:
 
 
 @contextlib.contextmanager
-def asked_to_stop(message: str) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C inside prints ``message`` to standard error and makes the yielded function return True; the
-    second one raises KeyboardInterrupt as usual. Outside of the main thread, and where the signal is ignored, nothing
-    changes."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield lambda: False
-        return
-    asked = threading.Event()
-
-    def ask(*_: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        asked.set()
-        with contextlib.suppress(OSError):
-            os.write(2, f"\n{message}\n".encode("ascii", "replace"))  # no buffer, for the handler may interrupt a print
-
-    before = signal.signal(signal.SIGINT, ask) or signal.default_int_handler
+def handling(handler: Any) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM (of schedulers, containers, torchrun) go to ``handler``. Outside of the main thread,
+    and for a signal that is ignored, nothing changes."""
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        heard = []
+    before = {number: signal.signal(number, handler) or signal.SIG_DFL for number in heard}
     try:
-        yield asked.is_set
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def uninterrupted() -> contextlib.AbstractContextManager[None]:
+    """For the writing of results: Ctrl-C and SIGTERM are ignored inside."""
+    return handling(signal.SIG_IGN)
+
+
+class Interruptions:
+    """A handler of signals. The first raises KeyboardInterrupt, and later ones are ignored, so that results can be
+    written and reported.
+
+    Attributes:
+        number: the last signal received, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._message = ""
+
+    def __call__(self, number: int, frame: object) -> None:
+        """Handle the signal."""
+        first, self.number = not self.number, number
+        if first and self._message:
+            with contextlib.suppress(OSError):  # no buffer, for the handler may interrupt a print
+                os.write(2, f"\n{self._message}\n".encode("ascii", "replace"))
+            return
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def asking(self, message: str) -> Iterator[Callable[[], bool]]:
+        """Inside, the first signal prints ``message`` to standard error and makes the yielded function return True; the
+        second one raises KeyboardInterrupt."""
+        self._message = message
+        try:
+            yield lambda: self.number != 0
+        finally:
+            self._message = ""
 
 
 class Pace:

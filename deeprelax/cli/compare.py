@@ -66,9 +66,7 @@ def compare(
         shown = [r for r in results.all if r["run"]["preset"] == preset]
         write_text(out / "table.md", report.table(shown))
         report.draw(shown, out / "curves.png")
-    except KeyboardInterrupt:
-        click.echo(f"stopped; {len(results.all)} runs are in {results.path}, and the same command resumes")
-        raise SystemExit(130) from None
-    except (DataError, OSError) as error:
-        raise click.ClickException(f"{error}; {len(results.all)} runs are in {results.path}") from error
+    except (KeyboardInterrupt, DataError, OSError, RuntimeError) as error:  # memory, say, or a process was killed
+        kept = f"{len(results.all)} runs are in {results.path}; the same command resumes"
+        raise click.ClickException(f"{str(error) or 'interrupted'}; {kept}") from error
     click.echo(report.table(shown))

@@ -15,18 +15,22 @@ from deeprelax.cli.figure1 import figure1
 from deeprelax.cli.profile import profile
 from deeprelax.cli.reproduce import reproduce
 from deeprelax.cli.train import train
-from deeprelax.terminal import guarded_output
+from deeprelax.terminal import Interruptions, guarded_output, handling
 
 
 class Commands(click.Group):
     """Commands that finish and keep their results even if their output cannot be printed."""
 
     def main(self, *arguments: Any, **keywords: Any) -> Any:
-        """Run the command; exit status 1 if its output could not be written."""
-        with guarded_output() as failure:
+        """Run the command; exit status 1 if its output could not be written, and 128 and the signal's number if one
+        stopped it. Commands find the ``Interruptions`` in their context's ``obj``."""
+        interruptions = Interruptions()
+        with guarded_output() as failure, handling(interruptions):
             try:
-                return super().main(*arguments, **keywords)
+                return super().main(*arguments, obj=interruptions, **keywords)
             except SystemExit as end:
+                if end.code and interruptions.number:
+                    raise SystemExit(128 + interruptions.number) from end
                 if end.code or (error := failure()) is None:
                     raise
                 if error.errno != errno.EPIPE:  # a reader that closes the pipe has read enough

@@ -14,7 +14,6 @@ import torch
 from deeprelax import environment, kernels
 from deeprelax.cli.common import check_writable, data_option, extras_needed, out_option, threads_option
 from deeprelax.experiments.table1 import protocol
-from deeprelax.terminal import InterruptedRun, asked_to_stop
 
 if TYPE_CHECKING:  # a console is rich's, which only the extra brings
     from rich.console import Console
@@ -112,13 +111,14 @@ def _errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stopped_by_ctrl_c(out: Path) -> Iterator[Callable[[], bool]]:
+def _stopped_by_signals(out: Path) -> Iterator[Callable[[], bool]]:
     """Whether to save the run and stop. The second Ctrl-C does not wait, and leaves the last checkpoint."""
+    interruptions = click.get_current_context().obj
     try:
-        with asked_to_stop("Ctrl-C: saving the run and stopping; once more stops at once") as stop:
+        with interruptions.asking("saving the run and stopping; Ctrl-C once more stops at once") as stop:
             yield stop
     except KeyboardInterrupt:
-        raise InterruptedRun(
+        raise click.ClickException(
             f"interrupted: finished runs are in {out}, and of the one under way what its last checkpoint holds; the "
             "same command resumes there"
         ) from None
@@ -127,7 +127,7 @@ def _stopped_by_ctrl_c(out: Path) -> Iterator[Callable[[], bool]]:
 def _end(stopped: bool) -> None:
     """Exit with the code of an interruption if the command was stopped."""
     if stopped:
-        click.get_current_context().exit(InterruptedRun.exit_code)
+        click.get_current_context().exit(1)
 
 
 @click.group()
@@ -210,7 +210,7 @@ def table1(
         from deeprelax.experiments.table1 import search as searching
 
         console = Console()
-        with _errors(), _stopped_by_ctrl_c(out) as stop:
+        with _errors(), _stopped_by_signals(out) as stop:
             check_writable("--out", out / f"table1-{preset}.md")
             chosen = searching.best_of(found, preset, models, optimizers) if found else None
             runs = experiment.plan(
@@ -299,7 +299,7 @@ def search(
     decide; the test set is not used. Every trial's result is stored; `table1 --found OUT/search-PRESET.json` uses the
     best.
     """
-    with _prepared(device, threads) as where, _errors(), _stopped_by_ctrl_c(out) as stop:
+    with _prepared(device, threads) as where, _errors(), _stopped_by_signals(out) as stop:
         from rich.console import Console
 
         from deeprelax.experiments.table1 import experiment, search_trials

@@ -25,7 +25,7 @@ from deeprelax.experiments.models import MODELS
 from deeprelax.experiments.recipes import PLANS, takes
 from deeprelax.experiments.runs import BATCH_SIZE, EVERY, OPTIMIZERS, WORKERS
 from deeprelax.experiments.training import DivergedError, Result, check
-from deeprelax.terminal import InterruptedRun
+from deeprelax.terminal import uninterrupted
 
 
 def _per_dataset(attribute: str) -> str:
@@ -136,22 +136,21 @@ def train(
             about = environment.describe(torch.device(device))
             about["backend"] = kernels.get(backend, torch.device(device)).name
             results: dict[str, list[Result]] = {}
-            unfinished: type[click.ClickException] | None = None
+            unfinished = ""
             try:
                 progress.run_all(runs, data, backend, console, results)
-            except DivergedError as error:
-                unfinished, why = click.ClickException, str(error)
-            except KeyboardInterrupt:
-                unfinished, why = InterruptedRun, "interrupted"
+            except (KeyboardInterrupt, DivergedError, RuntimeError) as error:  # memory, say, or another worker is gone
+                unfinished = str(error) or "interrupted"
         # Under another name: an earlier, complete result stays.
         name = f"{dataset}-unfinished" if unfinished else dataset
         if results and rank == 0:
             try:
-                report.write(report.Experiment(dataset, results, about), out, name, console)
+                with uninterrupted():
+                    report.write(report.Experiment(dataset, results, about), out, name, console)
             except OSError as error:
                 raise click.ClickException(str(error)) from error
         if unfinished:
-            raise unfinished(f"{why}; {_kept(results, len(runs), out / name)}")
+            raise click.ClickException(f"{unfinished}; {_kept(results, len(runs), out / name)}")
 
 
 def join_workers(chosen: tuple[str, ...], device: str) -> int:

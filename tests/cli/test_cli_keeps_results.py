@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,13 +130,36 @@ def test_a_benchmark_is_written_before_its_last_table(tmp_path: Path, monkeypatc
     assert seen == [[], ["cpu.json"]]
 
 
+def diverges() -> None:
+    raise DivergedError("it diverged")
+
+
+def loses_a_worker() -> None:
+    raise RuntimeError("Connection closed by peer")
+
+
+def signalled(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
-    [(KeyboardInterrupt(), 130, "interrupted"), (DivergedError("it diverged"), 1, "diverged")],
+    ("stop", "code", "said"),
+    [
+        (signalled(signal.SIGINT), 130, "interrupted"),
+        (signalled(signal.SIGTERM), 143, "interrupted"),
+        (diverges, 1, "diverged"),
+        (loses_a_worker, 1, "closed by peer"),
+    ],
 )
 @pytest.mark.parametrize("before", [0, 1])
 def test_runs_that_had_ended_are_kept_and_earlier_files_too(
-    error: BaseException, code: int, said: str, before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: Callable[[], None],
+    code: int,
+    said: str,
+    before: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    heard: None,
 ) -> None:
     (tmp_path / "digits.json").write_text("earlier")
     train, calls = progress.train, []
@@ -143,7 +167,7 @@ def test_runs_that_had_ended_are_kept_and_earlier_files_too(
     def stops(*arguments: Any, **keywords: Any) -> Any:
         calls.append(arguments)
         if len(calls) > before:
-            raise error
+            stop()
         return train(*arguments, **keywords)
 
     monkeypatch.setattr(progress, "train", stops)
@@ -158,6 +182,20 @@ def test_runs_that_had_ended_are_kept_and_earlier_files_too(
     else:
         assert "no run had ended" in output
         assert names(tmp_path) == ["digits.json"]
+
+
+def test_a_signal_while_results_are_written_costs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: None
+) -> None:
+    write_json = report.write_json
+
+    def interrupted(*arguments: Any) -> None:
+        signalled(signal.SIGTERM)()
+        write_json(*arguments)
+
+    monkeypatch.setattr(report, "write_json", interrupted)
+    run(*TRAIN, "--out", tmp_path)
+    assert names(tmp_path) == FILES
 
 
 def test_a_long_run_says_how_much_time_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import deeprelax
-from deeprelax.terminal import SPELLED, Pace, asked_to_stop, duration, guarded_output
+from deeprelax.terminal import SPELLED, Interruptions, Pace, duration, guarded_output, handling
 
 
 def test_what_cannot_be_encoded_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,29 +61,46 @@ def test_an_output_without_bytes_is_left_alone(monkeypatch: pytest.MonkeyPatch) 
     assert screen.getvalue() == "±\n"
 
 
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
     time.sleep(0.01)
 
 
-def test_the_first_ctrl_c_asks_and_the_second_stops(heard: None, capfd: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with asked_to_stop("saving") as stop:
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
+def number(request: pytest.FixtureRequest, heard: None) -> int:
+    """Each signal in turn."""
+    return int(request.param)
+
+
+def test_the_first_signal_raises_and_later_ones_are_ignored(number: int) -> None:
+    before = signal.getsignal(number)
+    interruptions = Interruptions()
+    with handling(interruptions):
+        with pytest.raises(KeyboardInterrupt):
+            send(number)
+        send(number)
+    assert interruptions.number == number
+    assert signal.getsignal(number) is before
+
+
+def test_the_first_signal_asks_and_the_second_stops(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    interruptions = Interruptions()
+    with handling(interruptions), interruptions.asking("saving") as stop:
         assert not stop()
-        interrupt()
+        send(number)
         assert stop()
         assert "saving" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
-            interrupt()
-    assert signal.getsignal(signal.SIGINT) is before
+            send(number)
 
 
 def test_an_ignored_ctrl_c_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interruptions = Interruptions()
     try:
-        with asked_to_stop("saving") as stop:
-            interrupt()
-            assert not stop()
+        with handling(interruptions):
+            send(signal.SIGINT)
+        assert not interruptions.number
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import threading
+import time
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +22,7 @@ from deeprelax.cli import compare as command
 from deeprelax.cli.main import main
 from deeprelax.experiments.compare import report, runner, tasks
 from deeprelax.experiments.compare.contestants import CONTESTANTS
+from deeprelax.terminal import Interruptions, handling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,7 +78,7 @@ def test_an_interrupted_comparison_resumes_with_what_is_missing(tmp_path: Path, 
     def perform(runs: Any, results: runner.Results, folder: Any, processes: int) -> Any:
         for run in results.missing(runs):
             if len(done) == 4:
-                raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGTERM)
             done.append(run)
             results.add({"run": vars(run), "curve": [run.rate + run.seed / 100] * runner.POINTS, "seconds": 1.0})
             yield results.all[-1]
@@ -78,8 +87,8 @@ def test_an_interrupted_comparison_resumes_with_what_is_missing(tmp_path: Path, 
     given = ["compare", "--preset", "test", "--task", "digits-mlp", "--optimizer", "AdamW", "--seeds", "3"]
     given += ["--out", str(tmp_path)]
     stopped = CliRunner().invoke(main, given)
-    assert stopped.exit_code == 130
-    assert "the same command resumes" in stopped.output
+    assert stopped.exit_code == 143
+    assert f"interrupted; 4 runs are in {tmp_path / 'runs.jsonl'}; the same command resumes" in stopped.output
     (tmp_path / "runs.jsonl").write_text((tmp_path / "runs.jsonl").read_text() + '{"run": {"pre')
     done.clear()
     done.extend([None] * 5)  # type: ignore[list-item]
@@ -90,6 +99,50 @@ def test_an_interrupted_comparison_resumes_with_what_is_missing(tmp_path: Path, 
     assert len({runner.Run(**r["run"]) for r in results}) == len(results) == 6 + 2
     assert {r["run"]["rate"] for r in results if r["run"]["seed"]} == {1e-3}
     assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_a_worker_that_dies_is_reported_with_what_is_kept(tmp_path: Path, monkeypatch: Any) -> None:
+    def perform(*_: object) -> Any:
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr(runner, "perform", perform)
+    refused = CliRunner().invoke(main, ["compare", "--preset", "test", "--out", str(tmp_path)])
+    assert refused.exit_code == 1
+    assert "terminated abruptly; 0 runs are in" in refused.output
+
+
+def sleep(theirs: Connection, ours: Connection) -> None:
+    ours.close()  # a fork has it, unlike what perform spawns
+    runner._end_with_parent(theirs)
+    time.sleep(60)
+
+
+def test_a_worker_ends_with_its_parent() -> None:
+    context = get_context("fork")
+    theirs, ours = context.Pipe(duplex=False)
+    worker = context.Process(target=sleep, args=(theirs, ours))
+    worker.start()
+    ours.close()
+    worker.join(30)
+    assert worker.exitcode == 1
+
+
+def test_an_interruption_is_the_parents_and_waits_for_no_run(tmp_path: Path, heard: None) -> None:
+    runs = runner.search("long", ["digits-cnn"], ["EntropyAdamW"])  # a run takes many minutes
+    blocked = []
+
+    def stop() -> None:
+        (worker,) = active_children()
+        blocked.append(re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{worker.pid}/status").read_text()))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = time.monotonic()
+    threading.Timer(0.5, stop).start()
+    with handling(Interruptions()), pytest.raises(KeyboardInterrupt):
+        list(runner.perform(runs, runner.Results(tmp_path / "runs.jsonl"), None, 1))
+    assert time.monotonic() - before < 60
+    assert not active_children()
+    assert int(blocked[0][1], 16) & 1 << signal.SIGINT - 1
 
 
 def result(optimizer: str, rate: float, seed: int, end: float) -> dict[str, Any]:

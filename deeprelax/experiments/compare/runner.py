@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -134,19 +138,31 @@ class Results:
 
     def add(self, result: dict[str, Any]) -> None:
         """Append one, on the disk before this returns."""
-        self.all.append(result)
         append_text(self.path, json.dumps(result) + "\n")
+        self.all.append(result)
 
 
 def perform(runs: Sequence[Run], results: Results, folder: Path | None, processes: int) -> Iterator[dict[str, Any]]:
-    """Those of the runs that have no result yet, each in a process of a pool; yields results as they come."""
-    missing = results.missing(runs)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(execute, run, folder) for run in missing]
-        try:
-            for future in as_completed(waiting):
-                results.add(future.result())
-                yield results.all[-1]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    """Those of the runs that have no result yet, each in a process of a pool; yields results as they come. If this
+    ends early, or its process is killed, so do they."""
+    context = get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(processes, context, _end_with_parent, (theirs,)) as pool, ours:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:  # the processes inherit it: a Ctrl-C is for the parent
+            waiting = [pool.submit(execute, run, folder) for run in results.missing(runs)]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for future in as_completed(waiting):
+            results.add(future.result())
+            yield results.all[-1]
+
+
+def _end_with_parent(pipe: Connection) -> None:
+    """In a process of the pool: end when the parent's end of the pipe is closed."""
+
+    def wait() -> None:
+        pipe.poll(None)  # nothing is ever sent: it returns at the end
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
