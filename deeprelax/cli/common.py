@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,25 @@ from deeprelax import files, kernels
 
 F = TypeVar("F", bound=Callable[..., Any])
 EXTRAS = {"numpy", "scipy", "sklearn", "matplotlib", "rich", "filelock", "torchvision", "schedulefree"}
+
+
+class Number(click.FloatRange):
+    """A finite number, 0 or more: what a comparison with NaN gives would let a limit pass."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+NUMBER = Number()
+COUNT = click.IntRange(1, 1_000_000)
+PARALLEL = click.IntRange(1, 1_000)  # threads, processes, and seeds, for each of which runs are planned
 
 
 @contextlib.contextmanager
@@ -68,4 +88,4 @@ backend_option = click.option(
 
 def threads_option(default: str = "torch's choice", remark: str = "") -> Callable[[F], F]:
     """The option ``--threads``."""
-    return click.option("--threads", type=click.IntRange(1), help=f"CPU threads{remark}.  [default: {default}]")
+    return click.option("--threads", type=PARALLEL, help=f"CPU threads{remark}.  [default: {default}]")

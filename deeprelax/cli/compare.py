@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from deeprelax.cli.common import check_writable, data_option, extras_needed, out_option
+from deeprelax.cli.common import PARALLEL, check_writable, data_option, extras_needed, out_option
 from deeprelax.files import write_text
 
 TASKS = ("digits-mlp", "digits-cnn", "mnist-cnn", "cifar-resnet", "text-transformer")
@@ -17,8 +17,8 @@ TASKS = ("digits-mlp", "digits-cnn", "mnist-cnn", "cifar-resnet", "text-transfor
 @click.option("--preset", type=click.Choice(["small", "long", "gpu", "test"]), default="small", show_default=True)
 @click.option("--task", "names", multiple=True, type=click.Choice(TASKS), help="Default: all.")
 @click.option("--optimizer", "optimizers", multiple=True, help="A row of the table. Default: all.")
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--processes", type=click.IntRange(1), default=min(8, os.cpu_count() or 1), show_default=True)
+@click.option("--seeds", type=PARALLEL, default=3, show_default=True)
+@click.option("--processes", type=PARALLEL, default=min(8, os.cpu_count() or 1), show_default=True)
 @data_option("Folder of MNIST and CIFAR-10.")
 @out_option("Runs, table and picture; existing runs are not run again.", default=Path("out/compare"))
 @extras_needed()

@@ -9,6 +9,8 @@ import torch
 
 from deeprelax import environment, files
 from deeprelax.cli.common import (
+    COUNT,
+    NUMBER,
     backend_option,
     check_writable,
     device_option,
@@ -37,11 +39,11 @@ from deeprelax.experiments.runs import OPTIMIZERS
 @device_option
 @backend_option
 @click.option("--noise/--no-noise", default=None, help="Entropy-SGD's; Heat always has it.  [default: with noise]")
-@click.option("--inner-steps", type=click.IntRange(1), help="L, which weighs the kinds of call.  [default: its own]")
-@click.option("--momentum", type=float, help="Of the outer update: moves one more buffer.")
-@click.option("--inner-momentum", type=float, help="Of the inner update; entropy-sgd only.")
-@click.option("--weight-decay", type=float)
-@click.option("--steps", type=click.IntRange(1), help="Times each kind of call is timed.  [default: 24; small: 200]")
+@click.option("--inner-steps", type=COUNT, help="L, which weighs the kinds of call.  [default: its own]")
+@click.option("--momentum", type=NUMBER, help="Of the outer update: moves one more buffer.")
+@click.option("--inner-momentum", type=NUMBER, help="Of the inner update; entropy-sgd only.")
+@click.option("--weight-decay", type=NUMBER)
+@click.option("--steps", type=COUNT, help="Times each kind of call is timed.  [default: 24; small: 200]")
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Also run torch's optimizers.")
 @threads_option()
 @out_option("For profile.json.")

@@ -12,7 +12,16 @@ import click
 import torch
 
 from deeprelax import environment, kernels
-from deeprelax.cli.common import check_writable, data_option, extras_needed, out_option, threads_option
+from deeprelax.cli.common import (
+    COUNT,
+    NUMBER,
+    PARALLEL,
+    check_writable,
+    data_option,
+    extras_needed,
+    out_option,
+    threads_option,
+)
 from deeprelax.experiments.table1 import protocol
 
 if TYPE_CHECKING:  # a console is rich's, which only the extra brings
@@ -69,7 +78,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1."),
             threads_option(remark="; a resumed run keeps its own"),
             click.option(
-                "--budget-minutes", type=click.FloatRange(0),
+                "--budget-minutes", type=NUMBER,
                 help="Stop after this time; the next call resumes where this one stopped.  [default: none]",
             ),
         ]
@@ -143,14 +152,12 @@ def reproduce() -> None:
 
 @reproduce.command()
 @_shared
-@click.option("--seeds", type=click.IntRange(1), default=protocol.SEEDS, show_default=True, help="Runs of each row.")
+@click.option("--seeds", type=PARALLEL, default=protocol.SEEDS, show_default=True, help="Runs of each row.")
 @click.option(
-    "--epochs", type=click.IntRange(1),
+    "--epochs", type=COUNT,
     help="Effective epochs of every run: gradients over batches per epoch.  [default: the paper's, row by row]",
 )  # fmt: skip
-@click.option(
-    "--evaluate-every", type=click.IntRange(1), help="Effective epochs.  [default: at about 40 points of a run]"
-)
+@click.option("--evaluate-every", type=COUNT, help="Effective epochs.  [default: at about 40 points of a run]")
 @click.option("--autocast", type=click.Choice(["bf16"]), help="Mixed precision.  [default: float32]")
 @click.option("--tf32/--no-tf32", default=False, show_default=True, help="Let the GPU round factors to TF32.")
 @click.option("--ablation", is_flag=True, help="Also Entropy-SGD without scoping, without noise, and without both.")
@@ -159,7 +166,7 @@ def reproduce() -> None:
     help="Take η, γ₀ and the schedule from this file of `reproduce search`.  [default: protocol.py's]",
 )  # fmt: skip
 @click.option(
-    "--checkpoint-seconds", type=click.FloatRange(0), default=60.0, show_default=True,
+    "--checkpoint-seconds", type=NUMBER, default=60.0, show_default=True,
     help="Between checkpoints; what a killed run did after its last one is done again.",
 )  # fmt: skip
 def table1(
@@ -274,9 +281,9 @@ def figure2(out: Path, preset: str) -> None:
 
 @reproduce.command()
 @_shared
-@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Effective epochs of a trial.")
+@click.option("--epochs", type=COUNT, default=3, show_default=True, help="Effective epochs of a trial.")
 @click.option(
-    "--images", type=click.IntRange(1), metavar="N",
+    "--images", type=COUNT, metavar="N",
     help="Train on N images of the training set; a sixth as many others decide: a few thousand keep it cheap on a "
     "CPU.  [default: six sevenths of them all]",
 )  # fmt: skip

@@ -11,6 +11,9 @@ import torch
 
 from deeprelax import environment, kernels
 from deeprelax.cli.common import (
+    COUNT,
+    NUMBER,
+    PARALLEL,
     backend_option,
     check_writable,
     data_option,
@@ -53,23 +56,23 @@ def _recipes() -> str:
 )  # fmt: skip
 @data_option("MNIST's folder, laid out as torchvision's: DIR/MNIST/raw/*-ubyte, or .gz.")
 @click.option("--model", type=click.Choice(list(MODELS)), help=f"The network.  {_per_dataset('model')}")
-@click.option("--seeds", type=click.IntRange(1), help=f"Runs per optimizer, seeds 0, 1, …  {_per_dataset('seeds')}")
+@click.option("--seeds", type=PARALLEL, help=f"Runs per optimizer, seeds 0, 1, …  {_per_dataset('seeds')}")
 @click.option(
-    "--epochs", type=click.IntRange(1),
+    "--epochs", type=COUNT,
     help="Effective epochs: gradients taken over batches per epoch, equal for all optimizers, so that all have the "
     f"same time to learn.  {_per_dataset('epochs')}",
 )  # fmt: skip
 @click.option(
     "--batch-size", type=click.IntRange(2), default=BATCH_SIZE, show_default=True, help="Images per gradient."
 )
-@click.option("--lr", type=float, help="η, the step size of the (outer) update; falls in the course of the run.")
-@click.option("--gamma", type=float, help="γ, how much is smoothed; not for sgd. Shrinks by --scoping at each update.")
-@click.option("--inner-steps", type=int, help="L, gradients per outer update; not for sgd (Remark 15 of the paper).")
-@click.option("--inner-lr", type=float, help="η′, the step size of the inner loop; entropy-sgd only.")
-@click.option("--temperature", type=float, help="β⁻¹, the strength of the noise; entropy-sgd only.")
-@click.option("--scoping", type=float, help="The fraction by which γ shrinks at each outer update; not for sgd.")
-@click.option("--momentum", type=float, help="Of the (outer) update.")
-@click.option("--weight-decay", type=float, help="Times the weights, added to every gradient.")
+@click.option("--lr", type=NUMBER, help="η, the step size of the (outer) update; falls in the course of the run.")
+@click.option("--gamma", type=NUMBER, help="γ, how much is smoothed; not for sgd. Shrinks by --scoping at each update.")
+@click.option("--inner-steps", type=COUNT, help="L, gradients per outer update; not for sgd (Remark 15 of the paper).")
+@click.option("--inner-lr", type=NUMBER, help="η′, the step size of the inner loop; entropy-sgd only.")
+@click.option("--temperature", type=NUMBER, help="β⁻¹, the strength of the noise; entropy-sgd only.")
+@click.option("--scoping", type=NUMBER, help="The fraction by which γ shrinks at each outer update; not for sgd.")
+@click.option("--momentum", type=NUMBER, help="Of the (outer) update.")
+@click.option("--weight-decay", type=NUMBER, help="Times the weights, added to every gradient.")
 @out_option("Where the table, the picture and the JSON file go.", default=Path("out"))
 @threads_option("1 for digits, torch's choice otherwise")
 @device_option

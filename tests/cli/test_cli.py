@@ -10,13 +10,16 @@ import struct
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
 from deeprelax import kernels
+from deeprelax.cli.common import Number
 from deeprelax.cli.main import main
+from deeprelax.cli.reproduce import reproduce
 from deeprelax.experiments.compare import runner
 from deeprelax.experiments.data.cifar import cifar10_arrays
 from deeprelax.experiments.data.datasets import MNIST_FILES, PUBLISHED, DataError, load, mnist_arrays
@@ -150,7 +153,7 @@ def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "named"),
     [
         (["--optimizer", "adam"], "'adam' is not one of 'sgd', 'heat', 'entropy-sgd', 'hj'"),
-        (["--gamma", "-1"], "invalid gamma: -1.0"),
+        (["--scoping", "2"], "invalid scoping: 2.0"),
         (["--optimizer", "sgd", "--gamma", "1"], "--gamma has no meaning for sgd"),
         (["--batch-size", "100000"], "batch size 100000: 2 to 1347 are possible"),
         (["--model", "lenet"], "lenet takes images of shape (1, 28, 28)"),
@@ -164,6 +167,29 @@ def test_bad_input_is_refused_by_name(arguments: list[str], named: str, tmp_path
     assert isinstance(result.exception, SystemExit)
     assert named in " ".join(result.output.split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "2000000000", "1" + 400 * "0"])
+def test_a_number_without_meaning_is_a_usage_error(value: str, tmp_path: Path) -> None:
+    commands = [([name], command) for name, command in main.commands.items()]
+    commands += [(["reproduce", name], command) for name, command in reproduce.commands.items()]
+    refused = 0
+    for words, command in commands:
+        for option in command.params:
+            name, kind = option.opts[0], option.type
+            if isinstance(kind, click.types.IntParamType) or (isinstance(kind, Number) and value != "2000000000"):
+                if name == "--batch-size" and value.isdigit():  # the images bound it
+                    continue
+                output = run(*words, "--out", tmp_path, f"{name}={value}", code=2).output
+                assert f"Invalid value for '{name}'" in output
+                refused += 1
+            assert type(kind) not in (click.types.FloatParamType, click.FloatRange, click.types.IntParamType), name
+    assert refused > 15
+
+
+def test_a_batch_without_bound_is_refused_by_the_images(tmp_path: Path) -> None:
+    output = run("train", "--batch-size", "1" + 400 * "0", "--out", tmp_path, code=1).output
+    assert "2 to 1347 are possible" in " ".join(output.split())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -78,7 +78,7 @@ def test_other_losses_and_numbers_can_be_asked_for(tmp_path: Path, name: str) ->
     [
         (["--function", "parabola"], "no loss 'parabola'; there are rugged, double-well, tilted-well"),
         (["--time", "0"], "time is 0.0"),
-        (["--beta", "-1"], "beta is -1.0"),
+        (["--beta", "0"], "beta is 0.0"),
         (["--temperature", "0"], "temperature is 0.0"),
         (["--temperature", "1e6"], "temperature 1e+06 spread 0.15(x − 1)²"),
     ],
