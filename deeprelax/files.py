@@ -7,15 +7,22 @@ leaves the file that was there before, or none.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # matplotlib comes with the experiments only
     from matplotlib.figure import Figure
+
+
+PARTIAL = ".writing-"  # begins the names of the new folders
+LONGEST_WRITE = 24 * 3600  # seconds; a folder that is older is no process's any more
 
 
 def check_writable(path: Path, *, make_folder: bool = True) -> None:
@@ -27,9 +34,7 @@ def check_writable(path: Path, *, make_folder: bool = True) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    if make_folder:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    elif not path.parent.is_dir():
+    if not make_folder and not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent}")
     if path.exists() and not path.is_file():
         raise OSError(f"{path} exists and is not a file")
@@ -50,8 +55,8 @@ def replacing(path: Path, *, keep: bool = False) -> Iterator[Path]:
     """
     path = path.resolve() if path.is_symlink() else path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-", ignore_cleanup_errors=True) as folder:
+        _prepare(path.parent)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=PARTIAL, ignore_cleanup_errors=True) as folder:
             partial = Path(folder) / path.name
             yield partial
             if not keep:
@@ -61,6 +66,18 @@ def replacing(path: Path, *, keep: bool = False) -> Iterator[Path]:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _prepare(folder: Path) -> None:
+    """Make it, and remove what processes that were killed in a write have left in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+    for left in folder.glob(f"{PARTIAL}*"):
+        with contextlib.suppress(OSError):  # another process removes it, too
+            if time.time() - left.stat().st_mtime > LONGEST_WRITE:
+                shutil.rmtree(left)
 
 
 def _sync(path: Path) -> None:
@@ -102,6 +119,15 @@ def write_json(path: Path, content: Any, **options: Any) -> None:
 
 
 def write_picture(path: Path, figure: Figure, **options: Any) -> None:
-    """Replace the file by the figure, in the format of its suffix; ``options`` are of ``Figure.savefig``."""
+    """Replace the file by the figure, in the format of its suffix; ``options`` are of ``Figure.savefig``.
+
+    Raises:
+        OSError: it cannot be written, or drawn: LaTeX, which the user's matplotlibrc asks for, is missing, say.
+    """
     with replacing(path) as partial:
-        figure.savefig(partial, **options)
+        try:
+            figure.savefig(partial, **options)
+        except OSError:
+            raise
+        except Exception as error:  # whatever matplotlib and what it calls raise
+            raise OSError(f"{path} cannot be drawn: {error}") from error

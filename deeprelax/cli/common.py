@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import torch
 
 from deeprelax import files, kernels
+
+if TYPE_CHECKING:  # rich comes with the extra only
+    from rich.console import Console
 
 F = TypeVar("F", bound=Callable[..., Any])
 EXTRAS = {"numpy", "scipy", "sklearn", "matplotlib", "rich", "filelock", "torchvision", "schedulefree"}
@@ -39,6 +43,7 @@ PARALLEL = click.IntRange(1, 1_000)  # threads, processes, and seeds, for each o
 @contextlib.contextmanager
 def extras_needed() -> Iterator[None]:
     """Turn a missing package of the extra into a message that says what to install."""
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files; the user's choice is for windows, and need not exist here
     try:
         yield
     except ModuleNotFoundError as error:
@@ -48,6 +53,16 @@ def extras_needed() -> Iterator[None]:
             f"this command needs the package {error.name.partition('.')[0]!r}, which is not installed; "
             "pip install '.[experiments]' in the source folder"
         ) from error
+
+
+def make_console(*, width: int | None = None, quiet: bool = False) -> Console:
+    """Prints text as it is: brackets may be part of a path. ``width`` is for output that is not a terminal's."""
+    from rich.console import Console
+
+    console = Console(markup=False, quiet=quiet)
+    if width is not None and not console.is_terminal:
+        console.width = width
+    return console
 
 
 def check_writable(option: str, path: Path, *, make_folder: bool = True) -> None:

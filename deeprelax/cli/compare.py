@@ -9,6 +9,7 @@ import click
 
 from deeprelax.cli.common import PARALLEL, check_writable, data_option, extras_needed, out_option
 from deeprelax.files import write_text
+from deeprelax.terminal import uninterrupted
 
 TASKS = ("digits-mlp", "digits-cnn", "mnist-cnn", "cifar-resnet", "text-transformer")
 
@@ -44,7 +45,7 @@ def compare(
 
     chosen = optimizers or tuple(EVERY)
     if unknown := [name for name in chosen if name not in EVERY]:
-        raise click.BadParameter(f"{unknown[0]!r}; known are {', '.join(EVERY)}", param_hint="--optimizer")
+        raise click.BadParameter(f"{unknown[0]!r}; known are {', '.join(map(repr, EVERY))}", param_hint="--optimizer")
     for name in ("runs.jsonl", "table.md", "curves.png"):
         check_writable("--out", out / name)
     results = runner.Results(out / "runs.jsonl")
@@ -64,9 +65,12 @@ def compare(
                     f"{result['curve'][-1]:.4g} in {result['seconds']:.0f} s; {left} left of the {stage}"
                 )
         shown = [r for r in results.all if r["run"]["preset"] == preset]
-        write_text(out / "table.md", report.table(shown))
-        report.draw(shown, out / "curves.png")
+        try:
+            with uninterrupted():
+                write_text(out / "table.md", report.table(shown))
+                report.draw(shown, out / "curves.png")
+        finally:
+            click.echo(report.table(shown))
     except (KeyboardInterrupt, DataError, OSError, RuntimeError) as error:  # memory, say, or a process was killed
         kept = f"{len(results.all)} runs are in {results.path}; the same command resumes"
         raise click.ClickException(f"{str(error) or 'interrupted'}; {kept}") from error
-    click.echo(report.table(shown))

@@ -15,6 +15,7 @@ from deeprelax.cli.common import (
     check_writable,
     device_option,
     extras_needed,
+    make_console,
     out_option,
     refuse_without_gpu,
     threads_option,
@@ -92,8 +93,6 @@ def profile(
         options["temperature"] = 0.0
     refuse_without_gpu(device)
     with extras_needed(), environment.threads(threads):
-        from rich.console import Console
-
         from deeprelax.benchmark import profile_report, profiler
         from deeprelax.benchmark.shapes import named, typed
 
@@ -118,9 +117,7 @@ def profile(
             result = profiler.profile(plan, peers, trace)
         except (ValueError, RuntimeError, OSError) as error:
             raise click.ClickException(str(error)) from error
-        console = Console()
-        if not console.is_terminal:
-            console.width = 120
+        console = make_console(width=120)
         try:
             if numbers is not None:
                 files.write_json(numbers, result)

@@ -19,6 +19,7 @@ from deeprelax.cli.common import (
     check_writable,
     data_option,
     extras_needed,
+    make_console,
     out_option,
     threads_option,
 )
@@ -211,12 +212,10 @@ def table1(
     if ablation and protocol.ABLATED not in optimizers:
         raise click.UsageError(f"--ablation is of {protocol.ABLATED}, which --optimizers leaves out")
     with _prepared(device, threads) as where:
-        from rich.console import Console
-
         from deeprelax.experiments.table1 import experiment
         from deeprelax.experiments.table1 import search as searching
 
-        console = Console()
+        console = make_console(width=140)
         with _errors(), _stopped_by_signals(out) as stop:
             check_writable("--out", out / f"table1-{preset}.md")
             chosen = searching.best_of(found, preset, models, optimizers) if found else None
@@ -244,8 +243,6 @@ def _report(out: Path, preset: str, models: Sequence[str], console: Console) -> 
 
     runs = store.read_all(out)
     rows = table1_report.rows(runs, preset)
-    if not console.is_terminal:
-        console.width = 140
     console.print(table1_report.table(rows, models))
     parts = table1_report.markdown(rows), ablation_report.markdown(runs, preset)
     text = "\n".join(part for part in parts if part)
@@ -307,12 +304,10 @@ def search(
     best.
     """
     with _prepared(device, threads) as where, _errors(), _stopped_by_signals(out) as stop:
-        from rich.console import Console
-
         from deeprelax.experiments.table1 import experiment, search_trials
         from deeprelax.experiments.table1 import search as searching
 
-        console = Console()
+        console = make_console(width=140)
         check_writable("--out", out / f"search-{preset}.json")
         load = searching.held_out(experiment.Loader(folder, out / "cache", where), images)
         trials = search_trials.plan(preset, models, optimizers, epochs)

@@ -19,6 +19,7 @@ from deeprelax.cli.common import (
     data_option,
     device_option,
     extras_needed,
+    make_console,
     out_option,
     refuse_without_gpu,
     threads_option,
@@ -113,8 +114,6 @@ def train(
     refuse_without_gpu(device)
     rank = join_workers(chosen, device)
     with extras_needed():
-        from rich.console import Console
-
         from deeprelax.experiments import progress, report
         from deeprelax.experiments.data.datasets import DataError, load
 
@@ -129,7 +128,7 @@ def train(
         common: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size, "options": options}
         count = range(seeds or plan.seeds)
         runs = [recipes.run(dataset, name, seed, **common) for name in chosen for seed in count]
-        console = Console(quiet=rank > 0)
+        console = make_console(quiet=rank > 0)
         with environment.threads(threads or plan.threads):
             for run in runs[:: len(count)]:
                 try:
@@ -151,7 +150,7 @@ def train(
                 with uninterrupted():
                     report.write(report.Experiment(dataset, results, about), out, name, console)
             except OSError as error:
-                raise click.ClickException(str(error)) from error
+                raise click.ClickException("; ".join(filter(None, (unfinished, str(error))))) from error
         if unfinished:
             raise click.ClickException(f"{unfinished}; {_kept(results, len(runs), out / name)}")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,8 +176,8 @@ def draw(experiment: Experiment, path: Path) -> None:
     files.write_picture(path, figure, dpi=150)
 
 
-#: The files of an experiment, and what is in them.
-WRITTEN = {"txt": "table", "png": "curves", "json": "all numbers"}
+#: The files of an experiment in the order of writing, and what is in them.
+WRITTEN = {"json": "all numbers", "txt": "table", "png": "curves"}
 
 
 def paths(folder: Path, name: str) -> dict[str, Path]:
@@ -185,20 +186,25 @@ def paths(folder: Path, name: str) -> dict[str, Path]:
 
 
 def write(experiment: Experiment, folder: Path, name: str, console: Console) -> None:
-    """Write table, picture and JSON into ``folder``, then print the table and the files' paths. The table is printed
-    even if they cannot be written.
+    """Write JSON, table and picture into ``folder``; print the table, and the paths of what is written, even if
+    something cannot be.
 
     Raises:
         OSError: a file cannot be written; the message names it.
     """
-    written = paths(folder, name)
+    text = io.StringIO()
+    Console(file=text, width=80).print(table(experiment))
+    writers: dict[str, Callable[[Path], None]] = {
+        "json": functools.partial(write_json, experiment),
+        "txt": lambda path: files.write_text(path, text.getvalue()),
+        "png": functools.partial(draw, experiment),
+    }
+    written = []
     try:
-        write_json(experiment, written["json"])
-        text = io.StringIO()
-        Console(file=text, width=80).print(table(experiment))
-        files.write_text(written["txt"], text.getvalue())
-        draw(experiment, written["png"])
+        for kind, path in paths(folder, name).items():
+            writers[kind](path)
+            written.append(f"{WRITTEN[kind]:11} {path}")
     finally:
         console.print(table(experiment))
-    for kind, what in WRITTEN.items():
-        console.print(f"{what:11} {written[kind]}", soft_wrap=True, highlight=False)
+        for line in written:
+            console.print(line, soft_wrap=True, highlight=False)

@@ -13,15 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import matplotlib
 import pytest
 import torch
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from test_cli import run
 
 from deeprelax import files
 from deeprelax.benchmark import report as benchmark_report
 from deeprelax.benchmark import throughput
 from deeprelax.benchmark.shapes import Workload
+from deeprelax.cli.common import extras_needed
 from deeprelax.cli.main import main
 from deeprelax.experiments import progress, report
 from deeprelax.experiments.compare import report as comparison_report
@@ -80,7 +83,7 @@ def test_an_ascii_terminal_gets_its_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["train", "bench", "compare", "figure1"])
-@pytest.mark.parametrize("out", ["/proc/no", "taken"])
+@pytest.mark.parametrize("out", ["/proc/no", "/dev/full", "taken"])
 def test_a_folder_that_cannot_be_written_is_refused_before_the_run(
     command: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +93,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_run(
     monkeypatch.setattr(throughput, "main", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr(runner, "perform", lambda *_: pytest.fail("it ran"))
     monkeypatch.setattr(figure1, "compute", lambda *_: pytest.fail("it ran"))
-    assert "--out: " in run(command, "--out", tmp_path / out, code=1).output
+    output = run(command, "--out", tmp_path / out, code=1).output
+    assert "--out: " in output
+    assert ("Not a directory" in output) == (out == "/dev/full")
 
 
 def test_a_comparison_without_its_data_names_the_folder(tmp_path: Path) -> None:
@@ -116,10 +121,35 @@ def test_a_comparison_on_a_full_disk_names_the_file_and_its_runs(
     def full(_: object, path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
+    done = runner.Run("small", "digits-mlp", "AdamW", 0.01, 0.95, 0)
+    runner.Results(tmp_path / "runs.jsonl").add({"run": vars(done), "curve": [0.02] * runner.POINTS, "seconds": 1.0})
     monkeypatch.setattr(runner, "perform", lambda *_: [])
     monkeypatch.setattr(comparison_report, "draw", full)
-    output = run("compare", "--out", tmp_path, code=1).output.replace("\n", "")
-    assert f"No space left on device: '{tmp_path / 'curves.png'}'; 0 runs are in {tmp_path / 'runs.jsonl'}" in output
+    output = run("compare", "--out", tmp_path, code=1).output
+    assert "| AdamW | 2.00" in output.partition("Error: ")[0]
+    assert f"No space left on device: '{tmp_path / 'curves.png'}'; 1 runs are in {tmp_path / 'runs.jsonl'}" in output
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to process string with tex because latex could not be found")
+
+    monkeypatch.setattr(Figure, "savefig", fails)
+    output = run(*TRAIN, "--out", tmp_path, code=1).output
+    assert "all numbers" in output
+    assert f"Error: {tmp_path / 'digits.png'} cannot be drawn: Failed to process" in output
+    assert names(tmp_path) == ["digits.json", "digits.txt"]
+
+
+def test_a_backend_of_windows_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+    with extras_needed():
+        matplotlib.rcsetup.validate_backend(os.environ["MPLBACKEND"])
+
+
+def test_brackets_in_a_path_are_printed(tmp_path: Path) -> None:
+    out = tmp_path / "a[bold]b[" / "c]"
+    assert f"all numbers {out / 'digits.json'}\n" in run(*TRAIN, "--out", out).output
 
 
 @pytest.mark.usefixtures("tiny")

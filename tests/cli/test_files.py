@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import resource
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +87,17 @@ def test_an_interruption_leaves_the_earlier_file(tmp_path: Path) -> None:
         half_written(path)
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_goes_when_no_write_can_last(tmp_path: Path) -> None:
+    old, new = tmp_path / ".writing-old", tmp_path / ".writing-new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "a.png").write_text("half")
+    yesterday = time.time() - files.LONGEST_WRITE - 1
+    os.utime(old, (yesterday, yesterday))
+    files.write_text(tmp_path / "b.txt", "new")
+    assert sorted(tmp_path.iterdir()) == [new, tmp_path / "b.txt"]
 
 
 def test_a_link_stays_a_link_to_the_new_content(tmp_path: Path) -> None:

@@ -173,4 +173,4 @@ def test_one_seed_has_no_error_and_what_has_no_run_no_table() -> None:
 def test_an_unknown_optimizer_is_named(tmp_path: Path) -> None:
     refused = CliRunner().invoke(main, ["compare", "--optimizer", "Adam", "--out", str(tmp_path)])
     assert refused.exit_code == 2
-    assert "EntropyAdamW" in refused.output
+    assert "known are 'SGD, Nesterov', 'AdamW'" in refused.output
