@@ -148,7 +148,7 @@ derive: Any = None
 AHEAD = tl.constexpr(0)
 
 
-def advance(clock, scalars, h, lr, inner_lr, grad_scale, inner_steps, HYPER_FLAGS: tl.constexpr):
+def advance(clock, scalars, h, lr, inner_lr, grad_scale, inner_steps):
     """``tick`` without an overflow."""
     gammas = clock.to(tl.pointer_type(tl.float64))
     step, phase, fresh = tl.load(clock + AT_STEP), tl.load(clock + AT_PHASE), tl.load(clock + AT_FRESH) != 0
@@ -162,18 +162,7 @@ def advance(clock, scalars, h, lr, inner_lr, grad_scale, inner_steps, HYPER_FLAG
     inner_rate = tl.full((), 0.0, tl.float64) if inner_lr is None else tl.load(inner_lr).to(tl.float64)
     inv_scale = 1.0 if grad_scale is None else unscale(tl.load(grad_scale))
     s = derive(
-        Hyper(
-            h.keep,
-            h.momentum,
-            h.weight_decay,
-            h.alpha,
-            h.temperature,
-            h.inner_momentum,
-            h.beta1,
-            h.beta2,
-            h.epsilon,
-            HYPER_FLAGS,
-        ),
+        h,
         CycleState(
             rate,
             inner_rate,
@@ -187,7 +176,7 @@ def advance(clock, scalars, h, lr, inner_lr, grad_scale, inner_steps, HYPER_FLAG
         ),
     )
     flags = flag(first, FIRST_FLAG) | flag(last, LAST_FLAG) | flag(s.noise_scale != 0, NOISE_FLAG)
-    flags = flags | s.flags | (STATIC_MASK & HYPER_FLAGS)
+    flags = flags | s.flags | (STATIC_MASK & h.flags)
     store(scalars, s, h, rate, inv_scale, tl.load(clock + AT_SEED), tl.load(clock + AT_REPLICA), step + AHEAD, flags)
     tl.store(gammas + AT_GAMMA, tl.where(last, scoped_gamma, group_gamma))
     tl.store(gammas + AT_CYCLE_GAMMA, gamma)
@@ -243,19 +232,26 @@ def tick(
         tl.store(words + NARROW_FLAGS, SKIP_FLAG)
         tl.store(clock + AT_OUTER_STEP_HAPPENED, 0)
     else:
-        h = Hyper(
-            float64(keep_low, keep_high),
-            float64(momentum_low, momentum_high),
-            float64(weight_decay_low, weight_decay_high),
-            float64(alpha_low, alpha_high),
-            float64(temperature_low, temperature_high),
-            float64(inner_momentum_low, inner_momentum_high),
-            float64(beta1_low, beta1_high),
-            float64(beta2_low, beta2_high),
-            float64(epsilon_low, epsilon_high),
-            0,
+        advance(
+            clock,
+            scalars,
+            Hyper(
+                float64(keep_low, keep_high),
+                float64(momentum_low, momentum_high),
+                float64(weight_decay_low, weight_decay_high),
+                float64(alpha_low, alpha_high),
+                float64(temperature_low, temperature_high),
+                float64(inner_momentum_low, inner_momentum_high),
+                float64(beta1_low, beta1_high),
+                float64(beta2_low, beta2_high),
+                float64(epsilon_low, epsilon_high),
+                HYPER_FLAGS,  # a constant only in an argument
+            ),
+            lr,
+            inner_lr,
+            grad_scale,
+            inner_steps,
         )
-        advance(clock, scalars, h, lr, inner_lr, grad_scale, inner_steps, HYPER_FLAGS)
 
 
 def with_globals(function: Callable[..., Any], **names: Any) -> Any:

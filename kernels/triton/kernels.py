@@ -92,12 +92,9 @@ def run_block(
     ptrs,
     o,
     scalars,
-    key0,
-    key1,
-    step,
+    draw,
     flags,
     BLOCK: tl.constexpr,
-    PER_THREAD: tl.constexpr,
     TICKED: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
@@ -107,16 +104,15 @@ def run_block(
     # Arguments of a launch are float32; and AdamW corrects the bias of some weights from what it needs in float64.
     IN_MEMORY: tl.constexpr = T.is_fp64() or RULE == "entropy_adamw"
     block = block_of(chunk, base, BLOCK)
-    if TICKED:
+    if TICKED or IN_MEMORY:
         c = read_reals(scalars, T)
         wide = scalars.to(tl.pointer_type(tl.float64)) + AT_WIDE
-        run_ticked(RULE, block, ptrs, c, o, Draw(key0, key1, step, PER_THREAD), wide, flags, BLOCK)
-    elif IN_MEMORY:
-        c = read_reals(scalars, T)
-        wide = scalars.to(tl.pointer_type(tl.float64)) + AT_WIDE
-        run_rule(RULE, block, ptrs, c, o, Draw(key0, key1, step, PER_THREAD), wide, BLOCK, FIRST, LAST)
+        if TICKED:
+            run_ticked(RULE, block, ptrs, c, o, draw, wide, flags, BLOCK)
+        else:
+            run_rule(RULE, block, ptrs, c, o, draw, wide, BLOCK, FIRST, LAST)
     else:
-        run_rule(RULE, block, ptrs, scalars, o, Draw(key0, key1, step, PER_THREAD), None, BLOCK, FIRST, LAST)
+        run_rule(RULE, block, ptrs, scalars, o, draw, None, BLOCK, FIRST, LAST)
 
 
 @triton.jit
@@ -126,13 +122,10 @@ def run_chunk(
     ptrs,
     o,
     scalars,
-    key0,
-    key1,
-    step,
+    draw,
     flags,
     BLOCK: tl.constexpr,
     PASSES: tl.constexpr,
-    PER_THREAD: tl.constexpr,
     TICKED: tl.constexpr,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
@@ -159,12 +152,9 @@ def run_chunk(
             ),
             o,
             scalars,
-            key0,
-            key1,
-            step,
+            draw,
             flags,
             BLOCK,
-            PER_THREAD,
             TICKED,
             FIRST,
             LAST,
@@ -248,13 +238,10 @@ def update(
                 AVERAGE,
             ),
             scalars,
-            key0,
-            key1,
-            step,
+            Draw(key0, key1, step, PER_THREAD),
             flags,
             BLOCK,
             PASSES,
-            PER_THREAD,
             TICKED,
             FIRST,
             LAST,
