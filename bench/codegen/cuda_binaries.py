@@ -93,6 +93,12 @@ class Usage:
     stack: int
     local: int
 
+    @staticmethod
+    def of(text: str) -> Usage | None:
+        """What cuobjdump reports in that text, if it does."""
+        match = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text)
+        return Usage(*map(int, match.groups())) if match else None
+
 
 def usage() -> dict[str, dict[str, Usage]]:
     """By architecture and symbol."""
@@ -103,8 +109,8 @@ def usage() -> dict[str, dict[str, Usage]]:
             architecture = match[1]
         elif match := re.match(r"\s*Function (\S+):", line):
             symbol = match[1]
-        elif match := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line):
-            found.setdefault(architecture, {})[symbol] = Usage(*map(int, match.groups()))
+        elif used := Usage.of(line):
+            found.setdefault(architecture, {})[symbol] = used
     return found
 
 

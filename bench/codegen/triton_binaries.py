@@ -10,11 +10,9 @@ It writes bench/results/triton/registers.json, and tests/kernels/test_triton_ptx
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import tempfile
 from array import array
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 
 import torch
 import triton
+from cuda_binaries import Usage
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
@@ -234,26 +233,16 @@ def dump(cubin: bytes, option: str) -> str:
         return subprocess.run([CUOBJDUMP, option, path], capture_output=True, text=True, check=True).stdout
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    registers: int
-    stack: int
-    local: int
-
-
 @cache
 def usage(name: str) -> Usage:
-    said = dump(kernel(name).cubin, "--dump-resource-usage")
-    registers, stack, local = (re.search(rf"{word}:(\d+)", said) for word in ("REG", "STACK", "LOCAL"))
-    assert registers
-    assert stack
-    assert local
-    return Usage(int(registers[1]), int(stack[1]), int(local[1]))
+    used = Usage.of(dump(kernel(name).cubin, "--dump-resource-usage"))
+    assert used
+    return used
 
 
-def accesses(name: str) -> Counter[str]:
-    """How often each kind of memory instruction, such as "LDG.E.128", occurs in the SASS."""
-    return Counter(re.findall(r"\s((?:LD|ST)[GL]?(?:\.[A-Z0-9]+)*) ", dump(kernel(name).cubin, "-sass")))
+def sass(name: str) -> str:
+    """The kernel's machine code."""
+    return dump(kernel(name).cubin, "-sass")
 
 
 def record() -> dict[str, Any]:

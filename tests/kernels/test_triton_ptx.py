@@ -13,6 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 
 import triton_binaries as binaries  # noqa: E402
+from cuda_binaries import accesses  # noqa: E402
 from triton_binaries import KERNELS, TICKED, TICKS, Compiled, kernel  # noqa: E402
 
 ALL = [*KERNELS, *TICKED, *TICKS]
@@ -62,7 +63,7 @@ def test_only_its_own_alignment_decides_how_an_operand_moves(name: str) -> None:
 @pytest.mark.parametrize("name", [*KERNELS, *TICKED])
 def test_what_is_16_bytes_wide_in_the_ptx_is_so_in_the_sass(name: str) -> None:
     """ptxas may take a wide access apart, where it is not sure of its alignment say."""
-    found = binaries.accesses(name)
+    found = accesses(binaries.sass(name))
     for access, instruction in (("ld", "LDG"), ("st", "STG")):
         fast, _ = in_ptx(kernel(name), access)
         assert 16 * sum(n for op, n in found.items() if op.startswith(instruction) and ".128" in op) >= fast
