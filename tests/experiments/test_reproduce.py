@@ -21,15 +21,8 @@ from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import checkpoints, protocol, store
 from deeprelax.experiments.table1.protocol import OPTIMIZERS, PRESETS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH = 4  # of All-CNN here; 96 in the paper
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +132,6 @@ def test_a_run_is_gone_on_with_by_the_threads_that_it_began_with(
     torch.set_num_threads(2)
     assert store.execute(run, LENET, "digest", tmp_path) == store.FINISHED
     assert torch.get_num_threads() == 2
-    torch.set_num_threads(1)
     assert seen == [1] * 40
 
 

@@ -22,17 +22,15 @@ def test_one_seed_of_the_authors_eight_rows_comes_first() -> None:
     assert not any(run.tf32 or run.autocast for run in runs)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_what_has_ended_is_kept_for_the_page(tmp_path: Path) -> None:
     write_mnist(tmp_path, train=300, test=40)
     asked = ["--data", tmp_path, "--out", tmp_path / "out", "--results", tmp_path / "results", "--models", "lenet",
              "--seeds", 1, "--epochs", 1]  # fmt: skip
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     assert reproduce_gpu.main([*map(str, asked), "--budget-minutes", "0"], device="cpu") == 0
     folder = tmp_path / "results" / "cpu" / "reproduction"
     assert not list((folder / "runs").iterdir())
     assert reproduce_gpu.main([*map(str, asked)], device="cpu") == 0
-    torch.set_num_threads(before)
     kept = store.read_all(folder)
     assert len(kept) == 4 + 3 + 4
     assert {path.name for path in folder.iterdir()} == {

@@ -12,15 +12,8 @@ from deeprelax.experiments.models import MODELS, build
 from deeprelax.experiments.runs import OPTIMIZERS, Run
 from deeprelax.experiments.training import DivergedError, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 EPOCHS = 14
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

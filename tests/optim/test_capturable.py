@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from capture import BACKENDS, Graph, use
-from conftest import SETTINGS, make, parameters, plain, same_bits, set_gradients, values
+from conftest import SETTINGS, make, parameters, plain, run, same_bits, set_gradients, values
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, OneCycleLR, StepLR
 
@@ -123,11 +123,8 @@ def test_every_option_of_entropy_sgd_gives_the_same_bits(backend: str, changes: 
 def test_stochastic_rounding_gives_the_same_bits(backend: str) -> None:
     a, b = parameters(torch.bfloat16), parameters(torch.bfloat16)
     options = {"stochastic_rounding": True, "momentum": 0.0, "inner_momentum": 0.0, "nesterov": False}
-    first, second = make("EntropySGD", a, **options), make("EntropySGD", b, **options, capturable=True)
-    for step in range(9):
-        for params, opt in ((a, first), (b, second)):
-            set_gradients(params, step)
-            opt.step()
+    run(make("EntropySGD", a, **options), a, range(9))
+    run(make("EntropySGD", b, **options, capturable=True), b, range(9))
     assert same_bits(values(a), values(b))
 
 

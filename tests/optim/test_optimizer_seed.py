@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parametrize("name", ["EntropySGD", "Heat"])
 RANK = """
 import sys, torch, torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
-from conftest import make, parameters, run, values
+from conftest import make, parameters, run, started, values
 rank, store, out = int(sys.argv[2]), sys.argv[3], sys.argv[4]
 torch.manual_seed(100 + rank)
 early = {name: (make(name, params := parameters(), seed=None), params) for name in ("EntropySGD", "Heat")}
