@@ -20,8 +20,8 @@ from common import OUT, RULES
 
 Results = list[dict[str, Any]]
 
-# Least bandwidth of a whole cycle by a copy's: rules, dtype, bound by backend. Heat draws noise in every call. Then
-# what was predicted for an H200 before any GPU had run this.
+# Least bandwidth of a whole cycle relative to a copy: rules, dtype, bound by backend. Heat draws noise in every call.
+# Then the predictions for an H200, made before any GPU had run this.
 BANDWIDTHS: list[tuple[tuple[str, ...], str, dict[str, float]]] = [
     (("HJ", "EntropySGD", "EntropyAdamW"), "fp32", {"cuda": 0.95, "triton": 0.93}),
     (("Heat", "EntropySGD, noise"), "fp32", {"cuda": 0.93, "triton": 0.90}),
@@ -38,8 +38,8 @@ PREDICTED = {
     **{(rule, "bf16", "cuda"): "0.90 to 0.96" for rule in ("EntropySGD, noise", "Heat")},
 }
 LENGTHS = {rule.name: rule.length for rule in RULES}
-MOST_BY_BYTE = 1.0  # time per byte of a step, by fused AdamW's
-HOST = {"cuda": 1.0, "triton": 2.0}  # most time, by fused SGD's
+MOST_BY_BYTE = 1.0  # time per byte of a step, relative to fused AdamW
+HOST = {"cuda": 1.0, "triton": 2.0}  # most time, relative to fused SGD
 WORKLOADS = ("resnet50", "decoder-1.3b")
 # Reasons of tests/gpu/on_gpu.py for skipping a test: of no consequence, and what leaves something unproven.
 ALLOWED, NOT_PROVEN = "one GPU", "GPU memory"
@@ -101,19 +101,19 @@ def judge(rows: Results) -> Results:
         for backend, bound in bounds.items():
             for rule in names:
                 predicted = PREDICTED.get((rule, dtype, backend), "")
-                promise = f"{rule}, {dtype} [{backend}]: bandwidth by a copy's"
+                promise = f"{rule}, {dtype} [{backend}]: bandwidth relative to a copy"
                 add(promise, bound, True, of_cycle(rows, rule, dtype, backend), predicted)
     for workload in WORKLOADS:
         for backend in HOST:
             steps = [r for r in only(rows, "steps", backend=backend) if r["workload"].startswith(workload)]
             values = {r["name"]: r["by_adamw_per_byte"] for r in steps if r["name"] in LENGTHS}
-            promise = f"{workload} [{backend}]: time of step() per byte by fused AdamW's, slowest of {len(LENGTHS)}"
+            promise = f"{workload} [{backend}]: time of step() per byte relative to AdamW, slowest of {len(LENGTHS)}"
             add(promise, MOST_BY_BYTE, False, max(values.values()) if len(values) == len(LENGTHS) else None)
     for backend, bound in HOST.items():
         for new in (False, True):
             timed = only(rows, "host", backend=backend, capturable=False, new_gradients=new)
             ours = [r["by_sgd"] for r in timed if not r["name"].startswith("torch")]
-            promise = f"host time of step(), 300 tensors{', new gradients' * new} [{backend}]: by fused SGD's, slowest"
+            promise = f"host time of step(), 300 tensors{', new gradients' * new} [{backend}]: relative to SGD, slowest"
             add(promise, bound, False, max(ours, default=None))
     return found
 

@@ -45,7 +45,7 @@ WORDS = {
 }
 COMPILED = "EntropySGD, noise, torch.compile"
 
-# Numbers of small tensors, and the bound for the host time of EntropySGD's and HJ's step() by that of fused SGD's.
+# Numbers of small tensors, and the bound on the host time of EntropySGD's and HJ's step() relative to fused SGD's.
 HOST = {1: 1.5, 4: 1.5, 30: 1.2, 161: 0.8, 1000: 0.55}
 
 
@@ -131,7 +131,7 @@ def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
 
 
 def ratio(times: dict[str, list[float]], a: str, b: str) -> float:
-    """Median over rounds of a's time by b's."""
+    """Median over rounds of a's time over b's."""
     return statistics.median(x / y for x, y in zip(times[a], times[b]))
 
 
@@ -164,22 +164,22 @@ def targets(workload: Workload, times: dict[str, list[float]]) -> list[dict[str,
             ("EntropySGD", "C++ loop, streams of EntropySGD"),
             ("HJ", "C++ loop, streams of HJ and Heat"),
         ):
-            add(f"{name}: bandwidth by that of a plain C++ loop", ratio(times, loop, name), 0.9, True)
+            add(f"{name}: bandwidth relative to a plain C++ loop", ratio(times, loop, name), 0.9, True)
             per_byte = ratio(times, name, sgd) * WORDS[sgd] / WORDS[name]
-            add(f"{name}: time per byte by that of fused SGD", per_byte, 1.0, False)
-        add("EntropyAdamW: time by that of fused AdamW", ratio(times, "EntropyAdamW", adamw), 1.0, False)
+            add(f"{name}: time per byte relative to fused SGD", per_byte, 1.0, False)
+        add("EntropyAdamW: time relative to fused AdamW", ratio(times, "EntropyAdamW", adamw), 1.0, False)
         loop = "C++ loop, streams of HJ and Heat"
-        add("OuterLoop's pass: bandwidth by that of a plain C++ loop", ratio(times, loop, OUTER_PASS), 0.9, True)
+        add("OuterLoop's pass: bandwidth relative to a plain C++ loop", ratio(times, loop, OUTER_PASS), 0.9, True)
         add(
             "EntropySGD with noise: times faster than eager torch with randn_like",
             ratio(times, "EntropySGD, noise, eager torch", "EntropySGD, noise"),
             9.0,
             True,
         )
-        add("EntropySGD with noise: time by that of fused AdamW", ratio(times, "EntropySGD, noise", adamw), 1.5, False)
+        add("EntropySGD with noise: time relative to fused AdamW", ratio(times, "EntropySGD, noise", adamw), 1.5, False)
     if is_host(workload) and len(workload.shapes) in HOST:
         for name in ("EntropySGD", "HJ"):
-            promise = f"{name}: host time of step() by that of fused SGD, {workload.name}"
+            promise = f"{name}: host time of step() relative to fused SGD, {workload.name}"
             add(promise, ratio(times, name, sgd), HOST[len(workload.shapes)], False)
     return found
 

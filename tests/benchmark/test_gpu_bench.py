@@ -268,10 +268,10 @@ def test_targets_are_judged_by_whole_cycles_and_by_the_slowest(tmp_path: Path) -
     timed = {"script": "host", "backend": "cuda", "capturable": False, "new_gradients": True}
     found += [{**timed, "name": name, "by_sgd": by} for name, by in (("HJ", 0.9), ("Heat", 1.1), ("torch.optim", 9))]
     judged = {t["promise"]: t for t in report.judge(found)}
-    assert judged["HJ, fp32 [cuda]: bandwidth by a copy's"]["measured"] == pytest.approx(5 / 7)
-    slowest = judged["host time of step(), 300 tensors, new gradients [cuda]: by fused SGD's, slowest"]
+    assert judged["HJ, fp32 [cuda]: bandwidth relative to a copy"]["measured"] == pytest.approx(5 / 7)
+    slowest = judged["host time of step(), 300 tensors, new gradients [cuda]: relative to SGD, slowest"]
     assert (slowest["measured"], slowest["met"]) == (1.1, False)
-    assert judged["Heat, bf16 [triton]: bandwidth by a copy's"]["measured"] is None
+    assert judged["Heat, bf16 [triton]: bandwidth relative to a copy"]["measured"] is None
     report.draw(found, tmp_path / "b.png")
     assert (tmp_path / "b.png").stat().st_size > 1000
     assert "0.96 to 1.00 | 0.714 (missed)" in report.markdown(found)
