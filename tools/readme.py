@@ -28,6 +28,7 @@ BEGIN, END = "<!-- bench: written by tools/readme.py -->\n", "<!-- /bench -->"
 GPU_BEGIN, GPU_END = "<!-- gpu: written by tools/readme.py -->\n", "<!-- /gpu -->"
 SPEED_BEGIN, SPEED_END = "<!-- speed: written by tools/readme.py -->\n", "<!-- /speed -->"
 WORKERS_BEGIN, WORKERS_END = "<!-- workers: written by tools/readme.py -->\n", "<!-- /workers -->"
+SHARDED_BEGIN, SHARDED_END = "<!-- sharded: written by tools/readme.py -->\n", "<!-- /sharded -->"
 CENTRES_BEGIN, CENTRES_END = "<!-- centres: written by tools/readme.py -->\n", "<!-- /centres -->"
 COMPARE_BEGIN, COMPARE_END = "<!-- compare: written by tools/readme.py -->\n", "<!-- /compare -->"
 RECIPES_BEGIN, RECIPES_END = "<!-- recipes: written by tools/readme.py -->\n", "<!-- /recipes -->"
@@ -259,6 +260,36 @@ def workers(result: dict[str, Any], source: str) -> str:
     return "\n".join(lines)
 
 
+# The most time: of a step on DTensors by one on plain tensors and by SGD's, and of a part's kernel by a whole one's.
+BY_TENSORS, BY_SGD, BY_WHOLE = 1.5, 0.5, 1.15
+
+
+def sharded(result: dict[str, Any], source: str) -> str:
+    """Markdown for one ``bench/sharded.py``: the host's time, and the kernels'."""
+
+    def judged(ratio: float, bound: float) -> str:
+        return f"{ratio:.2f}{' (missed)' * (ratio > bound)}"
+
+    heads = f"| `step()` on {result['tensors']} DTensors | µs | × plain tensors | × SGD on DTensors |"
+    lines = [heads, "|---" * 4 + "|"]
+    for row in result["host"]:
+        ours = not row["name"].startswith("torch")
+        cells = [judged(row["by_tensors"], BY_TENSORS), judged(row["by_sgd"], BY_SGD)] if ours else ["", "1"]
+        name = row["name"] + ", new gradients" * row["new_gradients"]
+        lines.append(f"| {name} | {row['us']:.0f} | {' | '.join(cells)} |")
+    kinds = list(dict.fromkeys(row["name"] for row in result["kernels"]))
+    lines += ["", f"| kernels' time of a part, × a whole parameter's | {' | '.join(kinds)} |"]
+    lines.append("|---" * (1 + len(kinds)) + "|")
+    for part in dict.fromkeys(row["part"] for row in result["kernels"]):
+        cells = [judged(row["by_whole"], BY_WHOLE) for row in result["kernels"] if row["part"] == part]
+        lines.append(f"| {part} | {' | '.join(cells)} |")
+    machine = result["machine"]
+    about = f"{machine['cpu']}, one thread, fp32, {machine['instruction_set']}, torch {machine['versions']['torch']}"
+    bounds = f"Bounds: {BY_TENSORS:g}, {BY_SGD:g} and {BY_WHOLE:g}."
+    parts = f"Parts have {result['elements']:,} elements, which stay in the cache."
+    return "\n".join([*lines, "", f"{bounds} {parts} {about}, {result['date']}; `{source}`.", ""])
+
+
 def centres(result: dict[str, Any], source: str) -> str:
     """Markdown for ``deeprelax train`` under torchrun, next to one worker's Entropy-SGD in the same file."""
     lines = ["| | workers | error of the centre (%) | each worker's own (%) |", "|---|---|---|---|"]
@@ -289,7 +320,11 @@ PAGES: dict[str, list[tuple[str, str, str, Callable[[Path], str]]]] = {
     ],
     "docs/recipes.md": [(RECIPES_BEGIN, RECIPES_END, "*/compare/runs.jsonl", recipes)],
     "docs/comparison.md": [(COMPARE_BEGIN, COMPARE_END, "*/compare/runs.jsonl", comparison)],
-    "docs/benchmarks.md": [(BEGIN, END, "*/cpu.json", of_file(table)), (GPU_BEGIN, GPU_END, "*/rows.jsonl", on_gpu)],
+    "docs/benchmarks.md": [
+        (BEGIN, END, "*/cpu.json", of_file(table)),
+        (SHARDED_BEGIN, SHARDED_END, "*/sharded.json", of_file(sharded)),
+        (GPU_BEGIN, GPU_END, "*/rows.jsonl", on_gpu),
+    ],
 }
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -112,12 +113,16 @@ def plain_loop(opt: torch.optim.Optimizer, average: str, update_w: bool) -> Step
     return lambda: module.yardstick(addresses, update_w, p.numel(), CHUNK, torch.get_num_threads(), parallel)
 
 
-def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds per call, the contestants alternating."""
+def measure(
+    steps: dict[str, Step], rounds: int, before: Mapping[str, Step] = MappingProxyType({})
+) -> dict[str, list[float]]:
+    """Seconds per call, the contestants alternating; ``before``: what some do first, which is not timed."""
     times: dict[str, list[float]] = {name: [] for name in steps}
 
     def timed(name: str) -> Step:
         def call() -> None:
+            if name in before:
+                before[name]()
             begin = time.perf_counter()
             steps[name]()
             times[name].append(time.perf_counter() - begin)
