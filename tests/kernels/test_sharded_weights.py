@@ -26,7 +26,8 @@ PARTS = [
     (slice(3, 17), slice(5, 24)),
     (slice(0, 19), slice(36, 37)),
 ]
-BACKENDS = {"eager": EAGER, "cpu": NativeCPU(_cpu), "cpu in small chunks": NativeCPU(_cpu, chunk=64)}
+BACKENDS = {"eager": EAGER, "cpu in small chunks": NativeCPU(_cpu, chunk=64)}
+BACKENDS |= {f"cpu, {each}": NativeCPU(_cpu, each) for each in _cpu.instruction_sets()}  # tiles of other groups
 if EMULATED is not None:
     BACKENDS["cuda"] = EMULATED
 
