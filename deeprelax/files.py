@@ -89,6 +89,27 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def alone(path: Path, lock: Path) -> Iterator[None]:
+    """Hold ``lock``, a file, which is made and removed.
+
+    Raises:
+        OSError: another process holds it; the message names ``path``, to which it writes.
+    """
+    import filelock  # which torch brings; not every command needs it
+
+    held = filelock.FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise OSError(f"{path} is being written by another process; give another --out, or wait for it") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is held: who waits for it finds what has ended
+        held.release()
+
+
 def append_text(path: Path, text: str) -> None:
     """Add to the end of the file.
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from deeprelax import files
 from deeprelax.cli.common import PARALLEL, check_writable, data_option, extras_needed, out_option
-from deeprelax.files import write_text
 from deeprelax.terminal import uninterrupted
 
 TASKS = ("digits-mlp", "digits-cnn", "mnist-cnn", "cifar-resnet", "text-transformer")
@@ -48,7 +48,12 @@ def compare(
         raise click.BadParameter(f"{unknown[0]!r}; known are {', '.join(map(repr, EVERY))}", param_hint="--optimizer")
     for name in ("runs.jsonl", "table.md", "curves.png"):
         check_writable("--out", out / name)
-    results = runner.Results(out / "runs.jsonl")
+    path = out / "runs.jsonl"
+    try:
+        click.get_current_context().with_resource(files.alone(path, path.with_suffix(".lock")))
+        results = runner.Results(path)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
     runs = runner.search(preset, names or TASKS, chosen)
     try:
         for stage in ("search", "seeds"):
@@ -67,7 +72,7 @@ def compare(
         shown = [r for r in results.all if r["run"]["preset"] == preset]
         try:
             with uninterrupted():
-                write_text(out / "table.md", report.table(shown))
+                files.write_text(out / "table.md", report.table(shown))
                 report.draw(shown, out / "curves.png")
         finally:
             click.echo(report.table(shown))

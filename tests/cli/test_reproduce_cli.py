@@ -304,8 +304,13 @@ def test_each_model_has_its_own_bar_with_its_ended_runs(tmp_path: Path) -> None:
     assert {run.epochs for run in runs} == {67, 195}
     path = store.path_of(runs[0], tmp_path)
     path.parent.mkdir()
-    lines = [{"run": runs[0].settings(), "machine": {}, "data": "d"}, {"ended": "finished"}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = {"effective_epoch": 67, "gradients": 31_356, "validation_error": 0.01, "training_loss": 0.1, "lr": 0.1}
+    lines = [
+        {"run": runs[0].settings(), "machine": environment.describe(), "data": "d"},
+        {**record, "gamma": None, "seconds": 1.0},
+        {"ended": "finished"},
+    ]
+    store.write_lines(path, lines)
     with progress.bars(Console(file=io.StringIO(), force_terminal=True), 40) as shown:
         bars = [experiment._Bar(shown, model, runs, tmp_path) for model in protocol.MODELS]
         assert [(task.completed, task.total) for task in shown.tasks] == [(67, 134), (0, 390)]

@@ -18,12 +18,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from deeprelax import files
 from deeprelax.cli import compare as command
 from deeprelax.cli.main import main
 from deeprelax.experiments.compare import report, runner, tasks
 from deeprelax.experiments.compare.contestants import CONTESTANTS
 from deeprelax.terminal import Interruptions, handling
 
+RUN = vars(runner.Run("test", "digits-mlp", "HJ", 1.0, 1.0, 0))
+GOOD = json.dumps({"run": RUN, "curve": [0.5] * runner.POINTS, "seconds": 1.0}).encode()
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -99,6 +102,33 @@ def test_an_interrupted_comparison_resumes_with_what_is_missing(tmp_path: Path, 
     assert len({runner.Run(**r["run"]) for r in results}) == len(results) == 6 + 2
     assert {r["run"]["rate"] for r in results if r["run"]["seed"]} == {1e-3}
     assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"123", b"\xff\xfe", b'{"run": {"preset": "test"}}', b'{"run": 7, "curve": [], "seconds": 1}', b"{}",
+        GOOD.replace(b"0.5", b'"0.5"', 1), GOOD.replace(b"0.5, ", b"", 1),
+        GOOD.replace(b'"seed"', b'"more": 1, "seed"'),
+    ],
+)  # fmt: skip
+def test_a_damaged_line_is_named_and_nothing_lost(damaged: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    content = b"\n".join((GOOD, damaged, GOOD, b""))
+    path.write_bytes(content)
+    refused = CliRunner().invoke(main, ["compare", "--preset", "test", "--out", str(tmp_path)])
+    assert refused.exit_code == 1
+    assert f"Error: {path}, line 2 is damaged: " in refused.output
+    assert "remove that line" in refused.output
+    assert path.read_bytes() == content
+
+
+def test_two_comparisons_do_not_share_a_folder(tmp_path: Path) -> None:
+    with files.alone(tmp_path / "runs.jsonl", tmp_path / "runs.lock"):
+        refused = CliRunner().invoke(main, ["compare", "--preset", "test", "--out", str(tmp_path)])
+    assert refused.exit_code == 1
+    assert f"{tmp_path / 'runs.jsonl'} is being written by another process" in refused.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_worker_that_dies_is_reported_with_what_is_kept(tmp_path: Path, monkeypatch: Any) -> None:

@@ -71,6 +71,35 @@ def test_damaged_lines_are_refused_with_the_files_name(tmp_path: Path) -> None:
             store.read(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "change"),
+    [
+        (1, {"validation_error": "abc"}), (1, {"validation_error": None}), (1, {"gamma": "1"}), (0, {"machine": {}}),
+        (0, {"run": {**RUN.settings(), "model": "foo"}}), (0, {"run": {**RUN.settings(), "epochs": "2"}}),
+        (0, {"data": 7}), (3, {"ended": True}),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_refused_with_file_and_line(
+    line: int, change: dict[str, Any], tmp_path: Path
+) -> None:
+    store.execute(RUN, LENET, "digest", tmp_path)
+    path = store.path_of(RUN, tmp_path)
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    lines[line] |= change
+    store.write_lines(path, lines)
+    with pytest.raises(StoreError, match=rf"{path.name}, line {line + 1} is damaged: .*; remove the file"):
+        store.read(path)
+
+
+def test_a_run_without_an_evaluation_has_not_ended(tmp_path: Path) -> None:
+    store.execute(RUN, LENET, "digest", tmp_path)
+    path = store.path_of(RUN, tmp_path)
+    header, *_, end = path.read_text().splitlines()
+    path.write_text(f"{header}\n{end}\n")
+    with pytest.raises(StoreError, match=f"{path.name} is damaged: the run ended without an evaluation"):
+        store.read(path)
+
+
 def test_the_checksum_of_a_state_is_of_every_bit() -> None:
     state = {"a": [torch.zeros(3), 1.5], "b": {"c": torch.ones(2, dtype=torch.bfloat16)}}
     same = {"a": [torch.zeros(3), 1.5], "b": {"c": torch.ones(2, dtype=torch.bfloat16)}}

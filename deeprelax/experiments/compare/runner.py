@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -21,10 +20,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from deeprelax.experiments import lines
 from deeprelax.experiments.compare import tasks
 from deeprelax.experiments.compare.contestants import EVERY, parameters
 from deeprelax.experiments.evaluation import at_x
-from deeprelax.files import append_text
+from deeprelax.files import append_text, write_text
 
 POINTS = 8  # of a curve
 
@@ -39,6 +39,14 @@ class Run:
     rate: float
     other: float
     seed: int
+
+
+RUN = {
+    **{name: str for name in ("preset", "task", "optimizer")},
+    "rate": lines.NUMBER,
+    "other": lines.NUMBER,
+    "seed": int,
+}
 
 
 def search(preset: str, names: Sequence[str], optimizers: Sequence[str]) -> list[Run]:
@@ -118,18 +126,21 @@ class Results:
 
     Args:
         path: the file; created if it does not exist.
+
+    Raises:
+        ValueError: a line is damaged; the message names file and line.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_text() if path.exists() else ""
-        if text and not text.endswith("\n"):  # an interruption
-            append_text(path, "\n")
         self.all: list[dict[str, Any]] = []
-        for line in text.splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # what an interruption left of the last line
-                self.all.append(json.loads(line))
+        if path.exists():
+            try:
+                self.all = lines.read(path, _check)
+            except ValueError as error:
+                raise ValueError(f"{error}; remove that line") from error
+            write_text(path, "".join(map(_line, self.all)))  # without a last line that an interruption cut off
 
     def missing(self, runs: Sequence[Run]) -> list[Run]:
         """Those without a result."""
@@ -138,8 +149,21 @@ class Results:
 
     def add(self, result: dict[str, Any]) -> None:
         """Append one, on the disk before this returns."""
-        append_text(self.path, json.dumps(result) + "\n")
+        append_text(self.path, _line(result))
         self.all.append(result)
+
+
+def _line(result: dict[str, Any]) -> str:
+    return json.dumps(result) + "\n"
+
+
+def _check(result: dict[str, Any]) -> None:
+    """ValueError or TypeError unless it is a line of ``Results``."""
+    lines.check_kinds(result, {"run": dict, "curve": list, "seconds": lines.NUMBER})
+    lines.check_kinds(result["run"], RUN)
+    Run(**result["run"])  # no further names
+    if len(result["curve"]) != POINTS or not all(isinstance(value, lines.NUMBER) for value in result["curve"]):
+        raise ValueError(f"curve is {result['curve']!r}")
 
 
 def perform(runs: Sequence[Run], results: Results, folder: Path | None, processes: int) -> Iterator[dict[str, Any]]:

@@ -9,31 +9,36 @@ give other bits.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 from deeprelax import environment
+from deeprelax.experiments import lines as stored_lines
 from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.lines import NUMBER, check_kinds
 from deeprelax.experiments.runner import Runner, numerics, why_not_captured
 from deeprelax.experiments.runs import Run
-from deeprelax.experiments.table1 import checkpoints
+from deeprelax.experiments.table1 import checkpoints, protocol
 from deeprelax.experiments.table1.checkpoints import StoreError
-from deeprelax.files import append_text, write_text
+from deeprelax.files import alone, append_text, write_text
 
 FINISHED, DIVERGED, PAUSED = "finished", "diverged", "paused"
 CHUNK = 10  # gradients between two looks at the clock
-SETTINGS = {field.name for field in dataclasses.fields(Run)}
-QUANTITIES = {"effective_epoch", "gradients", "validation_error", "training_loss", "lr", "gamma", "seconds"}
+SETTINGS = {name: type(value) for name, value in protocol.run("authors", "lenet", "sgd", 0).settings().items()}
+KNOWN = {"preset": protocol.PRESETS, "model": protocol.MODELS, "optimizer": protocol.OPTIMIZERS}
+MACHINE = {"cpu": str, "gpu": str | None, "threads": int, "instruction_set": str, "versions": dict}
+RECORD = {
+    **{name: NUMBER for name in ("effective_epoch", "gradients", "validation_error", "lr", "seconds")},
+    **{name: NUMBER | None for name in ("training_loss", "gamma")},
+}
 
 
 @dataclass(frozen=True)
@@ -83,24 +88,34 @@ def read(path: Path) -> Stored:
     Raises:
         StoreError: it is not such a file.
     """
-    lines: list[dict[str, Any]] = []
     try:
-        texts = path.read_bytes().splitlines()
-        for number, text in enumerate(texts):
-            try:
-                lines.append(json.loads(text))
-            except ValueError as error:
-                if number < len(texts) - 1 or number == 0:
-                    raise StoreError(f"{path}, line {number + 1} is damaged: {error}; remove the file") from error
+        lines = stored_lines.read(path, _check_line)
+        if not lines or "run" not in lines[0]:
+            raise ValueError(f"{path} does not begin with the settings of a run")
         header, records = lines[0], [line for line in lines[1:] if "validation_error" in line]
-        lacking = {"run", "machine", "data"} - set(header) or SETTINGS - set(header["run"])
-        lacking |= {name for record in records for name in QUANTITIES - set(record)}
         ended, state = lines[-1].get("ended"), lines[-1].get("state")
-    except (IndexError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{path} does not begin with the settings of a run; remove it") from error
-    if lacking:
-        raise StoreError(f"{path} is damaged: it lacks {', '.join(sorted(lacking))}; remove it")
+        if ended and not records:
+            raise ValueError(f"{path} is damaged: the run ended without an evaluation")
+    except ValueError as error:
+        raise StoreError(f"{error}; remove the file to begin that run again") from error
     return Stored(header, records, ended, state, [line for line in lines[1:] if "gone_on_at" in line])
+
+
+def _check_line(line: dict[str, Any]) -> None:
+    """ValueError unless it is one of a run's."""
+    if "run" in line:
+        check_kinds(line, {"run": dict, "data": str})
+        check_kinds(line["run"], SETTINGS)
+        for name, known in KNOWN.items():
+            if line["run"][name] not in known:
+                raise ValueError(f"{name} is {line['run'][name]!r}")
+    if "run" in line or "gone_on_at" in line:
+        check_kinds(line, {"machine": dict})
+        check_kinds(line["machine"], MACHINE)
+    elif "ended" in line:
+        check_kinds(line, {"ended": str})
+    else:
+        check_kinds(line, RECORD)
 
 
 def read_all(out: Path) -> list[Stored]:
@@ -161,14 +176,15 @@ def execute(
         "finished", "diverged" or "paused".
 
     Raises:
-        StoreError: a file of its name is of another run; its checkpoint is from a CPU and this is a GPU, or the other
-            way round; or another process works on this run.
+        StoreError: a file of its name is of another run, or its checkpoint is from a CPU and this is a GPU, or the
+            other way round.
+        OSError: another process works on this run.
         ValueError: a setting is out of range.
     """
     path, saved = path_of(run, out), checkpoint_of(run, out)
     for folder in (path.parent, saved.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    with _alone(path, saved):
+    with alone(path, saved.with_suffix(".lock")):
         if path.exists():
             stored = read(path)
             check_same(run, digest, stored, path)
@@ -217,21 +233,6 @@ def execute(
             _append(path, {"ended": end, "state": checkpoints.digest(runner.state())})
         saved.unlink(missing_ok=True)
         return end
-
-
-@contextlib.contextmanager
-def _alone(path: Path, saved: Path) -> Iterator[None]:
-    """StoreError if another process works on the run of these files."""
-    lock = filelock.FileLock(saved.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise StoreError(f"{path} is being written by another process; give another --out, or wait for it") from error
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: a process that waits finds a finished run
-        lock.release()
 
 
 def _evaluated(runner: Runner, seconds: float) -> dict[str, Any]:
