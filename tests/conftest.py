@@ -81,6 +81,7 @@ for _name in ("EntropySGD", "ElasticSGD", "Parle"):
 BACKENDS: dict[str, Any] = {}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SLOWEST = [
+    *("test_sharded.py", "test_reproduce.py", "test_torchrun.py", "test_backends_agree.py"),
     *("test_triton.py", "test_triton_ptx.py", "test_cuda_binaries.py", "test_triton_ticked.py", "test_theory.py"),
     *("test_state_dict.py", "test_gpu_bench.py", "test_triton_sizes.py"),
 ]
