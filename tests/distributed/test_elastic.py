@@ -190,11 +190,10 @@ def mean_force(kind: str, x: float, inner_lr: float) -> float:
     workers of 4,096 elements; of Entropy-SGD's, on as many elements."""
     forces = []
     for rank in range(3 if kind == "ElasticSGD" else 1):
-        worker: Any = SimpleNamespace(rank=rank, size=3, mean_=lambda flat: None)
         p = Parameter(torch.full((4096 if kind == "ElasticSGD" else 3 * 4096,), x, dtype=torch.float64))
         options: dict[str, Any] = {"lr": 0.0, "inner_steps": 10**6, "gamma": 0.1, "temperature": 2.0, "scoping": 0.0}
         if kind == "ElasticSGD":
-            options["replicas"] = worker
+            options["replicas"] = SimpleNamespace(rank=rank, size=3, mean_=lambda flat: None)
         opt = getattr(deeprelax, kind)([p], inner_lr=inner_lr, seed=5, **options)
         if kind == "ElasticSGD":
             opt._shared.exchange.joined = True
@@ -218,8 +217,7 @@ def test_the_springs_force_is_the_gradient_of_local_entropy(x: float, expected: 
     density = np.exp(-((y * y - 1) ** 2 + (x - y) ** 2 / 0.2))
     exact = (x - (y * density).sum() / density.sum()) / 0.1
     gaps = [force - exact for force in forces]
-    assert gaps[0] / gaps[1] >= 1.6
-    assert gaps[1] / gaps[2] >= 1.6
+    assert min(gaps[0] / gaps[1], gaps[1] / gaps[2]) >= 1.6
 
 
 @pytest.mark.parametrize(
