@@ -159,15 +159,22 @@ def join_workers(chosen: tuple[str, ...], device: str) -> int:
     """Under torchrun with several processes: join its group; this process's rank.
 
     Raises:
-        UsageError: there are several processes, and an optimizer that trains in one.
+        UsageError: there are several processes, and an optimizer that trains in one; or torchrun's variables are not
+            what it sets.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0
-    if alone := [name for name in chosen if name not in WORKERS]:
-        raise click.UsageError(f"{', '.join(alone)} trains in one process; of several make {' or '.join(WORKERS)} use")
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return 0
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if alone := [name for name in chosen if name not in WORKERS]:
+            raise click.UsageError(
+                f"{', '.join(alone)} trains in one process; of several make {' or '.join(WORKERS)} use"
+            )
+        if device == "cuda":
+            torch.cuda.set_device(local)
+        torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    except (ValueError, RuntimeError) as error:  # a variable is no number or missing, or nobody answers
+        raise click.UsageError(f"WORLD_SIZE asks for several processes, which torchrun starts: {error}") from error
     return torch.distributed.get_rank()
 
 

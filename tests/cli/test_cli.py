@@ -187,6 +187,26 @@ def test_a_number_without_meaning_is_a_usage_error(value: str, tmp_path: Path) -
     assert refused > 15
 
 
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"WORLD_SIZE": "abc"}, "'abc'"),
+        ({"WORLD_SIZE": "0", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}, "world"),
+        ({"WORLD_SIZE": "2"}, "RANK expected"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "abc"}, "'abc'"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "abc"}, "'abc'"),
+    ],
+)
+def test_variables_that_torchrun_did_not_set_are_a_usage_error(
+    variables: dict[str, str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    output = " ".join(run("train", "--optimizer", "parle", "--out", tmp_path, code=2).output.split())
+    assert "WORLD_SIZE asks for several processes, which torchrun starts: " in output
+    assert named in output
+
+
 def test_a_batch_without_bound_is_refused_by_the_images(tmp_path: Path) -> None:
     output = run("train", "--batch-size", "1" + 400 * "0", "--out", tmp_path, code=1).output
     assert "2 to 1347 are possible" in " ".join(output.split())
