@@ -12,6 +12,7 @@ from deeprelax.kernels import Backend
 from deeprelax.kernels.device_table import capturing
 from deeprelax.kernels.scalars import ELASTIC_SGD
 from deeprelax.optim.bucket import Bucket
+from deeprelax.optim.compiled import outside_graphs
 from deeprelax.optim.entropy_sgd import LANGEVIN, warn_of_coupling, warn_of_outer_step
 from deeprelax.optim.groups import Plan, named, ready
 from deeprelax.optim.hyperparameters import check_nesterov
@@ -214,6 +215,7 @@ class ElasticSGD(Relaxation):
         if not is_captured(self) and self.outer_step_happened:
             self.exchange()
 
+    @outside_graphs
     @torch.no_grad()
     def exchange(self) -> None:
         """Move the centre toward the workers' mean: what every L-th ``step()`` does, for steps that were captured."""
@@ -235,6 +237,7 @@ class ElasticSGD(Relaxation):
             if exchange.joining:
                 bucket.put_x()
 
+    @outside_graphs
     @torch.no_grad()
     def finish(self) -> bool:
         """End the run: exchange once more, and put the centre into the parameters. Every worker has to call it.
@@ -259,6 +262,7 @@ class ElasticSGD(Relaxation):
             bucket.put_x()
         return active
 
+    @outside_graphs
     def state_dict(self) -> dict[str, Any]:
         """As ``EntropySGD.state_dict``: this worker's. In eval mode the centre's, from which any number of workers
         resumes, each at the centre."""

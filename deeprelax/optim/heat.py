@@ -8,9 +8,10 @@ from deeprelax.kernels import Backend, Draw
 from deeprelax.kernels.noise import MASK32, normal
 from deeprelax.kernels.scalars import HEAT, noise_scale
 from deeprelax.optim.bucket import Bucket
+from deeprelax.optim.compiled import outside_graphs
 from deeprelax.optim.groups import ready
 from deeprelax.optim.hyperparameters import check_nesterov
-from deeprelax.optim.relaxation import ParamsT, Relaxation, outside_graphs
+from deeprelax.optim.relaxation import ParamsT, Relaxation
 
 
 class Heat(Relaxation):

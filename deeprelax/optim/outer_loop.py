@@ -16,6 +16,7 @@ from deeprelax.kernels.device_table import capturing
 from deeprelax.kernels.scalars import OUTER
 from deeprelax.optim.bucket import Bucket
 from deeprelax.optim.clock import CURE
+from deeprelax.optim.compiled import outside_graphs
 from deeprelax.optim.first_step import speak
 from deeprelax.optim.groups import Plan, ready
 from deeprelax.optim.hyperparameters import UNIT
@@ -28,8 +29,10 @@ class Outer(Relaxation):
     rule = OUTER
     ranges = {"alpha": UNIT}  # noqa: RUF012
 
+    @outside_graphs
     def begin(self) -> None:
         """Before a step of the inner optimizer: remember where a cycle starts."""
+        self._refuse_in_eval("step")
         for plan in ready(self, check=True):
             group = plan.group
             for bucket in plan.buckets:
@@ -44,8 +47,13 @@ class Outer(Relaxation):
         for t in bucket.foreign_writes()[:1]:
             self._shared.warn_once("mid-cycle", f"{bucket.names[t]} was written to by other code in mid-cycle: {CURE}")
 
+    @outside_graphs
     def advance(self) -> None:
-        """After it: average, and with the last step of a cycle make the outer update."""
+        """After it, if there were gradients: average, and with the last step of a cycle make the outer update."""
+        if not self._shared.begun:
+            speak(self)
+        if all(p.grad is None for group in self.param_groups for p in group["params"]):
+            return
         plans = ready(self, check=True)
         work = [self._work(plan) for plan in plans]
         for plan, each in zip(plans, work):
@@ -127,6 +135,7 @@ class OuterLoop(Optimizer):
         self.__setstate__({"inner": inner, "outer": outer, "defaults": dict(inner.defaults)})
         self._follow()
 
+    @outside_graphs
     def _follow(self) -> None:
         """Let the outer loop's groups hold the lists of parameters of the inner optimizer's groups."""
         groups = self.outer.param_groups
@@ -176,14 +185,10 @@ class OuterLoop(Optimizer):
         Raises:
             RuntimeError: in eval mode; in the capture of a CUDA graph; a parameter was replaced in mid-cycle.
         """
-        self.outer._refuse_in_eval("step")
         self._follow()
         self.outer.begin()
         loss = self.inner.step() if closure is None else self.inner.step(closure)
-        if not self.outer._shared.begun:
-            speak(self.outer)
-        if any(p.grad is not None for group in self.param_groups for p in group["params"]):
-            self.outer.advance()
+        self.outer.advance()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deeprelax.kernels import Backend
 from deeprelax.kernels.scalars import ENTROPY_SGD
+from deeprelax.optim.compiled import outside_graphs
 from deeprelax.optim.elastic_sgd import exchange_of, is_captured, join, ready_buckets, shared_by_all
 from deeprelax.optim.entropy_sgd import LANGEVIN, warn_of_coupling, warn_of_outer_step
 from deeprelax.optim.hyperparameters import UNIT, Range, check_nesterov
@@ -131,6 +132,7 @@ class Parle(Relaxation):
         if not captured and self.outer_step_happened:
             self._end_cycle()
 
+    @outside_graphs
     def exchange(self) -> None:
         """After each L-th replay of a captured step: tie this worker to the mean, and send where it stands."""
         self._end_cycle()
@@ -167,6 +169,7 @@ class Parle(Relaxation):
             rho = max(now["rho"] * (1 - now["scoping"]), now["rho_min"])
             plan.clock.set(gamma=max(now["gamma"], now["gamma_min"]), rho=rho)
 
+    @outside_graphs
     @torch.no_grad()
     def finish(self) -> bool:
         """End the running cycle early, as ``EntropySGD.finish``. Every worker has to call it.
@@ -203,6 +206,7 @@ class Parle(Relaxation):
                 bucket.put(t, bucket.part(mean, t))
             bucket.note_versions()
 
+    @outside_graphs
     def state_dict(self) -> dict[str, Any]:
         """As ``EntropySGD.state_dict``: this worker's. In eval mode the mean's, from which any number of workers
         resumes, each at the mean."""

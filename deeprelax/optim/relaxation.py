@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, TypeVar, cast, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -14,9 +13,11 @@ from torch.optim import Optimizer
 
 from deeprelax.kernels import Backend, Rule
 from deeprelax.kernels.device_table import capturing
+from deeprelax.optim import compiled
 from deeprelax.optim import state_dict as saved_states
 from deeprelax.optim.bucket import Bucket
 from deeprelax.optim.clock import CLOCK, CURE, Gathered
+from deeprelax.optim.compiled import outside_graphs
 from deeprelax.optim.first_step import speak
 from deeprelax.optim.flat_storage import supported
 from deeprelax.optim.groups import Options, Shared, drop_strangers, ready, refuse_overlaps
@@ -26,22 +27,6 @@ from deeprelax.optim.sharding import reshard
 from deeprelax.optim.state import State
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def outside_graphs(method: F) -> F:
-    """Under ``torch.compile`` the method runs in Python, as a graph break.
-
-    ``torch.compiler.disable`` does the same, but imports the compiler at once, which takes seconds.
-    """
-
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return torch.compiler.disable(method)(*args, **kwargs)  # type: ignore[no-untyped-call]
-        return method(*args, **kwargs)
-
-    return cast(F, call)
 
 
 class Relaxation(Optimizer):
@@ -86,6 +71,7 @@ class Relaxation(Optimizer):
         start["seed"] = (torch.initial_seed() if seed is None else seed) & 0xFFFFFFFFFFFFFFFF
         options = Options(backend, flatten, capturable, stochastic_rounding)
         self._shared = Shared(options, start, seed_pending=seed is None, exchange=exchange)
+        self._name_in_graphs = compiled.new_name(self)
         self._constructing = True
         super().__init__(params, defaults)  # calls add_param_group
         del self._constructing
@@ -110,17 +96,20 @@ class Relaxation(Optimizer):
         return self._shared.options.capturable
 
     @property
+    @outside_graphs
     def phase(self) -> int:
         """How many gradients of the running cycle have been taken: 0 … L - 1. With ``capturable=True`` this waits for
         the device."""
         return int(self.param_groups[0]["phase"])
 
     @property
+    @outside_graphs
     def outer_step_happened(self) -> bool:
         """Whether the last ``step()`` made the outer update. With ``capturable=True`` this waits for the device."""
         return self._shared.plans[0].clock.outer_step_happened
 
     @property
+    @outside_graphs
     def gamma(self) -> float:
         """γ of the first group, as scoping has left it. With ``capturable=True`` this waits for the device."""
         return float(self.param_groups[0]["gamma"])
@@ -140,7 +129,6 @@ class Relaxation(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @outside_graphs
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Consume one gradient; the L-th call of a cycle also makes the outer update.
 
@@ -155,6 +143,8 @@ class Relaxation(Optimizer):
                 in mid-cycle.
             ValueError: a hyper-parameter was set out of range, or a parameter's state to something of another shape.
         """
+        if torch.compiler.is_compiling():
+            return compiled.step(self, closure, Relaxation.step)
         loss = None
         try:
             self._refuse_in_eval("step")
@@ -191,6 +181,7 @@ class Relaxation(Optimizer):
         if not self.param_groups[0]["training"]:
             raise RuntimeError(f"{method}() in eval mode: the parameters hold x; call opt.train() first")
 
+    @outside_graphs
     def finish(self) -> bool:
         """End the running cycle early: make the outer update with the gradients that it has had.
 
@@ -300,6 +291,7 @@ class Relaxation(Optimizer):
         )
         self._restart()
 
+    @outside_graphs
     def restart(self) -> None:
         """Begin a new cycle at what the parameters hold now; momenta, γ and the noise counter continue.
 
@@ -319,6 +311,7 @@ class Relaxation(Optimizer):
 
     # Groups, parameters and state that other code has changed.
 
+    @outside_graphs
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; in mid-cycle they join at the current phase with x = what they hold.
 
@@ -342,6 +335,7 @@ class Relaxation(Optimizer):
 
     # State in and out.
 
+    @outside_graphs
     def state_dict(self) -> dict[str, Any]:
         """The whole state, as ``torch.optim.Optimizer.state_dict``: tensors per parameter, in its shape, and in
         ``param_groups`` the hyper-parameters, the clock, the seed and the mode as plain numbers.
@@ -363,6 +357,7 @@ class Relaxation(Optimizer):
                 for bucket in plan.buckets:
                     bucket.refresh_x()
 
+    @outside_graphs
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copy a saved state into the existing buffers, in their own dtype.
@@ -396,5 +391,6 @@ class Relaxation(Optimizer):
         entries, groups = state.pop("state"), state.pop("param_groups")
         state |= {"_shared": copy.copy(state["_shared"]).portable(), "defaults": dict(state["defaults"])}
         super().__setstate__(state)
+        self._name_in_graphs = compiled.new_name(self)
         self.defaults.pop("differentiable", None)  # torch's addition; not an option of ours
         saved_states.rebuild(self, entries, groups)

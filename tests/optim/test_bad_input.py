@@ -106,23 +106,6 @@ def test_a_saved_state_with_impossible_values_is_refused(broken):
     assert opt.state_dict()["param_groups"] == before["param_groups"]
 
 
-def test_a_compiled_training_step_gives_the_bits_of_an_uncompiled_one():
-    def run(wrap) -> torch.Tensor:
-        (p,) = parameters(5)
-        opt = HJ([p], inner_steps=2)
-
-        def train_step():
-            p.grad = p.detach() * 2
-            opt.step()
-
-        step = wrap(train_step)
-        for _ in range(5):
-            step()
-        return p.detach()
-
-    assert torch.equal(run(lambda f: f), run(lambda f: torch.compile(f, backend="eager")))
-
-
 def test_a_frozen_parameter_does_not_send_the_others_down_the_slow_path(monkeypatch):
     params = parameters(4, 4, 4)
     params[1].grad = None

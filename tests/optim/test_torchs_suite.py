@@ -85,7 +85,7 @@ HELD = {
     "test_fused_large_tensor": "gpu/test_gpu_large.py::test_a_tensor_beyond_2_to_31_elements_is_right_everywhere",
     "test_fused_cpu_matches_cuda": "gpu/test_gpu_runs.py::test_a_long_run_gives_the_bits_of_the_reference_on_the_cpu",
     # In other files of torch's, for torch.compile; and the classes that test_optim.py brings in.
-    "test_correctness": "optim/test_bad_input.py::test_a_compiled_training_step_gives_the_bits_of_an_uncompiled_one",
+    "test_correctness": "optim/test_compile.py::test_a_compiled_step_has_the_bits_of_an_uncompiled_one",
     "TestLRScheduler": ("optim/test_optimizer_api.py::test_lr_schedulers_set_what_the_next_outer_step_uses"),
     "TestSWAUtils": "optim/test_optimizer_api.py::test_after_eval_an_averaged_model_averages_x",
 }

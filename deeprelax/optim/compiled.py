@@ -1,0 +1,147 @@
+"""``torch.compile``: in a graph a step is one operator, which runs the ordinary step; everything else runs in Python.
+
+A graph must know which tensors it reads and writes. So it hands over the parameters, their gradients and the learning
+rates. The optimizer's clock, state and tables of addresses stay its own, and the graph has a name for it. Nothing that
+changes from one step to the next is guarded.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from deeprelax.optim.sharding import is_sharded
+
+if TYPE_CHECKING:
+    from deeprelax.optim.relaxation import Relaxation
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# The optimizers by their names in graphs. The names are counted: one is never used again, as an address is, and a
+# program's next run finds its graphs in the compiler's cache under the same ones.
+OPTIMIZERS: WeakValueDictionary[str, Relaxation] = WeakValueDictionary()
+COUNT = itertools.count()
+
+
+def in_python(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Under ``torch.compile``: call the function outside of the graph, which breaks there."""
+    result: R = torch.compiler.disable(function)(*args, **kwargs)  # type: ignore[no-untyped-call]
+    return result
+
+
+def outside_graphs(method: Callable[P, R]) -> Callable[P, R]:
+    """Under ``torch.compile`` the method runs in Python, as a graph break.
+
+    ``torch.compiler.disable`` does the same, but imports the compiler at once, which takes seconds.
+    """
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return in_python(method, *args, **kwargs)
+        return method(*args, **kwargs)
+
+    return call
+
+
+def new_name(opt: Relaxation) -> str:
+    """A name by which graphs find the optimizer, as long as it lives."""
+    name = str(next(COUNT))
+    OPTIMIZERS[name] = opt
+    return name
+
+
+def trainable(opt: Relaxation) -> list[Tensor]:
+    """The parameters that need gradients.
+
+    The compiler knows ``opt.param_groups``, and would guard all that is in them: the clock too.
+    """
+    return [p for group in vars(opt)["param_groups"] for p in group["params"] if p.requires_grad]
+
+
+def rates(opt: Relaxation) -> list[Tensor]:
+    """The learning rates that are tensors, which a graph may write to before the step."""
+    groups, names = vars(opt)["param_groups"], opt.rule.rates
+    return [group[name] for group in groups for name in names if name and isinstance(group[name], Tensor)]
+
+
+def step(
+    opt: Relaxation,
+    closure: Callable[[], float] | None,
+    uncompiled: Callable[[Relaxation, Callable[[], float] | None], float | None],
+) -> float | None:
+    """What the compiler reads in the place of ``Relaxation.step``, which is ``uncompiled``."""
+    if any(map(is_sharded, trainable(opt))):  # DTensors need a rule for each operator
+        return in_python(uncompiled, opt, closure)
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    params, scaler = trainable(opt), [getattr(opt, name, None) for name in SCALER]
+    with torch.no_grad():
+        torch.ops.deeprelax.step.default(params, [p.grad for p in params], rates(opt), *scaler, opt._name_in_graphs)
+    return loss
+
+
+SCALER = ("grad_scale", "found_inf")
+LIBRARY = torch.library.Library("deeprelax", "DEF")  # type: ignore[no-untyped-call]
+LIBRARY.define(  # type: ignore[no-untyped-call]
+    "step(Tensor(a!)[] params, Tensor?[] grads, Tensor[] rates, Tensor? grad_scale, Tensor? found_inf, str optimizer)"
+    " -> ()",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe),
+)
+
+
+@torch.library.impl(LIBRARY, "step", "CompositeExplicitAutograd")
+@torch.no_grad()
+def _step(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    rates_then: Sequence[Tensor],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    optimizer: str,
+) -> None:
+    opt = OPTIMIZERS.get(optimizer)
+    if opt is None:
+        raise RuntimeError("the optimizer of a compiled step is gone")
+    for bucket in opt._shared.buckets:
+        bucket.forget_versions()  # the compiled graph has counted its writes in advance
+    opt._refuse_in_eval("step")
+    own = trainable(opt)
+    # A backend may run the operator on copies of what it was given, which stand for it in the rest of the graph.
+    copies = [(p, t) for p, t in zip(own, params, strict=True) if p is not t and p.data_ptr() != t.data_ptr()]
+    changed = [(t, then) for t, then in zip(rates(opt), rates_then, strict=True) if t.data_ptr() != then.data_ptr()]
+    for t, value in (*copies, *changed):
+        t.copy_(value)
+    attributes = vars(opt)
+    held_scaler = {name: attributes[name] for name in SCALER if name in attributes}
+    exchanged = [(p, p.grad, g) for p, g in zip(own, grads, strict=True) if p.grad is not g]
+    try:
+        for p, _, g in exchanged:
+            p.grad = g
+        attributes.update(zip(SCALER, (grad_scale, found_inf)))
+        opt._step()
+    finally:
+        for p, held, _ in exchanged:
+            p.grad = held
+        for name in SCALER:
+            del attributes[name]
+        attributes.update(held_scaler)
+    for p, copy in copies:
+        copy.copy_(p)
+    for bucket in opt._shared.buckets:
+        if copies or opt._shared.options.capturable:
+            bucket.forget_versions()
+        else:
+            bucket.note_versions()
+
+
+torch.library.register_fake("deeprelax::step", lambda *_: None, lib=LIBRARY)
