@@ -8,6 +8,7 @@ import argparse
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
@@ -31,6 +32,10 @@ class Digits(LightningModule):
         """One gradient."""
         return nn.functional.cross_entropy(self.layers(batch[0]), batch[1])
 
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        """After a step, while its gradients are still there: |p|, its angle to them, γ and the phase."""
+        self.log_dict({name: value.float() for name, value in optimizer.diagnostics().items()})
+
     def validation_step(self, batch: list[torch.Tensor], index: int) -> None:
         """The parameters are x here: ``EvalPoint`` sees to that."""
         self.log("error", (self.layers(batch[0]).argmax(1) != batch[1]).float().mean())
@@ -53,7 +58,8 @@ best = ModelCheckpoint(".", "digits", monitor="error", save_weights_only=True, e
 trainer = Trainer(
     max_epochs=epochs,
     accelerator="cpu",
-    logger=False,
+    logger=CSVLogger(".", "digits", version=""),
+    log_every_n_steps=1,
     enable_progress_bar=False,
     num_sanity_val_steps=0,
     callbacks=[EvalPoint(), best],

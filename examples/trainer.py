@@ -16,6 +16,9 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -32,7 +35,21 @@ rows = torch.tensor([alphabet.index(c) for c in text[: len(text) // 64 * 64]]).v
 half, held = len(rows) // 2, 100
 
 
-def train(model: PreTrainedModel, opt: torch.optim.Optimizer, rows: torch.Tensor, folder: str) -> None:
+class LogDiagnostics(TrainerCallback):
+    """|x - z|, its angle to the gradient, γ and the phase, as often as the Trainer logs the loss."""
+
+    def __init__(self, trainer: Trainer, opt: deeprelax.EntropyAdamW) -> None:
+        self.trainer, self.opt = trainer, opt
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """The parameters still have their gradients."""
+        if (state.global_step + 1) % args.logging_steps == 0:
+            self.trainer.log({name: value.item() for name, value in self.opt.diagnostics().items()})
+
+
+def train(model: PreTrainedModel, opt: deeprelax.EntropyAdamW, rows: torch.Tensor, folder: str) -> None:
     """Train on all rows but the last hundred; print nats a character on those before and after it."""
     examples = [{"input_ids": row, "labels": row} for row in rows]
     arguments = TrainingArguments(
@@ -54,6 +71,7 @@ def train(model: PreTrainedModel, opt: torch.optim.Optimizer, rows: torch.Tensor
         optimizers=(opt, None),
         callbacks=[EvalPointCallback()],  # checkpoints, and the model after training, are x
     )
+    trainer.add_callback(LogDiagnostics(trainer, opt))
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]

@@ -22,8 +22,8 @@ RUNS = {
     "mnist.py": (["--data", "data", "--epochs", "2"], "epoch 2: ", "mnist.png"),
     "cifar10_resnet.py": (["--data", "data", "--epochs", "1"], "EntropySGD, epoch 1: ", "cifar10.png"),
     "transformer.py": (["--gradients", "5"], "EntropyAdamW: 5 gradients", None),
-    "trainer.py": (["--steps", "3"], "tuned: from ", "tuned/model.safetensors"),
-    "lightning_digits.py": (["--epochs", "2"], "epoch 2: ", "digits.ckpt"),
+    "trainer.py": (["--steps", "3"], "x_z_norm", "tuned/model.safetensors"),
+    "lightning_digits.py": (["--epochs", "2"], "digits.ckpt", "digits/metrics.csv"),
     "elastic.py": (["--epochs", "2"], "% at the centre", None),
     "smoothing.py": ([], "local entropy", "smoothing.png"),
 }

@@ -229,6 +229,11 @@ class OuterLoop(Optimizer):
         self._follow()
         self.outer.restart()
 
+    def diagnostics(self) -> dict[str, Tensor]:
+        """As ``EntropySGD.diagnostics``."""
+        self._follow()
+        return self.outer.diagnostics()
+
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's, and under "outer" the outer loop's."""
         for before in self._optimizer_state_dict_pre_hooks.values():

@@ -18,6 +18,7 @@ from deeprelax.optim import state_dict as saved_states
 from deeprelax.optim.bucket import Bucket
 from deeprelax.optim.clock import CLOCK, CURE, Gathered
 from deeprelax.optim.compiled import outside_graphs
+from deeprelax.optim.diagnostics import diagnostics
 from deeprelax.optim.first_step import speak
 from deeprelax.optim.flat_storage import supported
 from deeprelax.optim.groups import Options, Shared, drop_strangers, ready, refuse_overlaps
@@ -113,6 +114,8 @@ class Relaxation(Optimizer):
     def gamma(self) -> float:
         """γ of the first group, as scoping has left it. With ``capturable=True`` this waits for the device."""
         return float(self.param_groups[0]["gamma"])
+
+    diagnostics = diagnostics
 
     def __repr__(self) -> str:
         text = type(self).__name__ + " ("

@@ -138,6 +138,15 @@ def gradient_part(p: Tensor, name: str, g: Tensor) -> Tensor:
     return part(g)
 
 
+def sharing(p: Tensor) -> tuple[Any, ...]:
+    """The process groups that have to add up a sum over parts of the parameter, one after another: of the dimensions of
+    its mesh along which it is sharded. On the others processes hold the same part."""
+    if not is_sharded(p):
+        return ()
+    spec: Any = p._spec  # type: ignore[attr-defined]
+    return tuple(spec.mesh.get_group(d) for d, each in enumerate(spec.placements) if not each.is_replicate())
+
+
 def reshard(opt: Relaxation, modules: Sequence[torch.nn.Module] = ()) -> None:
     """Let FSDP gather the weights again: it would ignore what was written to the parts since it last did.
 

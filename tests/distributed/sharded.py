@@ -212,6 +212,9 @@ def compositions(rank: int) -> dict[str, Any]:
                 pairs = [(a.detach(), b.detach()), *((reference.state[a][n], v) for n, v in opt.state[b].items())]
                 if not all(torch.equal(one, gathered(two)) for one, two in pairs):
                     found.append(f"{what}, {name}, {hidden}: {label}")
+            watched = [torch.stack([*each.diagnostics().values()]) for each in (reference, opt)]
+            if not torch.allclose(*watched, rtol=1e-12, atol=0.0):
+                found.append(f"{what}, {name}, {hidden}: diagnostics {watched}")
     return {"wrong": found, "kinds": sorted(kinds)}
 
 
