@@ -226,7 +226,7 @@ HEADERS = sorted(str(p) for p in Path("csrc").glob("*.h"))
 def cpu_extension() -> Pybind11Extension:
     return Pybind11Extension(
         "deeprelax._cpu",
-        [f"csrc/cpu_{part}.cpp" for part in ("rule", "noise", "module", "stream")],
+        [f"csrc/cpu_{part}.cpp" for part in ("rule", "noise", "module", "yardstick")],
         cxx_std=17,
         extra_compile_args=FLAGS,
         depends=HEADERS,
