@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What is printed where the encoding lacks a character; "?" for others.
 SPELLED = {
     **{"±": "+-", "×": "x", "µ": "u", "…": "...", "′": "'", "·": "*", "−": "-", "√": "sqrt", "∇": "grad "},
@@ -85,8 +85,8 @@ def guarded_output() -> Iterator[Callable[[], OSError | None]]:
 
 @contextlib.contextmanager
 def handling(handler: Any) -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM (of schedulers, containers, torchrun) go to ``handler``. Outside of the main thread,
-    and for a signal that is ignored, nothing changes."""
+    """Inside, Ctrl-C, SIGTERM (of schedulers, containers, torchrun) and SIGHUP (of a terminal that goes) are for
+    ``handler``. Outside of the main thread, and for a signal that is ignored, nothing changes."""
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     if threading.current_thread() is not threading.main_thread():
         heard = []
@@ -99,7 +99,7 @@ def handling(handler: Any) -> Iterator[None]:
 
 
 def uninterrupted() -> contextlib.AbstractContextManager[None]:
-    """For the writing of results: Ctrl-C and SIGTERM are ignored inside."""
+    """For the writing of results: these signals are ignored inside."""
     return handling(signal.SIG_IGN)
 
 

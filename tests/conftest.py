@@ -17,6 +17,7 @@ from torch.nn import Parameter
 
 import deeprelax
 from deeprelax.kernels import layout
+from deeprelax.terminal import SIGNALS
 
 
 def define_torchvision_operators() -> None:
@@ -222,7 +223,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def heard() -> Iterator[None]:
-    """SIGINT reaches Python as from a terminal: background jobs of a shell start with the signal ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Signals reach Python as from a terminal: shells start background jobs with some of them ignored."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)

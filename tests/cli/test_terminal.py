@@ -66,7 +66,7 @@ def send(number: int) -> None:
     time.sleep(0.01)
 
 
-@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def number(request: pytest.FixtureRequest, heard: None) -> int:
     """Each signal in turn."""
     return int(request.param)

@@ -140,7 +140,9 @@ class Results:
                 self.all = lines.read(path, _check)
             except ValueError as error:
                 raise ValueError(f"{error}; remove that line") from error
-            write_text(path, "".join(map(_line, self.all)))  # without a last line that an interruption cut off
+            whole = "".join(map(_line, self.all))
+            if path.read_text() != whole:  # an interruption cut off the last line
+                write_text(path, whole)
 
     def missing(self, runs: Sequence[Run]) -> list[Run]:
         """Those without a result."""
