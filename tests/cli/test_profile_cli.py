@@ -85,7 +85,7 @@ def test_the_number_of_threads_is_that_asked_for_and_then_as_before(tmp_path: Pa
         (["--shapes", "4x"], "'4x' in '4x' is not a shape"),
         (["--shapes", "4", "--optimizer", "hj", "--no-noise"], "--noise has no meaning for hj"),
         (["--shapes", "4", "--optimizer", "heat", "--inner-momentum", "0.9"], "--inner-momentum has no meaning"),
-        (["--shapes", "4", "--momentum", "-1"], "invalid momentum: -1.0"),
+        (["--shapes", "4", "--momentum", "-1"], "'--momentum': -1.0 is not in the range x>=0"),
         (["--shapes", "4", "--optimizer", "sgd"], "'sgd' is not one of 'heat', 'entropy-sgd', 'hj'"),
     ],
 )
