@@ -152,7 +152,8 @@ def train(
             except OSError as error:
                 raise click.ClickException("; ".join(filter(None, (unfinished, str(error))))) from error
         if unfinished:
-            raise click.ClickException(f"{unfinished}; {_kept(results, len(runs), out / name)}")
+            kept = _kept(results, len(runs), out / name) if rank == 0 else "rank 0 keeps the runs that had ended"
+            raise click.ClickException(f"{unfinished}; {kept}")
 
 
 def join_workers(chosen: tuple[str, ...], device: str) -> int:

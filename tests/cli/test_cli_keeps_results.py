@@ -214,6 +214,15 @@ def test_runs_that_had_ended_are_kept_and_earlier_files_too(
         assert names(tmp_path) == ["digits.json"]
 
 
+def test_a_worker_that_writes_nothing_names_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deeprelax.cli.train.join_workers", lambda *_: 1)
+    monkeypatch.setattr(progress, "train", lambda *_, **__: loses_a_worker())
+    output = run(*TRAIN, "--out", tmp_path, code=1).output
+    assert "closed by peer; rank 0 keeps" in output
+    assert "digits" not in output
+    assert not names(tmp_path)
+
+
 def test_a_signal_while_results_are_written_costs_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: None
 ) -> None:
