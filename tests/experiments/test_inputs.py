@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_reproduce import one_thread
 from test_whitening import images
 
 from deeprelax.experiments import models
 from deeprelax.experiments.data import inputs, whitening
 from deeprelax.experiments.table1 import protocol, store
 
-__all__ = ["one_thread"]  # a fixture for every test here
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_cifar_is_whitened_once_and_trains_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from test_cli import write_mnist
-from test_reproduce import one_thread
 from test_whitening import images, reference
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from deeprelax.experiments.data.datasets import Data
 from deeprelax.experiments.runner import Runner, numerics
 from deeprelax.experiments.table1 import experiment, protocol
 
-__all__ = ["one_thread"]  # a fixture for every test here
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 
 # RECIPES, the authors' program, and issue 4: 5x5 convolution, ReLU, pool by 3 and then by 2, batch norm, dropout.

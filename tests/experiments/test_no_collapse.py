@@ -10,14 +10,13 @@ import dataclasses
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from test_reproduce import one_thread
 from torch.nn import functional as F
 
 from deeprelax.experiments.data.datasets import Data
 from deeprelax.experiments.runner import Runner, numerics
 from deeprelax.experiments.table1 import protocol
 
-__all__ = ["one_thread"]  # a fixture for every test here
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GRADIENTS = 200  # of batches of 16: 2.3 effective epochs; 10 outer updates of Entropy-SGD
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from test_reproduce import narrow, one_thread
+from test_reproduce import narrow
 from torch import Tensor, nn
 
 from deeprelax.cli.main import main
@@ -22,7 +22,8 @@ from deeprelax.experiments.runner import Runner, make_optimizer
 from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import experiment, protocol, store
 
-__all__ = ["narrow", "one_thread"]  # fixtures for every test here
+__all__ = ["narrow"]  # a fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PRESETS = ("authors", "paper")
 # The paper's Table 1: validation error in percent, its deviation, effective epochs.

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_reproduce import LENET, one_thread, small
+from test_reproduce import LENET, small
 
 from deeprelax import environment
 from deeprelax.experiments.runner import why_not_captured
 from deeprelax.experiments.table1 import checkpoints, store
 from deeprelax.experiments.table1.checkpoints import StoreError
 
-__all__ = ["one_thread"]  # a fixture for every test here
+pytestmark = pytest.mark.usefixtures("one_thread")
 RUN = small("sgd", epochs=2)
 
 

@@ -10,13 +10,14 @@ import capture
 import pytest
 import torch
 from conftest import plain
-from test_reproduce import LENET, data_for, narrow, one_thread, small
+from test_reproduce import LENET, data_for, narrow, small
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from deeprelax.experiments.runner import Runner, numerics
 
-__all__ = ["narrow", "one_thread"]  # fixtures for every test here
+__all__ = ["narrow"]  # a fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 
 
