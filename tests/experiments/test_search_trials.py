@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
+from deeprelax import environment
 from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import search_trials, store
 from deeprelax.experiments.table1.protocol import OPTIMIZERS
@@ -49,9 +49,9 @@ def write(run: Run, folder: Path) -> None:
     """Better with a greater learning rate."""
     path = store.path_of(run, folder)
     path.parent.mkdir(exist_ok=True)
-    record = {name: 1.0 for name in store.QUANTITIES} | {"validation_error": 0.5 / (1 + run.options["lr"])}
-    lines = [{"run": run.settings(), "machine": {}, "data": "d"}, record, {"ended": "finished"}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = {name: 1.0 for name in store.RECORD} | {"validation_error": 0.5 / (1 + run.options["lr"])}
+    lines = [{"run": run.settings(), "machine": environment.describe(), "data": "d"}, record, {"ended": "finished"}]
+    store.write_lines(path, lines)
 
 
 def test_every_optimizer_gets_as_many_further_trials(tmp_path: Path) -> None:
