@@ -174,6 +174,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.path.parent.name == "gpu":
                 item.add_marker(pytest.mark.skip(reason="needs a GPU (torch.cuda.is_available() is False): make gpu"))
+    for item in items:
+        if item.path.name in SLOWEST:
+            item.add_marker(pytest.mark.slow)
     # What takes longest comes first, so that no worker ends up alone with it.
     items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
 
