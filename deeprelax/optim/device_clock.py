@@ -74,7 +74,6 @@ class DeviceClock:
         self.tensors = {name: self.memory.value(name) for name in (*COUNTED, "gamma")}
         self.known: dict[str, Any] = {}
         self._seed: int | None = None
-        self._tick: Tick
         for name in self._rates:
             given = group[name]
             if isinstance(given, Tensor) and given.device == device:
