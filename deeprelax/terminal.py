@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 # What is printed where the encoding lacks a character; "?" for others.
 SPELLED = {
     **{"±": "+-", "×": "x", "µ": "u", "…": "...", "′": "'", "·": "*", "−": "-", "√": "sqrt", "∇": "grad "},
