@@ -15,7 +15,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 export DEEPRELAX_CUDA_ARCHS ?= $(if $(shell command -v nvidia-smi),,90)
 
 CHECKS := $(addprefix check-,types style imports) docs
-AT_ONCE = $(MAKE) --no-print-directory --jobs=2 --output-sync=target
+AT_ONCE = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .PHONY: train test test-oldest-triton check $(CHECKS) docs bench gpu $(addprefix gpu-,tests bandwidth steps host ncu tune)
 .PHONY: architectures format clean

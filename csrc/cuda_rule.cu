@@ -143,8 +143,10 @@ DR_HD void run_fast_packs(const Q& q, Scalars<T> s, int begin, int end) {
   run_packs<P, R, V>(q, Call<T, kKnown, On | kUnscale>(s), begin, end);
 }
 
-// Options of calls that draw.
-constexpr uint32_t kDraws = kNoise | kStochasticRounding;
+// Options with which a call draws. Where the weight's type is not rounded stochastically the flag is of no consequence.
+template <class P, class R>
+constexpr uint32_t kDraws =
+    (R::kMay | R::kAlways) & (std::is_same_v<P, bfloat16> ? kNoise | kStochasticRounding : kNoise);
 
 // All packs of a thread. Returns whether they were taken: not where the host could not know that a ticked call is none
 // of the fast ones (Heat's very first gradient), which is then computed element by element.
@@ -216,7 +218,7 @@ DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
     const Scalars<T> s = scalars_of(a);
     // Packs would write each sector of an unaligned weight in several parts. Element by element the lanes of a warp are
     // side by side, but each would make a whole Philox call: not where the call draws.
-    taken = q.aligned_weight || (s.flags & kDraws);
+    taken = q.aligned_weight || (s.flags & kDraws<P, R>);
     if (!taken) {
     } else if (!Fast) {
       run_packs<P, R, V>(q, AnyCall(s), from, to);
@@ -225,7 +227,7 @@ DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
       q.aligned_weight = q.aligned_grad = true;
       taken = run_fast_packs_of_phase<P, R, On, V>(q, s, from, to);
     } else {
-      if (!(On & kDraws)) q.aligned_weight = true;
+      if (!(On & kDraws<P, R>)) q.aligned_weight = true;
       taken = run_fast_packs_of_phase<P, R, On, V>(q, s, from, to);
     }
   }

@@ -2,9 +2,20 @@
 // of it moves in 16-byte accesses.
 #pragma once
 
+#ifndef __CUDA_ARCH__
+#include <stdexcept>
+#endif
+
 #include "scalar.h"
 
 namespace deeprelax::DR_ISA {
+
+// Emulated, an access of 16 bytes is refused where a GPU would refuse it.
+DR_HD void check_aligned(const void* p) {
+#ifndef __CUDA_ARCH__
+  if (reinterpret_cast<uintptr_t>(p) % 16) throw std::logic_error("16 bytes at an address that is no multiple of 16");
+#endif
+}
 
 template <class T, int N>
 struct Pack {
@@ -101,6 +112,7 @@ struct Lines {
     using Words = decltype(Line<P>::words);
     Lines found;
     if (aligned) {
+      check_aligned(p);
       DR_UNROLL for (int k = 0; k < N / kSize; ++k) {
         found.lines[k].words = fetch(reinterpret_cast<const Words*>(p) + k);
       }
@@ -129,6 +141,7 @@ struct Memory<Pack<T, N>, P> {
     store_narrow(p, narrow);
   }
   static DR_HD void store_narrow(P* p, const Pack<P, N>& narrow) {
+    check_aligned(p);
     DR_UNROLL for (int line = 0; line < N / kSize; ++line) {
       Line<P> made;
       DR_UNROLL for (int k = 0; k < kSize; ++k) made.set(k, narrow.v[line * kSize + k]);

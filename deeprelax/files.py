@@ -106,7 +106,8 @@ def alone(path: Path, lock: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # while it is held: who waits for it finds what has ended
+        with contextlib.suppress(PermissionError):  # Windows removes no open file
+            lock.unlink(missing_ok=True)  # while it is held: who waits for it finds what has ended
         held.release()
 
 

@@ -58,12 +58,12 @@ def new_name(opt: Relaxation) -> str:
     return name
 
 
-def trainable(opt: Relaxation) -> list[Tensor]:
-    """The parameters that need gradients.
+def members(opt: Relaxation) -> list[Tensor]:
+    """All parameters: which of them train is looked up at each step, for not every compiler guards it.
 
     The compiler knows ``opt.param_groups``, and would guard all that is in them: the clock too.
     """
-    return [p for group in vars(opt)["param_groups"] for p in group["params"] if p.requires_grad]
+    return [p for group in vars(opt)["param_groups"] for p in group["params"]]
 
 
 def rates(opt: Relaxation) -> list[Tensor]:
@@ -78,13 +78,13 @@ def step(
     uncompiled: Callable[[Relaxation, Callable[[], float] | None], float | None],
 ) -> float | None:
     """What the compiler reads in the place of ``Relaxation.step``, which is ``uncompiled``."""
-    if any(map(is_sharded, trainable(opt))):  # DTensors need a rule for each operator
+    if any(map(is_sharded, members(opt))):  # DTensors need a rule for each operator
         return in_python(uncompiled, opt, closure)
     loss = None
     if closure is not None:
         with torch.enable_grad():
             loss = closure()
-    params, scaler = trainable(opt), [getattr(opt, name, None) for name in SCALER]
+    params, scaler = members(opt), [getattr(opt, name, None) for name in SCALER]
     with torch.no_grad():
         torch.ops.deeprelax.step.default(params, [p.grad for p in params], rates(opt), *scaler, opt._name_in_graphs)
     return loss
@@ -112,29 +112,43 @@ def _step(
     opt = OPTIMIZERS.get(optimizer)
     if opt is None:
         raise RuntimeError("the optimizer of a compiled step is gone")
+    scaler = dict(zip(SCALER, (grad_scale, found_inf)))
+    held = {name: vars(opt)[name] for name in SCALER if name in vars(opt)}
+    vars(opt).update(scaler)
+    try:
+        _step_of(opt, params, grads, rates_then)
+    except BaseException:
+        held = {}  # as after a step outside of graphs
+        raise
+    finally:
+        for name in SCALER:
+            vars(opt).pop(name, None)
+        vars(opt).update(held)
+
+
+def _step_of(
+    opt: Relaxation, params: Sequence[Tensor], grads: Sequence[Tensor | None], rates_then: Sequence[Tensor]
+) -> None:
+    """The step with these tensors in the place of the optimizer's own."""
     for bucket in opt._shared.buckets:
         bucket.forget_versions()  # the compiled graph has counted its writes in advance
     opt._refuse_in_eval("step")
-    own = trainable(opt)
+    own, own_rates = members(opt), rates(opt)
+    if (len(own), len(own_rates)) != (len(params), len(rates_then)):
+        raise RuntimeError("the optimizer has other parameters or tensor rates than when its step was compiled")
     # A backend may run the operator on copies of what it was given, which stand for it in the rest of the graph.
-    copies = [(p, t) for p, t in zip(own, params, strict=True) if p is not t and p.data_ptr() != t.data_ptr()]
-    changed = [(t, then) for t, then in zip(rates(opt), rates_then, strict=True) if t.data_ptr() != then.data_ptr()]
+    copies = [(p, t) for p, t in zip(own, params) if p is not t and p.data_ptr() != t.data_ptr()]
+    changed = [(t, then) for t, then in zip(own_rates, rates_then) if t.data_ptr() != then.data_ptr()]
     for t, value in (*copies, *changed):
         t.copy_(value)
-    attributes = vars(opt)
-    held_scaler = {name: attributes[name] for name in SCALER if name in attributes}
     exchanged = [(p, p.grad, g) for p, g in zip(own, grads, strict=True) if p.grad is not g]
     try:
         for p, _, g in exchanged:
             p.grad = g
-        attributes.update(zip(SCALER, (grad_scale, found_inf)))
         opt._step()
     finally:
         for p, held, _ in exchanged:
             p.grad = held
-        for name in SCALER:
-            del attributes[name]
-        attributes.update(held_scaler)
     for p, copy in copies:
         copy.copy_(p)
     for bucket in opt._shared.buckets:

@@ -25,7 +25,8 @@ NORMS = {"z": "x_z_norm", "p": "p_norm", "s": "s_norm", "": "x_y_norm"}
 @outside_graphs
 @torch.no_grad()
 def diagnostics(opt: Relaxation) -> dict[str, Tensor]:
-    """Numbers to watch a run by, for a logger. Nothing waits for the device until one of them is read.
+    """Numbers to watch a run by, for a logger. Nothing waits for the device until one of them is read, unless the first
+    parameter is on the host and others are not.
 
     Call it between ``step()`` and ``zero_grad()``: the cosine is of the gradients that the parameters have.
 
@@ -63,10 +64,12 @@ def diagnostics(opt: Relaxation) -> dict[str, Tensor]:
                 g = torch.zeros_like(v) if grad is None else grad.double()
                 of_v = torch.stack([v.square().sum(), (v * g).sum()])
                 both = torch.cat([of_v.where(~begins, 0), g.square().sum().view(1)])
-                sums[sharing(bucket.params[t])] += both.to(device, non_blocking=True)
+                sums[sharing(bucket.params[t])] += moved(both, device)
     for groups, of_parts in sums.items():
-        for each in groups:
-            torch.distributed.all_reduce(of_parts, group=each)
+        for each, kind in groups:  # parts that FSDP keeps on the host are added up where the group works
+            there = of_parts.to(kind)
+            torch.distributed.all_reduce(there, group=each)
+            of_parts.copy_(there)
     square, product, grad_square = sum(sums.values(), zeros).unbind()
     group = plans[0].group
     found = {"phase": number(group["phase"], device, torch.int64)}
@@ -83,8 +86,13 @@ def diagnostics(opt: Relaxation) -> dict[str, Tensor]:
 def number(value: Any, device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
     """A number or a tensor of one element as a new tensor of shape () on the device, without waiting for it."""
     if isinstance(value, Tensor):
-        return value.detach().reshape(()).to(device, dtype, non_blocking=True, copy=True)
+        return moved(value.detach().reshape(()), device, dtype=dtype, copy=True)
     return torch.full((), value, dtype=dtype, device=device)
+
+
+def moved(t: Tensor, device: torch.device, **options: Any) -> Tensor:
+    """The tensor there. What goes to the host is complete."""
+    return t.to(device, non_blocking=device.type != "cpu", **options)
 
 
 def gathered(bucket: Bucket, t: int, group: Mapping[str, Any]) -> Tensor:

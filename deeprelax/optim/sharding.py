@@ -6,6 +6,7 @@ on how many processes share a parameter. Everything here takes plain tensors as 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -90,11 +91,11 @@ def noise_places(group: Mapping[str, Any], base: int) -> list[tuple[int, int]]:
     given, count = group.get("noise_index"), len(group["params"])
     if given is None or not count:  # ZeroRedundancyOptimizer leaves groups empty that other ranks serve
         return [(base + i, 0) for i in range(count)]
-    pairs = [tuple(each) if isinstance(each, tuple | list) else (each,) for each in given]
-    if len(pairs) != count or not all(
-        len(pair) == 2 and all(type(n) is int for n in pair) and 0 <= pair[0] < 2**32 and 0 <= pair[1] < 2**62
-        for pair in pairs
-    ):
+    try:
+        pairs = [(operator.index(index), operator.index(start)) for index, start in given]
+    except (TypeError, ValueError):
+        pairs = []
+    if len(pairs) != count or not all(0 <= index < 2**32 and 0 <= start < 2**62 for index, start in pairs):
         raise ValueError(
             f"noise_index is {given}; expected (parameter index, first element) for each of the group's {count} "
             "parameters, two integers >= 0"
@@ -138,13 +139,14 @@ def gradient_part(p: Tensor, name: str, g: Tensor) -> Tensor:
     return part(g)
 
 
-def sharing(p: Tensor) -> tuple[Any, ...]:
-    """The process groups that have to add up a sum over parts of the parameter, one after another: of the dimensions of
-    its mesh along which it is sharded. On the others processes hold the same part."""
+def sharing(p: Tensor) -> tuple[tuple[Any, str], ...]:
+    """The process groups that have to add up a sum over parts of the parameter, one after another, and their type of
+    device: of the dimensions of its mesh along which it is sharded. On the others processes hold the same part."""
     if not is_sharded(p):
         return ()
     spec: Any = p._spec  # type: ignore[attr-defined]
-    return tuple(spec.mesh.get_group(d) for d, each in enumerate(spec.placements) if not each.is_replicate())
+    sharded = [d for d, each in enumerate(spec.placements) if not each.is_replicate()]
+    return tuple((spec.mesh.get_group(d), spec.mesh.device_type) for d in sharded)
 
 
 def reshard(opt: Relaxation, modules: Sequence[torch.nn.Module] = ()) -> None:

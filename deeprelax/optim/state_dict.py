@@ -30,10 +30,12 @@ def refuse_inner_point_in_eval(opt: Relaxation) -> None:
 
 
 def plain_groups(saved: dict[str, Any], numbers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A state dict with plain numbers in its groups, and without what belongs to the optimizer that loads it."""
+    """A state dict with plain numbers in its groups, and without what belongs to the optimizer that loads it: of
+    ``"noise_index"`` the name alone, which a distributed checkpoint looks up."""
     for group, plain_group in zip(saved["param_groups"], numbers):
-        group.pop("noise_index", None)
         group.update({name: plain(plain_group[name]) for name in group if name in plain_group and name != "params"})
+        if "noise_index" in group:
+            group["noise_index"] = 0
     return saved
 
 
@@ -135,7 +137,7 @@ def of_others(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> 
 def load_group(group: dict[str, Any], saved: Mapping[str, Any]) -> None:
     """Write saved values to a group; tensors stay the same objects, because schedulers and graphs hold on to them."""
     for name, value in saved.items():
-        if name == "params":
+        if name in ("params", "noise_index"):
             continue
         if isinstance(group.get(name), Tensor):
             group[name].copy_(value) if isinstance(value, Tensor) else group[name].fill_(value)

@@ -10,6 +10,11 @@ import torch
 from conftest import make, parameters, run, same_bits, set_gradients, values
 from scenarios import advance, zero_run
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.nn import Parameter
 from workers import processes
 
@@ -148,14 +153,35 @@ def test_a_noise_index_counts_from_the_next_step_and_is_not_saved() -> None:
             opt.param_groups[0]["noise_index"][0][1] = 1
         opt.step()
         noise.append(p.detach() - before)
-        assert "noise_index" not in opt.state_dict()["param_groups"][0]
+        assert opt.state_dict()["param_groups"][0]["noise_index"] == 0
         opt.load_state_dict(opt.state_dict())
         assert copy.deepcopy(opt).param_groups[0]["noise_index"] == [[4, int(changed)]]
     assert correlation(*noise) < 0.15
     assert correlation(noise[0][1:], noise[1][:-1]) > 0.9
 
 
-@pytest.mark.parametrize("wrong", [[], [(0, 0)], [0, 1], [(0, 0), (1, -1)], [(0, 0), (1.0, 0)], [(0, 0), (2**32, 0)]])
+def test_flattened_checkpoints_load_beside_a_noise_index() -> None:
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    found = []
+    for places in (None, [(7, 0), (9, 5)]):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        group = {"params": model.parameters()} | ({"noise_index": places} if places else {})
+        opt = deeprelax.EntropySGD([group], temperature=1.0, seed=3)
+        run(opt, list(model.parameters()), range(2))
+        saved = get_optimizer_state_dict(model, opt, options=options)
+        before = copy.deepcopy(opt.state_dict())
+        run(opt, list(model.parameters()), range(2))
+        set_optimizer_state_dict(model, opt, saved, options=options)
+        assert opt.state_dict()["param_groups"] == before["param_groups"]
+        assert opt.param_groups[0].get("noise_index") == places
+        found.append(saved)
+    assert set(found[1]) - set(found[0]) == {f"param_groups.{name}.noise_index" for name in ("weight", "bias")}
+
+
+@pytest.mark.parametrize(
+    "wrong", [[], [(0, 0)], [0, 1], [(0, 0), (1, -1)], [(0, 0), (1.0, 0)], [(0, 0), (2**32, 0)], 3]
+)
 def test_a_noise_index_that_does_not_fit_is_refused(wrong: Any) -> None:
     params = parameters()[:2]
     with pytest.raises(ValueError, match="for each of the group's 2 parameters"):

@@ -105,6 +105,15 @@ def test_more_tensors_than_one_launch_takes_give_the_same_bits() -> None:
         check(call, torch.float32, 1, [5, 0, 9][:3] * (count // 3), special=False, offset=0, variants=[])
 
 
+@pytest.mark.skipif(EMULATED is None, reason="needs the CUDA kernels (nvcc)")
+def test_a_flag_for_bfloat16_moves_no_pack_to_an_unaligned_float32() -> None:
+    """Emulated, an access of 16 bytes at another address raises."""
+    for call in entropy_sgd_calls(torch.float32):
+        if not call.has(Flag.NOISE):
+            rounded = call.changed(on=Flag.STOCHASTIC_ROUNDING)
+            check(rounded, torch.float32, 1, [259, 64, 5], special=False, offset=1, variants=[])
+
+
 def test_only_the_named_step_draws_this_noise() -> None:
     """A comparison of two constants would agree as well."""
     call = next(c for c in entropy_sgd_calls(torch.float32) if c.has(Flag.NOISE) and not c.has(Flag.LAST))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -174,14 +175,24 @@ def perform(runs: Sequence[Run], results: Results, folder: Path | None, processe
     context = get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
     with ProcessPoolExecutor(processes, context, _end_with_parent, (theirs,)) as pool, ours:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:  # the processes inherit it: a Ctrl-C is for the parent
+        with _sigint_blocked():  # the processes inherit it: a Ctrl-C is for the parent
             waiting = [pool.submit(execute, run, folder) for run in results.missing(runs)]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for future in as_completed(waiting):
             results.add(future.result())
             yield results.all[-1]
+
+
+@contextlib.contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Where the system can."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent(pipe: Connection) -> None:
