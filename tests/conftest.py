@@ -203,6 +203,21 @@ def unchanged() -> Callable[[Any, Sequence[Tensor]], Callable[[], bool]]:
     return remember
 
 
+@pytest.fixture
+def nothing_compiled() -> Iterator[None]:
+    """torch.compile knows nothing of what other tests have compiled, and they nothing of this one's."""
+    import torch._dynamo  # which takes seconds
+    from torch._dynamo.utils import counters
+    from torch._dynamo.variables import ConstantVariable
+
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+    # torch 2.13 notes where it found a gradient that is None in the None of all graphs (pytorch/pytorch#194749).
+    ConstantVariable.create(None).source = None
+
+
 @pytest.fixture(params=["by DLPack", "by torch alone"])
 def addresses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to learn where tensors lie: the second is for older torches, and where nothing was compiled."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch._dynamo.testing
@@ -14,12 +12,7 @@ from deeprelax.benchmark.shapes import Shapes, resnet50_shapes
 
 SMALL: Shapes = tuple(s for s in resnet50_shapes() if torch.Size(s).numel() < 20_000)
 
-
-@pytest.fixture(autouse=True)
-def _nothing_compiled_before() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("nothing_compiled")
 
 
 def parameters(shapes: Shapes) -> list[Tensor]:

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
-from torch._dynamo.variables import ConstantVariable
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn import Parameter
@@ -24,18 +23,8 @@ import deeprelax
 from deeprelax.optim import compiled
 from tests.conftest import make, parameters, plain, same_bits, values
 
-pytestmark = pytest.mark.usefixtures("one_thread", "_nothing_compiled_before")
+pytestmark = pytest.mark.usefixtures("one_thread", "nothing_compiled")
 STEPS = 9  # two cycles of SETTINGS, and one more
-
-
-@pytest.fixture
-def _nothing_compiled_before() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
-    # torch 2.13 notes where it found a gradient that is None in the None of all graphs (pytorch/pytorch#194749).
-    ConstantVariable.create(None).source = None
 
 
 def once(function: Callable[..., Any], backend: Any = "aot_eager") -> Callable[..., Any]:
