@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+_LOCK = threading.Lock()
+_passes = 0  # under way, in all threads
+_stance: Any = None  # of the compiler, during them
 
 
 def recalibrate_batchnorm(model: nn.Module, loader: Iterable[Any]) -> AbstractContextManager[Any]:
@@ -94,9 +99,25 @@ def _run(model: nn.Module, norms: list[_BatchNorm], loader: Iterable[Any]) -> No
         raise ValueError("the loader yields no batch, so there are no statistics; pass one that yields at least one")
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
-    """A compiled module would miss the hooks. Without the compiler imported, nothing is compiled."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """A compiled module would miss the hooks. Without the compiler imported, nothing is compiled.
+
+    The compiler's stance is the whole process's: the first of several threads sets it, the last one puts it back.
+    """
+    global _passes, _stance
+    with _LOCK:
+        _passes += 1
+        if _stance is None and "torch._dynamo" in sys.modules:
+            _stance = torch.compiler.set_stance("force_eager")
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _passes -= 1
+            if _passes == 0 and _stance is not None:
+                _stance.__exit__(None, None, None)
+                _stance = None
 
 
 def _forward(model: nn.Module, batch: Any, device: torch.device) -> None:

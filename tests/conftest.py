@@ -205,7 +205,10 @@ def unchanged() -> Callable[[Any, Sequence[Tensor]], Callable[[], bool]]:
 
 @pytest.fixture
 def nothing_compiled() -> Iterator[None]:
-    """torch.compile knows nothing of what other tests have compiled, and they nothing of this one's."""
+    """torch.compile knows nothing of what other tests have compiled, and they nothing of this one's.
+
+    A test that compiles nothing fails: it would compare a function with itself.
+    """
     import torch._dynamo  # which takes seconds
     from torch._dynamo.utils import counters
     from torch._dynamo.variables import ConstantVariable
@@ -213,6 +216,7 @@ def nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
     counters.clear()
     yield
+    assert counters["stats"]["unique_graphs"] > 0
     torch._dynamo.reset()
     # torch 2.13 notes where it found a gradient that is None in the None of all graphs (pytorch/pytorch#194749).
     ConstantVariable.create(None).source = None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from conftest import make, same_bits
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from deeprelax import recalibrate_batchnorm
 
@@ -123,6 +126,32 @@ def test_a_compiled_model_gets_the_same_statistics():
     recalibrate_batchnorm(compiled, batches())
     recalibrate_batchnorm(other, batches())
     assert same_bits(statistics(model)[:2], statistics(other)[:2])
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+def test_passes_in_two_threads_leave_the_compiler_on():
+    """The pass that began first ends first: the other one still runs uncompiled, and compiling goes on after both."""
+    began, ended = threading.Event(), threading.Event()
+    model, other, count = network(), network(), CompileCounter()
+    compiled = torch.compile(model, backend=count)
+
+    def outlasts() -> Iterator[Tensor]:
+        began.set()
+        assert ended.wait(60)
+        yield from batches()
+
+    def ends_first() -> Iterator[Tensor]:
+        yield from batches()
+        assert began.wait(60)
+
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(recalibrate_batchnorm, other, ends_first())
+        first.add_done_callback(lambda _: ended.set())
+        second = threads.submit(recalibrate_batchnorm, compiled, outlasts())
+    assert (first.exception(), second.exception(), count.frame_count) == (None, None, 0)
+    assert same_bits(statistics(model), statistics(other))
+    compiled(batches()[0])
+    assert count.frame_count == 1
 
 
 def test_looking_at_x_with_new_statistics_leaves_no_trace(name: str):

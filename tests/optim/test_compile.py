@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch._dynamo
 import torch.distributed as dist
+from conftest import make, parameters, plain, same_bits, values
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
@@ -20,8 +21,6 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn import Parameter
 
 import deeprelax
-from deeprelax.optim import compiled
-from tests.conftest import make, parameters, plain, same_bits, values
 
 pytestmark = pytest.mark.usefixtures("one_thread", "nothing_compiled")
 STEPS = 9  # two cycles of SETTINGS, and one more
@@ -370,14 +369,3 @@ def test_sharded_parameters_are_stepped_between_graphs(mesh: DeviceMesh) -> None
     count = CompileCounter()
     assert same_bits(run(torch.compile(pull, backend=count)), run(pull))
     assert count.frame_count == 1
-
-
-@pytest.mark.parametrize("missing", [False, True])
-def test_the_operator_is_what_its_schema_says(missing: bool) -> None:
-    params = [Parameter(torch.randn(3, 4)), Parameter(torch.randn(5).bfloat16())]
-    # One gradient a cycle and a constant γ: what the operator writes is a function of what it is given.
-    opt = deeprelax.HJ(params, lr=torch.tensor(0.5), inner_steps=1, scoping=0.0)
-    grads = [torch.randn(3, 4), None if missing else torch.randn(5).bfloat16()]
-    args = (params, grads, compiled.rates(opt), None, None, opt._name_in_graphs)
-    results = torch.library.opcheck(torch.ops.deeprelax.step.default, args)
-    assert set(results.values()) == {"SUCCESS"}

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make, parameters, plain, set_gradients, values
+from distributed.workers import Thread, threads
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deeprelax
-from tests.conftest import make, parameters, plain, set_gradients, values
-from tests.distributed.workers import Thread, threads
 
 NORM = {
     **{"EntropySGD": "x_z_norm", "EntropyAdamW": "x_z_norm", "Parle": "x_z_norm"},
