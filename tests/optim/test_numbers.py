@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import make, parameters, run, same_bits, started
+from conftest import make, parameters, plain, run, same_bits, started
 from torch.nn import Parameter
 
 import deeprelax
@@ -88,6 +89,21 @@ def test_an_optimizer_passes_to_a_spawned_process(name: str, capturable: bool, s
     run(ours, mine, range(3, 6))
     assert same_bits([torch.from_numpy(a) for a in found], mine)
     opt.eval()  # its own state is as it was
+
+
+def test_an_optimizer_goes_on_where_it_was_sent_from(name: str):
+    """Sending puts the state into shared memory; the weights have been there before."""
+    params = [Parameter(torch.linspace(-1, 1, 9).share_memory_())]
+    opt = make(name, params)
+    run(opt, params, range(3))
+    others, other = copy.deepcopy((params, opt))
+    addresses = [t.data_ptr() for t in opt.state[params[0]].values()]
+    ForkingPickler.dumps(opt)
+    assert addresses != [t.data_ptr() for t in opt.state[params[0]].values()]
+    run(opt, params, range(3, 9))
+    run(other, others, range(3, 9))
+    assert same_bits(params, others)
+    assert plain(opt.state_dict()) == plain(other.state_dict())
 
 
 # What was saved before.
