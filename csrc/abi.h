@@ -61,13 +61,13 @@ namespace deeprelax {
   FIELD(int64_t, seed) FIELD(int64_t, replica)                                         \
   FIELD(double, gamma) FIELD(double, cycle_gamma)
 
-// Where a captured step finds what a scheduler or a GradScaler writes; null where there is none.
+// Addresses of what a scheduler or a GradScaler writes for a captured step; null if there is none.
 #define DR_SOURCES(FIELD)                                                              \
   FIELD(const void*, lr) FIELD(const void*, inner_lr)                                  \
   FIELD(const float*, grad_scale) FIELD(const float*, found_inf)                       \
   FIELD(int32_t, lr_is_double) FIELD(int32_t, inner_lr_is_double)
 
-// What a launch of either module is bound to; `grads`, their addresses, lie on the host.
+// What a launch of either module is bound to; `grads` points to the gradients' addresses in host memory.
 #define DR_LAUNCH(FIELD, Tensor, Chunk)                                                \
   FIELD(const int64_t*, grads)                                                         \
   FIELD(const Tensor*, tensors) FIELD(const Chunk*, chunks) FIELD(int64_t, n_chunks)   \
@@ -113,7 +113,7 @@ struct Sources {
   DR_SOURCES(DR_DECLARE)
 };
 
-// A row of Table.chunks; of tensors the CPU is told their indices.
+// A row of Table.chunks. `tensors` of a CPU launch are only the noise's parameter indices.
 struct CpuChunk {
   int64_t tensor, first, start, place, begin, end;
 };

@@ -1,5 +1,5 @@
-// The clock of a captured step (capturable=True): it lies on the device, and one thread derives from it the scalars of
-// the next call, then advances it. kernels/scalars.py and kernels/clock.py are the reference.
+// The clock of a captured step (capturable=True), in device memory: one thread derives the scalars of the next call
+// from it, then advances it. kernels/scalars.py and kernels/clock.py are the reference.
 #pragma once
 
 #include "options.h"
@@ -23,7 +23,7 @@ DR_HD double noise_scale(double a, double b) {
   return static_cast<double>(square_root(static_cast<float>(a) * static_cast<float>(b)));
 }
 
-// Derives the scalars of the next call of rule R and advances the clock; with infinities in the gradients neither.
+// Derives the scalars of the next call of rule R and advances the clock; does neither if the gradients overflowed.
 template <class R>
 DR_HD void tick(const Hyper& h, const Sources& from, ClockWords& clock, DeviceScalars& out) {
   clock.outer_step_happened = 0;

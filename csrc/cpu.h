@@ -1,4 +1,4 @@
-// What the CPU module calls, once per instruction set.
+// What the CPU module calls, compiled once per instruction set.
 #pragma once
 
 #include "abi.h"

@@ -23,7 +23,7 @@ struct InstructionSet {
   Normals normals;
 };
 
-// What this processor can run of what this library holds, narrowest first.
+// The compiled instruction sets that this processor supports, narrowest first.
 std::vector<InstructionSet> find_instruction_sets() {
 #define DR_RUN_BASELINE(Rule, header) baseline::run<baseline::Rule>,
 #define DR_RUN_AVX2(Rule, header) avx2::run<avx2::Rule>,
@@ -73,7 +73,7 @@ void run_yardstick(const std::array<uintptr_t, 4>& buffers, bool update_w, int64
       size, grain, threads, reinterpret_cast<Parallel>(parallel));
 }
 
-// Both take two lists of as many tensors as are expected, and a place for as many addresses.
+// `first` and `second` must have `expected.count` tensors each; as many addresses are written to `addresses`.
 template <dlpack::Match (*Match)(const dlpack::Expected&, PyObject*, PyObject*, int64_t*)>
 int match(uintptr_t expected_address, const py::list& first, const py::list& second, uintptr_t addresses) {
   const auto& expected = *at<const dlpack::Expected>(expected_address);

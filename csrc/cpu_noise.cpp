@@ -7,8 +7,8 @@
 
 namespace deeprelax::DR_ISA {
 
-// Counters are dealt to the lanes so that the two unpacking steps at the end put the normals into memory order with no
-// shuffle across 128-bit parts: lane i of part q has counter parts * i + q.
+// Counters are assigned to the lanes so that the two unpacking steps at the end put the normals into memory order
+// without a shuffle across 128-bit parts: lane i of part q has counter parts * i + q.
 template <int kOdd>
 DR_HD W lane_counters() {
   W counters;
@@ -42,8 +42,8 @@ DR_HD void store_group(float* out, F n0, F n1, F n2, F n3) {
 }
 
 // The words of several vectors of counters at once: the independent chains of two hide the multiplier's latency better
-// than those of one. What all counters of a parameter share (index, step, high half) makes the first round's second
-// product and the second round's first one constants.
+// than those of one. All counters of a parameter share the index, the step and the high half, so the first round's
+// second product and the second round's first are constants.
 template <int kGroups>
 DR_HD void philox_groups(Draw draw, uint32_t index, uint64_t block, uint32_t high, U (*words)[4]) {
   const uint64_t mask = 0xffffffffu;

@@ -1,17 +1,17 @@
-// The noise of one tile, as the update loops ask for it.
+// The noise of one tile of the update loops.
 #pragma once
 
 #include "vec.h"
 
 namespace deeprelax::DR_ISA {
 
-constexpr int kGroup = 4 * kLanes;  // elements that one vector of counters serves
+constexpr int kGroup = 4 * kLanes;  // elements per vector of counters
 
 // Elements between two refills of the noise buffer: it stays in the first-level cache with the operands of the tile.
 constexpr int64_t kTile = 512;
 
-// Operands that the caller will need next. Their lines are fetched while the arithmetic runs: it leaves the memory
-// idle, and the loop after it would leave the arithmetic idle.
+// Operands that the caller needs next. Their cache lines are prefetched while the noise is computed, which leaves the
+// memory idle; the loop after it is bound by memory.
 struct Ahead {
   const char* at[8];
   int64_t bytes[8];  // per group
@@ -32,7 +32,7 @@ struct Ahead {
 
 constexpr int kMaxGroups = kTile / kGroup + 1;  // a tile that starts inside a counter's four elements
 
-// `groups` times kGroup normals from element 4 block of parameter `index` on.
+// kGroup * groups normals of parameter `index`, from element 4 * block on.
 void fill_normals(float* out, Draw draw, uint32_t index, uint64_t block, int groups, const Ahead& ahead);
 
 // The random words of stochastic rounding, in the order of the elements.

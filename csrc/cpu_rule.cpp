@@ -17,7 +17,7 @@ struct Tile : Operands<P, T> {
   const uint32_t* words = nullptr;  // random words for rounding
   BiasCorrection<T> bias;
 
-  // The same operands, `by` elements further on; without noise, which is drawn again for each tile.
+  // The same operands `by` elements further on, without noise, which is drawn for each tile.
   Tile after(int64_t by) const {
     const auto moved = [by](auto* p) { return p ? p + by : nullptr; };
     return {{moved(this->w), moved(this->g), moved(this->x), moved(this->y), moved(this->acc), moved(this->momentum),
@@ -43,7 +43,7 @@ struct Tile : Operands<P, T> {
   DR_HD void set_weight(int64_t i, V v) const {
     store(this->w + i, v);
   }
-  // A weight that the call has not read (HJ, Heat).
+  // For a call that does not read the weight (HJ, Heat).
   template <class V, class C>
   DR_HD void set_unread_weight(int64_t i, V v, const C&) const {
     if constexpr (C::may(kPastCache)) {
@@ -60,7 +60,7 @@ struct Tile : Operands<P, T> {
   }
 };
 
-// On: of the options that every loop has compiled in (the phase, noise, stochastic rounding), those that are on.
+// On: which of the options that are known at compile time (phase, noise, stochastic rounding) are on.
 template <class P, class R, uint32_t On>
 void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type>& scalars, int64_t begin,
                 int64_t end) {
@@ -69,10 +69,10 @@ void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type
   constexpr int64_t kStep = sizeof(V) / sizeof(T);
   constexpr uint32_t kKnown = kPhase | kNoise | kStochasticRounding | kPastCache;
   constexpr bool kDraws = (On & kNoise) != 0, kRounds = (On & kStochasticRounding) != 0;
-  // Stores past the cache spare reading the lines of weights that are written but not read.
+  // Non-temporal stores avoid reading the cache lines of weights that are written but not read.
   constexpr uint32_t kPast = R::writes_unread(On) && !kWide<P> ? kPastCache : 0u;
   const Call<T, kKnown, On> c(scalars);
-  // With every option of the inner update off the loops hold arithmetic only.
+  // With every option of the inner update off, the loops contain only arithmetic.
   const Call<T, kKnown | kInner, On> plain(scalars);
   const Call<T, kKnown | kInner, On | kPast> plain_past_cache(scalars);
   const bool is_plain = (scalars.flags & kInner & ~(kNoise | R::kUnread)) == 0;
@@ -92,7 +92,7 @@ void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type
         nullptr,
         nullptr,
         BiasCorrection<T>::after(scalars, R::kCounts ? launch.missed[chunk.tensor] : 0)};
-    // Without noise there is nothing to refill.
+    // Without random numbers, the whole chunk is one tile.
     const int64_t most = kDraws || kRounds ? kTile : chunk.end;
     for (int64_t done = 0; done < chunk.end; done += most) {
       const int64_t length = chunk.end - done < most ? chunk.end - done : most;
@@ -106,7 +106,7 @@ void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type
       const uint64_t global = static_cast<uint64_t>(chunk.start + done);
       const int skip = static_cast<int>(global % 4);
       const int groups = static_cast<int>((length + skip + kGroup - 1) / kGroup);
-      // The last group of the tile before has this one's first elements, unless tiles are whole Philox calls.
+      // The previous tile's last group holds this tile's first elements, unless tiles consist of whole Philox calls.
       const int kept = skip && done ? 1 : 0;
       const uint64_t block = global / 4 + kept * kLanes;
       if (kept && kDraws) std::copy_n(normals + kTile, kGroup, normals);

@@ -16,7 +16,7 @@
 
 namespace deeprelax {
 
-// How a thread computes with denormals, which torch.set_flush_denormal changes for the calling thread alone.
+// The floating-point mode of the calling thread: torch.set_flush_denormal changes it for that thread alone.
 #if defined(__x86_64__)
 inline uint64_t float_mode() { return _mm_getcsr(); }
 inline void set_float_mode(uint64_t mode) { _mm_setcsr(static_cast<unsigned>(mode)); }
@@ -44,7 +44,7 @@ struct Work {
     for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < count;)
       body(begin, std::min(begin + grain, count));
   }
-  // As another thread than the caller, which computes as the caller does.
+  // Run by the other threads, in the caller's floating-point mode.
   void help() {
     const uint64_t own = float_mode();
     set_float_mode(mode);
@@ -54,8 +54,8 @@ struct Work {
 };
 
 // `parallel` is GOMP_parallel of the OpenMP runtime that torch has loaded: its threads are awake after a backward pass,
-// and a second pool of ours would compete with them for the cores. The symbol is part of the ABI of GNU's, LLVM's and
-// Intel's runtimes. Null: threads are started.
+// and a second pool would compete with them for the cores. The symbol is part of the ABI of GNU's, LLVM's and Intel's
+// runtimes. If null, threads are started.
 template <class Body>
 void share(Body body, int64_t count, int64_t grain, unsigned threads, Parallel parallel) {
   Work<Body> work{body, count, std::max<int64_t>(grain, 1)};

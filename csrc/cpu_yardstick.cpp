@@ -1,5 +1,5 @@
-// The yardstick of the benchmarks: a plain loop that moves the words of an inner call and does next to nothing with
-// them. What it reaches is what memory allows for these accesses on this machine.
+// The yardstick of the benchmarks: a plain loop that moves the words of an inner call and computes almost nothing. Its
+// speed is what memory allows for these accesses on this machine.
 #include "cpu.h"
 
 namespace deeprelax {

@@ -26,14 +26,14 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Nothing if there was no error.
+// Throws if `error` is one.
 void raise(int error, const std::string& what) {
   if (error == cudaSuccess) return;
   const auto code = static_cast<cudaError_t>(error);
   throw std::runtime_error(what + ": " + cudaGetErrorString(code) + " (" + cudaGetErrorName(code) + ")");
 }
 
-// Elements of a block, for weights of that type.
+// Elements per block, for weights of that type.
 int chunk(uint32_t dtype) {
 #define DR_BYTES(P, name) sizeof(P),
   using cuda::bfloat16, cuda::float16;
@@ -51,7 +51,7 @@ void on_device(int device, bool emulated, Work work, Describe describe) {
   int error;
   {
     py::gil_scoped_release released;
-    // torch has made it current, but this runtime, linked statically, is not torch's.
+    // torch has made the device current in its own CUDA runtime; this module links another one statically.
     int current = -1;
     error = cudaGetDevice(&current);
     if (!error && current != device) error = cudaSetDevice(device);
@@ -105,7 +105,7 @@ void tick(unsigned rule, uintptr_t hyper, uintptr_t sources, uintptr_t clock, ui
       [&] { return std::string("tick of ") + kRules[rule] + ", one thread"; });
 }
 
-// Every kernel for weights of that type, and the clocks'.
+// Loads every kernel for weights of that type, and the clocks'.
 void load(uint32_t dtype, int device) {
   CudaLaunch launch{};
   launch.dtype = dtype;
@@ -122,7 +122,7 @@ void load(uint32_t dtype, int device) {
       [&] { return std::string("loading the kernels for ") + kDTypes[dtype]; });
 }
 
-// Why no GPU can be used, or an empty text.
+// Why no GPU can be used; empty if one can.
 std::string problem() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);

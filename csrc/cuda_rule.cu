@@ -1,6 +1,6 @@
 // The loops of the CUDA backend: a block takes one chunk of one tensor, a thread every kCudaThreads-th pack of it.
 // Compiled once per rule (DR_RULE, in DR_HEADER): see setup.py. run_thread is host code as well: threads share nothing,
-// so the tests run them one by one.
+// so the tests run them one after the other.
 #include <algorithm>
 #include <type_traits>
 
@@ -21,7 +21,7 @@ constexpr int kPack = sizeof(P) == 2 ? 8 : 4;
 template <class P, class T>
 struct Arguments {
   Scalars<T> scalars;
-  const Scalars<T>* ticked;  // on the device; null: `scalars` are those of the call
+  const Scalars<T>* ticked;  // on the device; if null, the call's are `scalars`
   const CudaTensor* tensors;
   const CudaChunk* chunks;
   T *x, *y, *acc, *momentum, *velocity, *square;
@@ -56,7 +56,7 @@ struct CudaTile : Operands<P, T> {
     write(this->w + i, v, aligned_weight);
   }
 
-  // One element makes one Philox call, a pack one for each 4 elements.
+  // A single element takes one Philox call, a pack one for every 4 elements.
   template <class V>
   DR_HD V normals(int64_t i) const {
     return draw(i, V{});
@@ -121,10 +121,10 @@ struct CudaTile : Operands<P, T> {
   }
 };
 
-// Options with a formula of their own. The fast kernels have them off.
+// Options that change the formula. The fast kernels do not support them.
 constexpr uint32_t kSlow = kImplicit | kInnerMomentum | kWarmStart | kTakeParam;
 
-// Whether a fast kernel may serve a call. A cycle of one call has a body in the other kernel only.
+// Whether a fast kernel can serve a call. A cycle of one call is compiled into the general kernel only.
 DR_HD constexpr bool is_fast(uint32_t options) { return !(options & kSlow) && (options & kPhase) != kPhase; }
 
 template <class P, class R, class V, class Q, class C>
@@ -134,8 +134,8 @@ DR_HD void run_packs(const Q& q, const C& c, int begin, int end) {
   for (int i = begin; i < end; i += kStep) R::template update<P, V, true>(q, c, i);
 }
 
-// With the place in the cycle compiled in. The sign of `maximize` goes into the factor that unscales, which may well be
-// 1: multiplying by it changes no bit. Weight decay is a branch over a few instructions, after the loads.
+// With the phase compiled in. The sign of `maximize` is in the unscaling factor; multiplying by it changes no bit if it
+// is 1. Weight decay is a branch over a few instructions, after the loads.
 template <class P, class R, uint32_t On, class V, class Q, class T>
 DR_HD void run_fast_packs(const Q& q, Scalars<T> s, int begin, int end) {
   if (s.flags & kMaximize) s.inv_scale = -s.inv_scale;
@@ -143,13 +143,13 @@ DR_HD void run_fast_packs(const Q& q, Scalars<T> s, int begin, int end) {
   run_packs<P, R, V>(q, Call<T, kKnown, On | kUnscale>(s), begin, end);
 }
 
-// Options with which a call draws. Where the weight's type is not rounded stochastically the flag is of no consequence.
+// Options with which a call draws random numbers. Only bfloat16 is rounded stochastically; other types ignore the flag.
 template <class P, class R>
 constexpr uint32_t kDraws =
     (R::kMay | R::kAlways) & (std::is_same_v<P, bfloat16> ? kNoise | kStochasticRounding : kNoise);
 
-// All packs of a thread. Returns whether they were taken: not where the host could not know that a ticked call is none
-// of the fast ones (Heat's very first gradient), which is then computed element by element.
+// All packs of a thread. Returns false, having done nothing, for a ticked call that the fast kernels do not support and
+// that the host could not recognise (Heat's first gradient): it is then computed element by element.
 template <class P, class R, uint32_t On, class V, class Q, class T>
 DR_HD bool run_fast_packs_of_phase(const Q& q, const Scalars<T>& s, int begin, int end) {
   if (!is_fast(s.flags) || ((s.flags ^ On) & R::kMay & kNoise) != 0) return false;
@@ -163,18 +163,18 @@ DR_HD bool run_fast_packs_of_phase(const Q& q, const Scalars<T>& s, int begin, i
   return true;
 }
 
-// Scalars and bounds are fetched again for each loop: held over all of them, they would take a register each.
+// Scalars and bounds are loaded again for each loop: kept across the loops, each would take a register.
 template <class P, class T>
 DR_HD Scalars<T> scalars_of(const Arguments<P, T>& a) {
   return a.ticked ? *a.ticked : a.scalars;
 }
 
-// Elements begin ... end - 1 of a chunk are its run's. Of these, packs_begin ... packs_end - 1 are in whole packs.
+// Elements begin ... end - 1 of a chunk belong to its run; packs_begin ... packs_end - 1 of them form whole packs.
 template <int N>
 struct Bounds {
   int begin, end;
 
-  // To return where the flag is read would be to wait for it before the chunk is asked for.
+  // A skipped call has no elements. An early return instead would wait for the flag before the chunk is loaded.
   template <class Scalars>
   DR_HD Bounds(const CudaChunk& chunk, const Scalars* ticked)
       : begin(chunk.bounds % kCudaLeads), end(ticked && (ticked->flags & kSkip) ? 0 : chunk.bounds / kCudaLeads) {}
@@ -183,12 +183,12 @@ struct Bounds {
   DR_HD int packs_end() const { return end / N * N; }
 };
 
-// On: which of noise and stochastic rounding the kernel has.
+// On: which of noise and stochastic rounding the kernel supports.
 template <class P, class T, class R, uint32_t On, bool Fast>
 DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
   constexpr int kSize = kPack<P>;
   using V = Pack<T, kSize>;
-  // A ticked call may turn out to have no noise in a kernel that can draw it.
+  // A kernel that can draw noise may serve a ticked call without noise.
   using AnyCall = Call<T, kStochasticRounding | ((On & R::kMay & kNoise) ? 0u : kNoise), On & ~(R::kMay & kNoise)>;
   const Scalars<T>* ticked = a.ticked;
   const CudaChunk chunk = a.chunks[block];
@@ -216,14 +216,14 @@ DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
     const Bounds<kSize> b(chunk, ticked);
     const int from = b.packs_begin() + thread * kSize, to = b.packs_end();
     const Scalars<T> s = scalars_of(a);
-    // Packs would write each sector of an unaligned weight in several parts. Element by element the lanes of a warp are
-    // side by side, but each would make a whole Philox call: not where the call draws.
+    // Packs would write each sector of an unaligned weight in several parts; single elements are contiguous across the
+    // lanes of a warp. But each would take a whole Philox call, so a call that draws takes packs all the same.
     taken = q.aligned_weight || (s.flags & kDraws<P, R>);
     if (!taken) {
     } else if (!Fast) {
       run_packs<P, R, V>(q, AnyCall(s), from, to);
     } else if (q.aligned_weight && q.aligned_grad) {
-      // Two loops: with a branch inside, a loop would wait for some of its loads before it makes the others.
+      // Two loops: with a branch inside, a loop would wait for some of its loads before it issues the others.
       q.aligned_weight = q.aligned_grad = true;
       taken = run_fast_packs_of_phase<P, R, On, V>(q, s, from, to);
     } else {
@@ -231,7 +231,7 @@ DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
       taken = run_fast_packs_of_phase<P, R, On, V>(q, s, from, to);
     }
   }
-  // What is left, element by element.
+  // The remaining elements, one by one.
   const Bounds<kSize> b(a.chunks[block], ticked);
   const bool packs = taken && b.packs_begin() < b.packs_end();
   const int before = packs ? b.packs_begin() - b.begin : 0, after = packs ? b.packs_end() : b.begin;
@@ -243,21 +243,21 @@ DR_HD void run_thread(const Arguments<P, T>& a, int64_t block, int thread) {
   }
 }
 
-// Where sm_120 would spill at 4 blocks, it has a third of the memory bandwidth to keep busy.
+// At 4 blocks some kernels would spill on sm_120, which has a third of the memory bandwidth to keep busy.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
 constexpr int kMostBlocks = 3;
 #else
 constexpr int kMostBlocks = 4;
 #endif
 
-// Blocks: how many of 256 threads the registers of a multiprocessor are to hold.
+// Blocks: how many blocks of 256 threads must fit into the registers of a multiprocessor.
 template <class P, class T, class R, uint32_t On, bool Fast, int Blocks>
 __global__ void __launch_bounds__(kCudaThreads, (Blocks < kMostBlocks ? Blocks : kMostBlocks) * 256 / kCudaThreads)
     update(const __grid_constant__ Arguments<P, T> a) {
   run_thread<P, T, R, On, Fast>(a, blockIdx.x, threadIdx.x);
 }
 
-// The runtime loads a kernel when it is first asked about it.
+// The runtime loads a kernel when its attributes are first queried.
 inline int load_kernel(const void* kernel) {
   cudaFuncAttributes unused;
   return cudaFuncGetAttributes(&unused, kernel);
@@ -297,8 +297,8 @@ int run_dtype(const CudaLaunch& launch, const DeviceScalars& scalars, const Devi
                     static_cast<T*>(launch.square),
                     launch.missed};
   int64_t blocks = 0;
-  // Training is in these two types; the others take the kernel for all options, which spares binaries. It looks up
-  // whether there is noise.
+  // These two types are what models are trained in. The others take the general kernel, which tests at run time whether
+  // there is noise, to keep the binary small.
   constexpr bool kHasFast = std::is_same_v<P, float> || std::is_same_v<P, bfloat16>;
   constexpr uint32_t kMayFast = kHasFast ? kMay : 0u, kMayNoise = kMay & kNoise;
   const auto general = [&](auto on) { return start<P, R, decltype(on)::value, false>(a, blocks, stream, what); };

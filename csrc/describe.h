@@ -10,7 +10,7 @@
 
 namespace deeprelax {
 
-// Adds to `structs` the size of a struct and what its list of fields says of each.
+// Adds to `structs` the size of a struct and a description of each of its fields.
 #define DR_DESCRIBE_FIELD(type, name) \
   fields[#name] =                     \
       pybind11::make_tuple(offsetof(Self, name), sizeof(Self::name), std::is_floating_point_v<decltype(Self::name)>);
@@ -22,7 +22,8 @@ namespace deeprelax {
     structs[struct_name] = pybind11::make_tuple(sizeof(Self), fields); \
   }
 
-// rules, dtypes and flags: {name: value}; structs: {name: (size, {field: (offset, size, whether it is a real)})}.
+// rules, dtypes and flags: {name: value}; structs: {name: (size, {field: (offset, size, whether it is
+// floating-point)})}.
 inline pybind11::dict describe_abi() {
   namespace py = pybind11;
   py::dict rules, dtypes, flags, structs, all;

@@ -62,7 +62,7 @@ struct ElasticSGD {
       if (momentum && fresh) store(q.velocity + i, V{});
       if (take && kHasY) store(q.y + i, y);
     } else {
-      // The weight is y rounded to its type; rounding y again spares reading it.
+      // The weight is y rounded to its type: rounding y again avoids reading it.
       if (!take && c.has(kWeightDecay)) at = kHasY ? round_to<P>(y) : y;
       V d = force(V(g), at, c);
       if (!implicit) d = d + (y - x) * c.inv_gamma;

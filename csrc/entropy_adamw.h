@@ -46,7 +46,7 @@ struct EntropyAdamW {
   }
 
   // y is the float32 inner point of a bf16 or fp16 weight; with stochastic rounding, and for other weights, the weight
-  // is y itself. m and v are AdamW's averages, b the outer momentum. z is not kept where alpha is 0.
+  // is y itself. m and v are AdamW's averages, b the outer momentum. z is not kept if alpha is 0.
   template <class P, class V, bool HasGrad, class Q, class C>
   static DR_HD void update(const Q& q, const C& c, int64_t i) {
     constexpr bool kHasY = kWide<P> && !C::may(kStochasticRounding);
@@ -86,7 +86,7 @@ struct EntropyAdamW {
       z = averages ? average(z, y, c) : y;
     }
     if (last) {
-      // Without momentum in this form: for eta = 1 x is z to the bit.
+      // This form, without momentum, makes x exactly z for eta = 1.
       x = c.has(kMomentum) ? outer_step(q, c, i, x, x - z, b) : z + (x - z) * c.outer_step;
       q.set_weight(i, x);
       if (kWide<P>) store(q.x + i, x);

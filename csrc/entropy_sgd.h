@@ -64,7 +64,7 @@ struct EntropySGD {
       y = w;
     }
     if constexpr (HasGrad) {
-      // The weight is y rounded to its type; rounding y again spares reading it.
+      // The weight is y rounded to its type: rounding y again avoids reading it.
       if (!first && c.has(kWeightDecay)) at = kHasY ? round_to<P>(y) : y;
       V d = force(V(g), at, c);
       if (!first && !implicit) d = d + (y - x) * c.inv_gamma;

@@ -1,5 +1,5 @@
-// Reads where tensors lie through DLPack's C exchange API (DLPack 1.3, which torch's tensor type offers as a capsule):
-// address, dtype, device, shape and strides of a thousand tensors in a few microseconds, without torch's headers. The
+// Reads the address, dtype, device, shape and strides of tensors through DLPack's C exchange API (DLPack 1.3, which
+// torch's tensor type offers as a capsule): a thousand tensors in a few microseconds, without torch's headers. The
 // structs are the stable C ABI that DLPack specifies.
 #pragma once
 
@@ -36,7 +36,7 @@ struct ExchangeAPI {
   void* current_stream;
 };
 
-// What a list of tensors must be like. `layouts` holds for each tensor ndim, then its sizes, then its strides.
+// What a list of tensors must match. `layouts` holds ndim, the sizes and the strides of each tensor in turn.
 // clang-format off
 #define DR_EXPECTED(FIELD)                                                               \
   FIELD(const dlpack::ExchangeAPI*, api) FIELD(const int64_t*, layouts)                 \
@@ -50,8 +50,8 @@ struct Expected {
 
 enum class Match : int { kNo = 0, kAll = 1, kSomeMissing = 2 };
 
-// Writes the address of a tensor; false if it is not as expected, is no tensor of its own memory, or has no address
-// although it has elements. Strides count only in dimensions larger than 1. `layout` moves on to the next tensor's.
+// Writes the address of a tensor. Returns false if it does not match, is not a plain tensor, or has elements but no
+// address. Strides are compared only in dimensions larger than 1. `layout` advances to the next tensor's.
 inline bool match_one(const Expected& expected, PyObject* object, const int64_t*& layout, int64_t& address) {
   const int64_t ndim = *layout++;
   const int64_t *sizes = layout, *strides = layout + ndim;
@@ -75,14 +75,14 @@ inline bool match_one(const Expected& expected, PyObject* object, const int64_t*
   return t.data || empty;
 }
 
-// Whether what the call returns, which is released, is the given constant.
+// Whether the result of a call is the given constant; releases the result.
 inline bool is(PyObject* result, PyObject* constant) {
   if (!result) PyErr_Clear();
   Py_XDECREF(result);
   return result == constant;
 }
 
-// A reference that is given back at the end of its scope, or null, which is no error.
+// A reference that is released at the end of its scope, or null, whose error is cleared.
 class Owned {
  public:
   explicit Owned(PyObject* object) : object_(object) {
@@ -96,13 +96,13 @@ class Owned {
   PyObject* object_;
 };
 
-// An attribute of Python objects that their class has in its `__slots__`, as DTensor has: a pointer at an offset that
-// only depends on the class, read three times as fast as PyObject_GetAttr reads it. Elsewhere it is read by that.
+// An attribute of Python objects. If their class lists it in `__slots__`, as DTensor does, it is a pointer at an offset
+// that depends only on the class, and is read three times as fast as by PyObject_GetAttr, which reads all others.
 class Slot {
  public:
   explicit Slot(const char* name) : name_(PyUnicode_InternFromString(name)) {}
 
-  // A new reference; null, with an error, if there is none.
+  // A new reference; null, with an error set, if there is no such attribute.
   PyObject* of(PyObject* object) {
     if (Py_TYPE(object) != type_) find(Py_TYPE(object));
     PyObject* value = offset_ ? *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(object) + offset_) : nullptr;
@@ -116,7 +116,7 @@ class Slot {
     const PyMemberDef* member =
         slot ? reinterpret_cast<PyMemberDescrObject*>(static_cast<PyObject*>(found))->d_member : nullptr;
     offset_ = member && member->type == T_OBJECT_EX ? member->offset : 0;
-    Py_INCREF(type);  // while it stands here no other class can take its address
+    Py_INCREF(type);  // no other class can then have the same address
     Py_XDECREF(type_);
     type_ = type;
   }
@@ -131,14 +131,14 @@ inline Slot& local_tensor() {
   return slot;
 }
 
-// The same of a tensor, or, where DTensors are expected, of the local tensor of one.
+// match_one for a tensor or, if DTensors are expected, for the local tensor of one.
 inline bool match_part(const Expected& expected, PyObject* object, const int64_t*& layout, int64_t& address) {
   if (!expected.sharded) return match_one(expected, object, layout, address);
   const Owned local(local_tensor().of(object));
   return local && match_one(expected, local, layout, address);
 }
 
-// Whether a DTensor is distributed as `spec` says; FSDP's gradients share that of their parameters.
+// Whether a DTensor has the placements of `spec`. FSDP's gradients share the spec of their parameters.
 inline bool is_distributed_as(PyObject* spec, PyObject* tensor) {
   static PyObject* const placements = PyUnicode_InternFromString("placements");
   static Slot specs("_spec");
@@ -151,7 +151,8 @@ inline bool is_distributed_as(PyObject* spec, PyObject* tensor) {
   return same == 1;
 }
 
-// Whether the parameters are the planned objects, need gradients, and lie as expected; their addresses.
+// Whether the parameters are the planned objects, require gradients, and have the expected layouts; writes their
+// addresses.
 inline Match match_parameters(const Expected& expected, PyObject* planned, PyObject* found, int64_t* addresses) {
   static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
   const int64_t* layout = expected.layouts;
@@ -163,9 +164,9 @@ inline Match match_parameters(const Expected& expected, PyObject* planned, PyObj
   return Match::kAll;
 }
 
-// The same of the parameters' gradients, which are put into the list `grads` (of DTensors their local tensors, where
-// their `_spec` stood); those that are None have the address 0. DLPack does not show torch's negative bit (views made
-// by .imag of a conjugate).
+// The same for the parameters' gradients. They replace the items of the list `grads`: the local tensors of DTensors,
+// instead of their `_spec`s. A gradient of None has the address 0. DLPack does not show torch's negative bit (of views
+// such as a conjugate's .imag).
 inline Match match_gradients(const Expected& expected, PyObject* params, PyObject* grads, int64_t* addresses) {
   static PyObject* const grad = PyUnicode_InternFromString("grad");
   static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");

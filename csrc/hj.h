@@ -44,7 +44,7 @@ struct HJ {
     }
     if constexpr (HasGrad) {
       V d = unscaled(V(g), c);
-      // In one branch: a point that lived from one to another would take registers that there are not.
+      // In one branch: a point that is live across two would take more registers than there are.
       if (c.has(kWeightDecay)) d = d + (first ? at : round_to<P>(x - p * c.gamma)) * c.weight_decay;
       if (first) {
         p = c.has(kWarmStart) ? d : d * c.one_minus_alpha;

@@ -1,6 +1,6 @@
-// Box-Muller in +, -, x, sqrt and integer operations only, every one correctly rounded and in this order, so that all
+// Box-Muller in +, -, x, sqrt and integer operations only, each correctly rounded and in this order, so that all
 // machines draw the same normals. kernels/noise.py, box_muller, is the reference. The polynomials are evaluated in
-// Estrin's order, which is half as long a chain as Horner's.
+// Estrin's order, whose chain of dependent operations is half as long as Horner's.
 #pragma once
 
 #include "scalar.h"
@@ -36,7 +36,7 @@ DR_HD void box_muller(U w0, U w1, F& cosine, F& sine) {
   const F exponent = to_float((Int)(31u - (bits >> 23)));
   const F f = as_float((bits & 0x7FFFFFu) + kSqrtHalf) - 1.0f;
   const F r = root_of_normal(exponent * 1.3862944f + f * log_polynomial(f));
-  // Angle: two bits for the quadrant, thirty for the place in it.
+  // Angle: two bits for the quadrant, thirty for the position in it.
   const F t = to_float((Int)(w1 << 2)) * 0x1p-31f;
   const F t2 = t * t;
   const F s = t * sin_polynomial(t2), c = cos_polynomial(t2);

@@ -42,7 +42,7 @@ DR_HD Scalars<T> rounded(const Scalars<double>& s) {
 #undef DR_ROUNDED
 }
 
-// The scalars of a call. Of its options those in Known are compiled in, on if they are in On; the others are looked up.
+// The scalars of a call. The options in Known are compiled in, on if they are in On; the others are tested at run time.
 template <class T, uint32_t Known, uint32_t On>
 struct Call : Scalars<T> {
   static_assert((On & ~Known) == 0, "what is on is known");
@@ -54,7 +54,7 @@ struct Call : Scalars<T> {
   DR_HD bool has(uint32_t option) const { return ((Known & option ? On : this->flags) & option) != 0; }
 };
 
-// Calls f with those of the options that are in Bits as a compile-time constant.
+// Calls f with the options that are in Bits as a compile-time constant.
 template <uint32_t Bits, uint32_t On = 0, class F>
 auto compile_in(uint32_t options, F f) {
   if constexpr (Bits == 0) {

@@ -1,5 +1,6 @@
-// The outer loop around another optimizer, whose inner point the weight holds: z <- alpha z + (1 - alpha) y after each
-// of its steps, which stand where the others have a gradient; with the last of a cycle x <- an outer step on x - z.
+// The outer loop around another optimizer, whose inner point y is the weight: z <- alpha z + (1 - alpha) y after each
+// of its steps, which take the place of the other rules' gradients; with the last of a cycle x <- an outer step on x -
+// z.
 #pragma once
 
 #include "clock.h"

@@ -1,5 +1,5 @@
-// N elements of one thread, with the operators that the rules are written in. On a GPU a pack of 16 bytes or a multiple
-// of it moves in 16-byte accesses.
+// N elements of one thread, with the operators that the rules use. On a GPU, a pack of 16 bytes or a multiple of them
+// moves in 16-byte accesses.
 #pragma once
 
 #ifndef __CUDA_ARCH__
@@ -10,7 +10,7 @@
 
 namespace deeprelax::DR_ISA {
 
-// Emulated, an access of 16 bytes is refused where a GPU would refuse it.
+// In emulation, a 16-byte access fails where it would fail on a GPU.
 DR_HD void check_aligned(const void* p) {
 #ifndef __CUDA_ARCH__
   if (reinterpret_cast<uintptr_t>(p) % 16) throw std::logic_error("16 bytes at an address that is no multiple of 16");
@@ -73,8 +73,8 @@ DR_HD Pack<T, N> round_to(Pack<T, N> a) {
   return a;
 }
 
-// Values of type P in one access of 16 bytes. Narrow ones are parts of words: arrays of 16-bit registers would be
-// parted into smaller accesses.
+// Values of type P in one access of 16 bytes. Narrow ones are parts of 32-bit words: arrays of 16-bit registers would
+// be split into smaller accesses.
 template <class P>
 struct Line {
   static constexpr int kSize = 8;
@@ -101,7 +101,7 @@ struct Line<double> {
   DR_HD void set(int k, double v) { (k == 0 ? words.x : words.y) = v; }
 };
 
-// A pack as it lies in memory; at an address that is a multiple of 16 bytes (`aligned`) it takes whole accesses.
+// A pack in its type in memory, read in 16-byte accesses if its address is a multiple of 16 (`aligned`).
 template <class T, class P, int N>
 struct Lines {
   static constexpr int kSize = Line<P>::kSize;

@@ -12,15 +12,15 @@
 #define DR_HD inline __attribute__((always_inline))
 #endif
 
-// Loops over registers have to be unrolled, or the registers become memory.
+// Loops over registers must be unrolled, or the registers become local memory.
 #ifdef __CUDA_ARCH__
 #define DR_UNROLL _Pragma("unroll")
 #else
 #define DR_UNROLL
 #endif
 
-// The kernels are compiled once per instruction set into one library, and an inline function of theirs that is compiled
-// for a newer set must never replace its namesake: each set has a namespace of its own.
+// The kernels are compiled once per instruction set into one library, and an inline function that is compiled for a
+// newer set must never replace its namesake: each set has its own namespace.
 #if defined(__CUDACC__)
 #define DR_ISA cuda
 #elif defined(__AVX512F__)
@@ -45,7 +45,7 @@ struct Draw {
   uint32_t key0, key1, step;
 };
 
-// The type that a weight's state is kept and computed in.
+// The type of a weight's state, in which its update is computed.
 template <class P>
 struct Compute {
   using type = float;
@@ -62,7 +62,7 @@ DR_HD To bit_cast(From from) {
   return to;
 }
 
-// Integer vectors that go with a float vector; a scalar is a vector of one.
+// The integer vector that matches a float vector; a scalar is a vector of one.
 template <class F>
 struct Lanes;
 template <>
@@ -122,7 +122,7 @@ DR_HD bfloat16 narrow_bf16(float v) {
   return {static_cast<uint16_t>((b + 0x7fffu + ((b >> 16) & 1u)) >> 16)};
 }
 
-// float16 in integer operations, for hosts without F16C and as the reference of those with it. GPUs have instructions.
+// float16 in integer operations, for hosts without F16C and as the reference for those with it. GPUs have instructions.
 DR_HD float widen(float16 v) {
 #ifdef __CUDA_ARCH__
   float wide;
@@ -149,8 +149,8 @@ DR_HD float16 narrow_f16(float v) {
   return {static_cast<uint16_t>(sign | (as_uint(as_float(b) + 0.5f) - 0x3f000000u))};
 }
 
-// One access to memory. A GPU is told that it is device memory, and that nothing will be wanted from the caches again:
-// each kernel touches an element once. bench/gpu/tune.py measures other ways.
+// One access to memory. On a GPU it is a streaming access to global memory, since each kernel touches an element once.
+// bench/gpu/tune.py measures others.
 #ifndef DR_CUDA_LOAD
 #define DR_CUDA_LOAD __ldcs
 #endif
@@ -178,7 +178,7 @@ DR_HD float16 fetch(const float16* p) { return {fetch(&p->bits)}; }
 DR_HD void put(bfloat16* p, bfloat16 v) { put(&p->bits, v.bits); }
 DR_HD void put(float16* p, float16 v) { put(&p->bits, v.bits); }
 
-// A value in the type computed in, and back in a weight's type.
+// Conversion of a weight to the type computed in, and back.
 template <class T>
 struct Convert {
   static DR_HD T wide(T v) { return v; }

@@ -1,7 +1,7 @@
-// What the rules share: how they reach memory, and the pieces of arithmetic that occur in more than one of them, in the
-// order and with the names of kernels/reference.py. V is the type computed in (float, double or a vector of them), P a
-// weight's type in memory, T the type of its state; Q, the tile, knows how weights and gradients are reached and where
-// noise comes from; C is a Call of options.h.
+// What the rules share: access to memory, and arithmetic that occurs in more than one of them, in the order and with
+// the names of kernels/reference.py. V is the type computed in (float, double or a vector of them), P a weight's type
+// in memory, T the type of its state; Q is the tile, which loads weights and gradients, stores weights and draws noise;
+// C is a Call of options.h.
 #pragma once
 
 #include <utility>
@@ -10,7 +10,7 @@
 
 namespace deeprelax::DR_ISA {
 
-// Where a tile's operands lie; null where the launch has none. `acc` is z, p or s, `square` AdamW's second average.
+// The addresses of a tile's operands; null if the launch has none. `acc` is z, p or s, `square` AdamW's second average.
 template <class P, class T>
 struct Operands {
   P* w;
@@ -22,13 +22,13 @@ struct Operands {
 template <class P>
 constexpr bool kWide = sizeof(P) != sizeof(typename Compute<P>::type);
 
-// Each rule first loads all that it needs, the weight and the gradient last: a GPU's thread waits for a load where it
-// first computes with it, and a conversion is a computation. So a tile may hand out these two as Read, as they lie in
-// memory; what is computed with them converts them to V.
+// Each rule first loads all its operands, the weight and the gradient last: a GPU's thread waits for a load when it
+// first computes with the value, and a conversion is a computation. So a tile may return these two as Read, in their
+// type in memory; the first computation converts them to V.
 template <class V, class Q>
 using Read = decltype(std::declval<const Q&>().template grad<V>(0));
 
-// base^exponent by multiplications alone, which are the same everywhere.
+// base^exponent by multiplications alone, which have the same result on every machine.
 DR_HD double power(double base, int64_t exponent) {
   double result = 1.0;
   for (; exponent > 0; exponent >>= 1) {
@@ -38,18 +38,18 @@ DR_HD double power(double base, int64_t exponent) {
   return result;
 }
 
-// AdamW's correction of its averages' bias, for a weight that has had `count` gradients.
+// AdamW's bias correction for a weight that has had `count` gradients.
 template <class T>
 struct BiasCorrection {
   T step_size, inv_root_bias2;
 
-  // Of a weight that has had all of them.
+  // For a weight that has had a gradient in every call.
   DR_HD explicit BiasCorrection(const Scalars<T>& s) : step_size(s.step_size), inv_root_bias2(s.inv_root_bias2) {}
   template <class From>
   DR_HD BiasCorrection(const Scalars<From>& s, int64_t count)
       : step_size(static_cast<T>(s.wide_rate / (1.0 - power(s.wide_beta1, count)))),
         inv_root_bias2(static_cast<T>(1.0 / square_root(1.0 - power(s.wide_beta2, count)))) {}
-  // Of one for which `missed` of the calls so far had none.
+  // For a weight that has had no gradient in `missed` of the calls so far.
   static DR_HD BiasCorrection after(const Scalars<T>& s, int64_t missed) {
     return missed ? BiasCorrection(s, static_cast<int64_t>(s.count) - missed) : BiasCorrection(s);
   }
@@ -63,7 +63,7 @@ DR_HD V unscaled(V g, const C& c) {
   return g;
 }
 
-// The same with the weight decay of the point w where it was taken.
+// The same with weight decay at w, the point where g was taken.
 template <class V, class C>
 DR_HD V force(V g, V w, const C& c) {
   g = unscaled(g, c);
@@ -78,7 +78,7 @@ DR_HD V momentum_step(V& m, V d, T momentum, bool nesterov) {
   return nesterov ? d + m * momentum : m;
 }
 
-// The momentum of the outer update, where the call makes one.
+// The momentum of the outer update, if the call makes one.
 template <class V, class Q, class C>
 DR_HD V load_momentum(const Q& q, const C& c, int64_t i) {
   V m{};

@@ -159,7 +159,7 @@ struct Memory<F, float16> {
 DR_HD F where_equal(F a, F b, F x, F w) { return (a == b) ? x : w; }
 DR_HD D where_equal(D a, D b, D x, D w) { return (a == b) ? x : w; }
 
-// A store that does not read the line into the cache first; `p` must be aligned to a vector.
+// A non-temporal store, which does not read the line into the cache first; `p` must be aligned to a vector.
 template <class P, class V>
 DR_HD void store_past_cache(P* p, V v) {
   store(p, v);
@@ -172,7 +172,7 @@ DR_HD void store_past_cache(float* p, F v) { _mm256_stream_ps(p, (__m256)v); }
 DR_HD void store_past_cache(double* p, D v) { _mm256_stream_pd(p, (__m256d)v); }
 #endif
 
-// Makes such stores visible to whoever is told next that the work is done.
+// Makes such stores visible to other threads before they are told that the work is done.
 DR_HD void finish_stores() {
 #if defined(__x86_64__)
   _mm_sfence();
