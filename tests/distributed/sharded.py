@@ -64,10 +64,13 @@ def whole_tensors(dtype: torch.dtype) -> list[Tensor]:
     return tensors
 
 
-def trained(name: str, params: list[Tensor], steps: int = STEPS, **options: Any) -> Any:
+def trained(name: str, params: list[Tensor], steps: int = STEPS, first_train: bool = False, **options: Any) -> Any:
     """The optimizer after so many steps. A gradient is a function of the weight, element by element, of operations that
-    are rounded alike everywhere."""
-    step_all(opt := OPTIMIZERS[name][0](params, **{**OPTIMIZERS[name][1], **options}), steps)
+    are rounded alike everywhere. ``first_train``: the first gradient is at Heat's first inner point."""
+    opt = OPTIMIZERS[name][0](params, **{**OPTIMIZERS[name][1], **options})
+    if first_train:
+        opt.train()
+    step_all(opt, steps)
     return opt
 
 
@@ -116,6 +119,8 @@ def bits(rank: int) -> dict[str, list[str]]:
         cases: list[dict[str, Any]] = [{}]
         if dtype == torch.bfloat16 and name in ("EntropySGD", "EntropyAdamW", "ElasticSGD"):
             cases.append({"stochastic_rounding": True})
+        if name == "Heat":
+            cases.append({"first_train": True})
         if backend != "cpu" and dtype not in (torch.float32, torch.bfloat16):
             continue
         for options in cases:
