@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,28 +121,39 @@ def advance(params: list[torch.nn.Parameter], opt: Any, steps: range) -> None:
         opt.step()
 
 
-def zero(rank: int) -> dict[str, Any]:
-    """torch's ZeroRedundancyOptimizer, interrupted in mid-cycle and resumed."""
+def zero_redundancy(groups: Any, **options: Any) -> Any:
+    """torch's ZeroRedundancyOptimizer of EntropySGD."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    def kind(groups: Any, **options: Any) -> Any:
-        return ZeroRedundancyOptimizer(groups, deeprelax.EntropySGD, **options)
+    return ZeroRedundancyOptimizer(groups, deeprelax.EntropySGD, **options)
 
-    params, opt = zero_run(kind)
+
+def zero(rank: int) -> dict[str, Any]:
+    """A run that is saved in mid-cycle in the folder of the results, and goes on."""
+    params, opt = zero_run(zero_redundancy)
     advance(params, opt, range(6))
     opt.consolidate_state_dict(0)
-    box = [opt.state_dict() if rank == 0 else None, [p.detach().clone() for p in params]]
-    dist.broadcast_object_list(box, src=0)
-    saved = copy.deepcopy(box[0])
-    others, resumed = zero_run(kind)
-    resumed.load_state_dict(copy.deepcopy(saved))  # it loads without a copy
-    for p, value in zip(others, box[1]):
+    if rank == 0:
+        torch.save((opt.state_dict(), params), "zero.pt")
+    dist.barrier()
+    advance(params, opt, range(6, 11))
+    return {"end": params, "parts": sum(len(group["params"]) for group in opt.optim.param_groups)}
+
+
+def resumed_from(path: str | Path, kind: Callable[..., Any]) -> list[torch.nn.Parameter]:
+    """The weights at the end of a run that is resumed from that state."""
+    params, opt = zero_run(kind)
+    saved, weights = torch.load(path)
+    opt.load_state_dict(saved)
+    for p, value in zip(params, weights, strict=True):
         p.data.copy_(value)
     advance(params, opt, range(6, 11))
-    advance(others, resumed, range(6, 11))
-    ends = [[p.detach().clone() for p in each] for each in (params, others)]
-    parts = sum(len(group["params"]) for group in opt.optim.param_groups)
-    return {"end": ends[0], "resumed": ends[1], "saved": saved, "parts": parts}
+    return params
+
+
+def zero_resumed(rank: int) -> list[torch.nn.Parameter]:
+    """The same with ZeroRedundancyOptimizer."""
+    return resumed_from("zero.pt", zero_redundancy)
 
 
 def overflow(rank: int) -> dict[str, Any]:
@@ -212,7 +223,7 @@ def fsdp1(rank: int) -> dict[str, Any]:
 
 def partitions(rank: int) -> dict[str, Any]:
     """All of these."""
-    return {"zero": zero(rank), "fsdp1": fsdp1(rank), "overflow": overflow(rank)}
+    return {"zero": zero(rank), "zero resumed": zero_resumed(rank), "fsdp1": fsdp1(rank), "overflow": overflow(rank)}
 
 
 def sharded_workers(rank: int) -> dict[str, list[Any]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import make, parameters, run, same_bits, set_gradients, values
-from scenarios import advance, zero_run
+from scenarios import advance, resumed_from, zero_run
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -28,27 +29,28 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of what the processes save."""
+    return tmp_path_factory.mktemp("partitions")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[Any]:
     """What two processes over gloo made of ZeRO, of the first FSDP, and of an overflow on one of them."""
-    return processes(2, "partitions", tmp_path_factory.mktemp("partitions"), timeout=200)
+    return processes(2, "partitions", folder, timeout=200)
 
 
-def test_zero_draws_one_optimizers_noise_and_resumes_exactly(ranks: list[Any]) -> None:
-    """With a group and a ``noise_index`` for each parameter; on the same ranks, and in one process."""
-    params, opt = zero_run(lambda groups, **options: deeprelax.EntropySGD(groups, **options))
-    advance(params, opt, range(6))
-    saved, at_phase_2 = ranks[0]["zero"]["saved"], values(params)
-    advance(params, opt, range(6, 11))
-    for found in (rank["zero"] for rank in ranks):
-        assert same_bits(found["end"], params)
-        assert same_bits(found["resumed"], params)
-        assert 0 < found["parts"] < 3
-    alone, resumed = zero_run(lambda groups, **options: deeprelax.EntropySGD(groups, **options))
-    resumed.load_state_dict(saved)
-    for p, value in zip(alone, at_phase_2, strict=True):
-        p.data.copy_(value)
-    advance(alone, resumed, range(6, 11))
-    assert same_bits(alone, params)
+def test_zero_draws_one_optimizers_noise_and_resumes_exactly(ranks: list[Any], folder: Path) -> None:
+    """With a group and a ``noise_index`` for each parameter; on as many ranks, on three, and in one process."""
+    params, opt = zero_run(deeprelax.EntropySGD)
+    advance(params, opt, range(11))
+    for found in ranks:
+        assert same_bits(found["zero"]["end"], params)
+        assert same_bits(found["zero resumed"], params)
+        assert 0 < found["zero"]["parts"] < 3
+    for resumed in processes(3, "zero_resumed", folder):
+        assert same_bits(resumed, params)
+    assert same_bits(resumed_from(folder / "zero.pt", deeprelax.EntropySGD), params)
 
 
 def test_the_state_of_the_first_fsdp_resumes_exactly_with_an_empty_shard(ranks: list[Any]) -> None:
