@@ -37,22 +37,22 @@ DR_HD void tick(const Hyper& h, const Sources& from, ClockWords& clock, DeviceSc
   }
   const bool first = clock.fresh || clock.phase == 0, last = clock.phase + 1 >= clock.cycle_steps;
   const double gamma = clock.cycle_gamma, next_gamma = last ? clock.gamma * h.keep : gamma;
-  const CycleState at{read(from.lr, from.lr_is_double),
-                      read(from.inner_lr, from.inner_lr_is_double),
-                      gamma,
-                      next_gamma,
-                      clock.step,
-                      clock.cycle_steps,
-                      first,
-                      last,
-                      clock.fresh != 0};
+  const CycleState cycle{read(from.lr, from.lr_is_double),
+                         read(from.inner_lr, from.inner_lr_is_double),
+                         gamma,
+                         next_gamma,
+                         clock.step,
+                         clock.cycle_steps,
+                         first,
+                         last,
+                         clock.fresh != 0};
   Scalars<double> s{};
   s.flags = (h.flags & ~(kAbsorbGamma | kCarryInnerMomentum)) | (first ? kFirst : 0u) | (last ? kLast : 0u);
   s.key0 = static_cast<uint32_t>(clock.seed);
   s.key1 = static_cast<uint32_t>(static_cast<uint64_t>(clock.seed) >> 32) ^ static_cast<uint32_t>(clock.replica);
   s.step = static_cast<uint32_t>(clock.step);
-  R::derive(h, at, s);
-  s.lr = at.lr;
+  R::derive(h, cycle, s);
+  s.lr = cycle.lr;
   s.momentum = h.momentum;
   s.weight_decay = h.weight_decay;
   s.inv_scale = from.grad_scale ? static_cast<float>(1.0 / static_cast<double>(*from.grad_scale)) : 1.0;

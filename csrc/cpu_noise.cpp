@@ -130,8 +130,8 @@ void normals(float* out, uint32_t key0, uint32_t key1, uint32_t index, uint32_t 
   for (int64_t block = start / 4; 4 * block < start + count; block += kLanes) {
     fill_normals(group, {key0, key1, step}, index, static_cast<uint64_t>(block), 1, {});
     for (int i = 0; i < kGroup; ++i) {
-      const int64_t at = 4 * block + i - start;
-      if (at >= 0 && at < count) out[at] = group[i];
+      const int64_t k = 4 * block + i - start;
+      if (k >= 0 && k < count) out[k] = group[i];
     }
   }
 }

@@ -13,20 +13,20 @@ constexpr int64_t kTile = 512;
 // Operands that the caller needs next. Their cache lines are prefetched while the noise is computed, which leaves the
 // memory idle; the loop after it is bound by memory.
 struct Ahead {
-  const char* at[8];
+  const char* address[8];
   int64_t bytes[8];  // per group
   int count = 0;
 
   template <class E>
   void add(const E* p) {
     if (p) {
-      at[count] = reinterpret_cast<const char*>(p);
+      address[count] = reinterpret_cast<const char*>(p);
       bytes[count++] = kGroup * static_cast<int64_t>(sizeof(E));
     }
   }
   DR_HD void fetch(int group) const {
     for (int s = 0; s < count; ++s)
-      for (int64_t line = 0; line < bytes[s]; line += 64) __builtin_prefetch(at[s] + group * bytes[s] + line);
+      for (int64_t line = 0; line < bytes[s]; line += 64) __builtin_prefetch(address[s] + group * bytes[s] + line);
   }
 };
 

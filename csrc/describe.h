@@ -22,8 +22,7 @@ namespace deeprelax {
     structs[struct_name] = pybind11::make_tuple(sizeof(Self), fields); \
   }
 
-// rules, dtypes and flags: {name: value}; structs: {name: (size, {field: (offset, size, whether it is
-// floating-point)})}.
+// rules, dtypes and flags: {name: value}; structs: {name: (size, {field: (offset, size, is floating-point)})}.
 inline pybind11::dict describe_abi() {
   namespace py = pybind11;
   py::dict rules, dtypes, flags, structs, all;

@@ -20,15 +20,15 @@ struct ElasticSGD {
   }
 
   // kernels/scalars.py, elastic_sgd.
-  static DR_HD void derive(const Hyper& h, const CycleState& at, Scalars<double>& s) {
-    s.inner_lr = at.inner_lr;
-    s.inv_gamma = 1.0 / at.gamma;
-    s.pull = at.inner_lr / at.gamma;
-    s.denominator = 1.0 + at.inner_lr / at.gamma;
+  static DR_HD void derive(const Hyper& h, const CycleState& cycle, Scalars<double>& s) {
+    s.inner_lr = cycle.inner_lr;
+    s.inv_gamma = 1.0 / cycle.gamma;
+    s.pull = cycle.inner_lr / cycle.gamma;
+    s.denominator = 1.0 + cycle.inner_lr / cycle.gamma;
     s.inner_momentum = h.inner_momentum;
-    s.noise_scale = noise_scale(at.inner_lr, h.temperature);
-    if (at.first && !(h.flags & kCarryInnerMomentum)) s.flags |= kFreshVelocity;
-    if (at.fresh) s.flags |= kTakeParam;
+    s.noise_scale = noise_scale(cycle.inner_lr, h.temperature);
+    if (cycle.first && !(h.flags & kCarryInnerMomentum)) s.flags |= kFreshVelocity;
+    if (cycle.fresh) s.flags |= kTakeParam;
   }
 
   // y is the float32 point of a bf16 or fp16 weight; with stochastic rounding, and for other weights, the weight is y
@@ -40,7 +40,7 @@ struct ElasticSGD {
     const bool momentum = c.has(kInnerMomentum), fresh = c.has(kFreshVelocity);
     if (!HasGrad && !take && !(momentum && fresh)) return;
 
-    V x{}, y{}, v{}, n{}, at{};
+    V x{}, y{}, v{}, n{}, point{};
     Read<V, Q> w{}, g{};
     if (HasGrad || kWide<P>) x = load<V>(q.x + i);
     if (HasGrad && !take && kHasY) y = load<V>(q.y + i);
@@ -52,8 +52,8 @@ struct ElasticSGD {
     }
 
     if (take) {
-      at = w;
-      x = y = take_x<P>(x, at);
+      point = w;
+      x = y = take_x<P>(x, point);
       store(q.x + i, x);
     } else if (HasGrad && !kHasY) {
       y = w;
@@ -63,8 +63,8 @@ struct ElasticSGD {
       if (take && kHasY) store(q.y + i, y);
     } else {
       // The weight is y rounded to its type: rounding y again avoids reading it.
-      if (!take && c.has(kWeightDecay)) at = kHasY ? round_to<P>(y) : y;
-      V d = force(V(g), at, c);
+      if (!take && c.has(kWeightDecay)) point = kHasY ? round_to<P>(y) : y;
+      V d = force(V(g), point, c);
       if (!implicit) d = d + (y - x) * c.inv_gamma;
       if (momentum) {
         v = fresh ? d : v * c.inner_momentum + d;

@@ -20,25 +20,25 @@ struct EntropyAdamW {
   }
 
   // kernels/scalars.py, entropy_adamw.
-  static DR_HD void derive(const Hyper& h, const CycleState& at, Scalars<double>& s) {
-    s.inner_lr = at.inner_lr;
-    s.inv_gamma = 1.0 / at.gamma;
+  static DR_HD void derive(const Hyper& h, const CycleState& cycle, Scalars<double>& s) {
+    s.inner_lr = cycle.inner_lr;
+    s.inv_gamma = 1.0 / cycle.gamma;
     s.alpha = h.alpha;
     s.one_minus_alpha = 1.0 - h.alpha;
-    s.noise_scale = noise_scale(at.inner_lr, h.temperature);
-    s.outer_step = 1.0 - at.lr;
+    s.noise_scale = noise_scale(cycle.inner_lr, h.temperature);
+    s.outer_step = 1.0 - cycle.lr;
     s.outer_scale = 1.0;
     s.beta1 = h.beta1;
     s.one_minus_beta1 = 1.0 - h.beta1;
     s.beta2 = h.beta2;
     s.one_minus_beta2 = 1.0 - h.beta2;
     s.epsilon = h.epsilon;
-    s.decay = 1.0 - at.inner_lr * h.weight_decay;
-    s.wide_rate = at.inner_lr;
+    s.decay = 1.0 - cycle.inner_lr * h.weight_decay;
+    s.wide_rate = cycle.inner_lr;
     s.wide_beta1 = h.beta1;
     s.wide_beta2 = h.beta2;
-    s.count = static_cast<double>(at.step + 1);
-    const BiasCorrection<double> b(s, at.step + 1);
+    s.count = static_cast<double>(cycle.step + 1);
+    const BiasCorrection<double> b(s, cycle.step + 1);
     s.step_size = b.step_size;
     s.inv_root_bias2 = b.inv_root_bias2;
     if (s.inv_gamma != 0) s.flags |= kPull;
@@ -68,8 +68,8 @@ struct EntropyAdamW {
     if constexpr (HasGrad) g = q.template grad<V>(i);
 
     if (first) {
-      const V at = w;
-      x = y = take_x<P>(x, at);
+      const V point = w;
+      x = y = take_x<P>(x, point);
     } else if (!kHasY && reads_y) {
       y = w;
     }

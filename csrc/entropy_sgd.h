@@ -20,19 +20,19 @@ struct EntropySGD {
   }
 
   // kernels/scalars.py, entropy_sgd.
-  static DR_HD void derive(const Hyper& h, const CycleState& at, Scalars<double>& s) {
+  static DR_HD void derive(const Hyper& h, const CycleState& cycle, Scalars<double>& s) {
     const bool absorb = (h.flags & kAbsorbGamma) != 0;
-    s.inner_lr = at.inner_lr;
-    s.inv_gamma = 1.0 / at.gamma;
-    s.pull = at.inner_lr / at.gamma;
-    s.denominator = 1.0 + at.inner_lr / at.gamma;
+    s.inner_lr = cycle.inner_lr;
+    s.inv_gamma = 1.0 / cycle.gamma;
+    s.pull = cycle.inner_lr / cycle.gamma;
+    s.denominator = 1.0 + cycle.inner_lr / cycle.gamma;
     s.alpha = h.alpha;
     s.one_minus_alpha = 1.0 - h.alpha;
     s.inner_momentum = h.inner_momentum;
-    s.noise_scale = noise_scale(at.inner_lr, h.temperature);
-    s.outer_step = absorb ? at.lr : at.lr / at.gamma;
-    s.outer_scale = absorb ? 1.0 : 1.0 / at.gamma;
-    if (at.first && !(h.flags & kCarryInnerMomentum)) s.flags |= kFreshVelocity;
+    s.noise_scale = noise_scale(cycle.inner_lr, h.temperature);
+    s.outer_step = absorb ? cycle.lr : cycle.lr / cycle.gamma;
+    s.outer_scale = absorb ? 1.0 : 1.0 / cycle.gamma;
+    if (cycle.first && !(h.flags & kCarryInnerMomentum)) s.flags |= kFreshVelocity;
   }
 
   // y is the float32 inner point of a bf16 or fp16 weight; with stochastic rounding, and for other weights, the weight
@@ -44,7 +44,7 @@ struct EntropySGD {
     const bool momentum = c.has(kInnerMomentum), fresh = c.has(kFreshVelocity);
     if (!HasGrad && !first && !last) return;
 
-    V x{}, y{}, z{}, v{}, n{}, at{};
+    V x{}, y{}, z{}, v{}, n{}, point{};
     Read<V, Q> w{}, g{};
     if (!first || kWide<P>) x = load<V>(q.x + i);
     if (HasGrad && !first && kHasY) y = load<V>(q.y + i);
@@ -58,15 +58,15 @@ struct EntropySGD {
     }
 
     if (first) {
-      at = w;
-      x = y = z = take_x<P>(x, at);
+      point = w;
+      x = y = z = take_x<P>(x, point);
     } else if (HasGrad && !kHasY) {
       y = w;
     }
     if constexpr (HasGrad) {
       // The weight is y rounded to its type: rounding y again avoids reading it.
-      if (!first && c.has(kWeightDecay)) at = kHasY ? round_to<P>(y) : y;
-      V d = force(V(g), at, c);
+      if (!first && c.has(kWeightDecay)) point = kHasY ? round_to<P>(y) : y;
+      V d = force(V(g), point, c);
       if (!first && !implicit) d = d + (y - x) * c.inv_gamma;
       if (momentum) {
         v = fresh ? d : v * c.inner_momentum + d;

@@ -19,12 +19,12 @@ struct Heat {
   }
 
   // kernels/scalars.py, heat. The noise is that of the next gradient.
-  static DR_HD void derive(const Hyper&, const CycleState& at, Scalars<double>& s) {
-    const double steps = static_cast<double>(at.cycle_steps);
-    s.noise_scale = noise_scale(at.next_gamma, 1.0);
-    s.outer_step = at.lr / steps;
+  static DR_HD void derive(const Hyper&, const CycleState& cycle, Scalars<double>& s) {
+    const double steps = static_cast<double>(cycle.cycle_steps);
+    s.noise_scale = noise_scale(cycle.next_gamma, 1.0);
+    s.outer_step = cycle.lr / steps;
     s.outer_scale = 1.0 / steps;
-    if (at.fresh) s.flags |= kTakeParam;
+    if (cycle.fresh) s.flags |= kTakeParam;
     s.step += 1;
   }
 
@@ -32,7 +32,7 @@ struct Heat {
   static DR_HD void update(const Q& q, const C& c, int64_t i) {
     const bool first = c.has(kFirst), last = c.has(kLast), take_param = c.has(kTakeParam);
 
-    V x{}, s{}, at{}, n{};
+    V x{}, s{}, point{}, n{};
     Read<V, Q> w{}, g{};
     if (!take_param || kWide<P>) x = load<V>(q.x + i);
     if (!first) s = load<V>(q.acc + i);
@@ -43,10 +43,10 @@ struct Heat {
       n = q.template normals<V>(i);
     }
 
-    if (take_param || c.has(kWeightDecay)) at = w;
-    if (take_param) x = take_x<P>(x, at);
+    if (take_param || c.has(kWeightDecay)) point = w;
+    if (take_param) x = take_x<P>(x, point);
     if constexpr (HasGrad) {
-      const V d = force(V(g), at, c);
+      const V d = force(V(g), point, c);
       s = first ? d : s + d;
     }
     if (last) {

@@ -17,11 +17,11 @@ struct HJ {
   }
 
   // kernels/scalars.py, hj.
-  static DR_HD void derive(const Hyper& h, const CycleState& at, Scalars<double>& s) {
+  static DR_HD void derive(const Hyper& h, const CycleState& cycle, Scalars<double>& s) {
     s.alpha = h.alpha;
     s.one_minus_alpha = 1.0 - h.alpha;
-    s.gamma = at.gamma;
-    s.outer_step = at.lr;
+    s.gamma = cycle.gamma;
+    s.outer_step = cycle.lr;
     s.outer_scale = 1.0;
   }
 
@@ -30,7 +30,7 @@ struct HJ {
     const bool first = c.has(kFirst), last = c.has(kLast);
     if (!HasGrad && !first && !last) return;
 
-    V x{}, p{}, at{};
+    V x{}, p{}, point{};
     Read<V, Q> w{}, g{};
     if (!first || kWide<P>) x = load<V>(q.x + i);
     if (!first) p = load<V>(q.acc + i);
@@ -39,13 +39,13 @@ struct HJ {
     if constexpr (HasGrad) g = q.template grad<V>(i);
 
     if (first) {
-      at = w;
-      x = take_x<P>(x, at);
+      point = w;
+      x = take_x<P>(x, point);
     }
     if constexpr (HasGrad) {
       V d = unscaled(V(g), c);
       // In one branch: a point that is live across two would take more registers than there are.
-      if (c.has(kWeightDecay)) d = d + (first ? at : round_to<P>(x - p * c.gamma)) * c.weight_decay;
+      if (c.has(kWeightDecay)) d = d + (first ? point : round_to<P>(x - p * c.gamma)) * c.weight_decay;
       if (first) {
         p = c.has(kWarmStart) ? d : d * c.one_minus_alpha;
       } else {

@@ -19,10 +19,10 @@ struct Outer {
   }
 
   // kernels/scalars.py, outer.
-  static DR_HD void derive(const Hyper& h, const CycleState& at, Scalars<double>& s) {
+  static DR_HD void derive(const Hyper& h, const CycleState& cycle, Scalars<double>& s) {
     s.alpha = h.alpha;
     s.one_minus_alpha = 1.0 - h.alpha;
-    s.outer_step = 1.0 - at.lr;
+    s.outer_step = 1.0 - cycle.lr;
     s.outer_scale = 1.0;
     if (h.alpha != 0) s.flags |= kAverage;
   }
