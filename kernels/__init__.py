@@ -46,7 +46,7 @@ __all__ = [
 NAMES = ("cpu", "cuda", "triton", "eager")
 OLDEST_TRITON = (3, 6)
 
-# What "auto" takes on a type of device: the first that works, else "eager".
+# For each type of device, what "auto" tries before "eager": the first that works.
 ORDER = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 
@@ -78,7 +78,7 @@ class Backend(Protocol):
         Args:
             rule: the update rule.
             table: the weights.
-            buffers: flat state buffers by name: "x", the rule's ``acc``, and where there are any "y",
+            buffers: flat state buffers by name: "x", the rule's ``acc`` and, if it has them, "y",
                 "momentum_buffer" and "inner_momentum_buffer".
             capturable: also prepare what ``run_ticked`` needs and cannot create during a capture.
         """
@@ -114,7 +114,7 @@ def _load(name: str) -> tuple[Backend | None, str]:
     if name == "triton":
         try:
             version = str(importlib.import_module("triton").__version__)
-            # 3.5 takes roots of denormals to be zero.
+            # Triton 3.5 returns 0 as the root of a denormal.
             if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
                 return None, f"looked for triton 3.6 or newer and found {version}; pip install 'triton>=3.6'"
             from .triton.backend import Triton
@@ -134,13 +134,13 @@ def _problem(kind: str) -> str:
 
 def _why_no_cpu(error: ImportError) -> str:
     found = f"looked for the compiled module deeprelax._cpu ({error})"
-    again = "install g++, then again in the source folder: pip install --force-reinstall --no-deps ."
+    again = "install g++, then in the source folder: pip install --force-reinstall --no-deps ."
     return f"{found}; at installation: {_problem('CPU')}; {again} (or make clean, then make train)"
 
 
 def _why_no_cuda(error: ImportError) -> str:
     found = f"looked for the compiled module deeprelax._cuda ({error})"
-    again = "have nvcc on the PATH or set CUDA_HOME, then: DEEPRELAX_CUDA=1 pip install --force-reinstall --no-deps ."
+    again = "put nvcc on the PATH or set CUDA_HOME, then: DEEPRELAX_CUDA=1 pip install --force-reinstall --no-deps ."
     return f"{found}; at installation: {_problem('CUDA')}; {again}"
 
 
@@ -153,10 +153,10 @@ def _why_no_gpu() -> str:
         return "" if "" in each else "; ".join(each)
     torchs = "torch.cuda.is_available() is False"
     if not problem:
-        return f"looked for a GPU, and the driver has one, but {torchs}: install a build of torch for CUDA"
+        return f"looked for a GPU: the driver has one, but {torchs}; install a build of torch for CUDA"
     if torch.cuda.is_available():
         return (
-            f"looked for a driver that serves the CUDA that built the kernels ({module.compiler}): {problem}; "
+            f"looked for a driver that supports the CUDA version of the kernels ({module.compiler}): {problem}; "
             f"torch works here, so build with its version, CUDA {torch.version.cuda}"
         )
     return f"looked for a GPU for the kernels, which are built: {problem}; {torchs}"
@@ -178,16 +178,16 @@ def _why_no_code(architectures: str, index: int) -> str:
 
 
 def _why_not_on(name: str, device: torch.device) -> str:
-    """Why a backend that works here does not serve tensors on that device. Empty if it does."""
+    """Why a backend that works here does not support tensors on that device. Empty if it does."""
     if name == "cpu" and device.type != "cpu":
-        return f"it serves CPU tensors, and these are on {device}"
+        return f"it is for CPU tensors, and these are on {device}"
     if name == "cuda" and device.type != "cuda":
-        return f"it serves NVIDIA GPUs, and these tensors are on {device}"
+        return f"it is for NVIDIA GPUs, and these tensors are on {device}"
     if name == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         return _why_no_code(importlib.import_module("deeprelax._cuda").architectures, index)
     if name == "triton" and device.type == "cpu" and not _interpreted():
-        return "it serves GPU tensors, and these are on the CPU; TRITON_INTERPRET=1 runs it there, slowly"
+        return "it is for GPU tensors, and these are on the CPU; TRITON_INTERPRET=1 runs it there, slowly"
     return ""
 
 
@@ -219,7 +219,7 @@ def get(name: str, device: torch.device) -> Backend:
 
     Args:
         name: "auto" (the environment's ``DEEPRELAX_BACKEND``, else the fastest that works) or one of ``NAMES``.
-        device: where the weights lie.
+        device: the weights' device.
 
     Raises:
         ValueError: there is no backend of that name.

@@ -80,7 +80,7 @@ WIDE = ("wide_rate", "wide_beta1", "wide_beta2", "count")
 
 
 class Scalars(ctypes.Structure):
-    """The scalars of one call, for all rules: each reads what its equation names.
+    """The scalars of one call, for all rules: each rule reads those of its equation.
 
     Every scalar is derived in float64 and rounded once to the type that the kernel computes in (float64 for float64
     weights, float32 for all others).
@@ -195,7 +195,7 @@ class CpuLaunch(Launch):
 
 
 class CudaLaunch(Launch):
-    """A launch of ``_cuda``; its tables lie on the device, all but ``first_chunks``."""
+    """A launch of ``_cuda``; its tables are on the device, except ``first_chunks``."""
 
     _fields_ = [
         ("n_tensors", ctypes.c_int64),
@@ -220,11 +220,6 @@ class Expected(ctypes.Structure):
     ]
 
 
-def address(structure: ctypes.Structure) -> int:
-    """Where a structure lies in memory."""
-    return ctypes.addressof(structure)
-
-
 def data_address(tensor: Tensor | None) -> int:
-    """Where a tensor lies in memory; 0 for None."""
+    """The address of a tensor's first element; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()

@@ -23,12 +23,12 @@ class ClockMemory:
     """The counters (int64) and gammas (float64) of one parameter group.
 
     Args:
-        device: where the group's parameters lie.
+        device: that of the group's parameters.
 
     Attributes:
         words: int64, shape (9,): the bytes of ``ClockWords``.
         scalars: int64: the bytes of ``DeviceScalars``, which ``tick`` derives.
-        host_scalars: what ``tick`` derived, on backends that read the clock to the host; None: the call is skipped.
+        host_scalars: what ``tick`` derived, on backends that read the clock to the host; None if the call is skipped.
     """
 
     def __init__(self, device: torch.device) -> None:

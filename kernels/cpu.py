@@ -18,19 +18,19 @@ from .noise import Draw
 from .scalars import Rule
 from .table import Table
 
-# Elements of one unit of work: with 4 to 7 operands in fp32 it fills the second-level cache about half, and the
-# prefetchers run through it.
+# Elements of one unit of work: with 4 to 7 operands in fp32 it fills about half of the second-level cache, and is long
+# enough for the hardware prefetchers.
 CHUNK = 16384
 
 # From this many elements of a launch on, weights that a call writes without reading them bypass the caches: they will
 # have been evicted before the next forward pass reads them. 16 MiB of fp32 weights, 64 MiB with gradients and state.
 PAST_CACHE_FROM = 1 << 22
 
-# Elements that must be waiting for each thread before one more is woken.
+# The fewest elements per thread: smaller launches use fewer threads.
 PER_THREAD = 32768
 
-# Pieces of the work for each thread, which takes the next when it is done with one. Each is a call of the kernel: a
-# chunk of a few elements is not worth one.
+# Pieces of work per thread; a thread takes the next piece when it is done with one. Each is a call of the kernel, which
+# a single small chunk would not be worth.
 PIECES = 64
 
 
@@ -43,7 +43,7 @@ def preferred_instruction_set(available: list[str]) -> str:
 
 
 def openmp_of_torch() -> int:
-    """Address of ``GOMP_parallel`` in the OpenMP runtime that torch runs on, or 0 where it has none.
+    """Address of ``GOMP_parallel`` in the OpenMP runtime that torch runs on, or 0 if there is none.
 
     A second pool of threads would compete with torch's for the cores: torch's workers spin for a while after every
     parallel region.
@@ -67,7 +67,7 @@ def openmp_of_torch() -> int:
 
 
 class CPUUpdate:
-    """A ``CpuLaunch``, complete but for the gradients and the number of threads."""
+    """A ``CpuLaunch``, complete except for the gradients and the number of threads."""
 
     __slots__ = ("_address", "_kept", "_launch", "_module_run", "_most_threads")
 

@@ -1,4 +1,4 @@
-"""The ``cuda`` backend: hands addresses and scalars to the CUDA kernels of ``csrc/``, one launch for 460 tensors."""
+"""The ``cuda`` backend: hands addresses and scalars to the CUDA kernels of ``csrc/``, one launch per 460 tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .table import Table
 
 
 class CudaUpdate:
-    """A ``CudaLaunch``, complete but for the gradients."""
+    """A ``CudaLaunch``, complete except for the gradients."""
 
     __slots__ = ("_address", "_backend", "_device", "_kept", "_launch")
 
@@ -26,7 +26,7 @@ class CudaUpdate:
         self._backend, self._device = backend, table.device
         with guard(table.device):
             on_device = DeviceTable(table, backend.module.chunk(DTYPES[table.dtype]))
-        # Chunks before those of each set of tensors that one launch serves.
+        # The first chunk of each set of tensors that one launch serves, and the end.
         sets = [0, *(int(n) for n in map(torch.sum, torch.split(on_device.counts, backend.module.tensors)))]
         first_chunks = array("q", accumulate(sets))
         self._kept = buffers, on_device, first_chunks  # the launch has their addresses
@@ -91,11 +91,11 @@ class Cuda:
     def load(self, dtype: torch.dtype, device: torch.device) -> None:
         """Load the kernels for weights of that type: CUDA loads a kernel when it is first launched, which may fail
         during a capture."""
-        of = self.index(device), dtype
-        if not self.emulated and of not in self._loaded:
+        index = self.index(device)
+        if not self.emulated and (index, dtype) not in self._loaded:
             with guard(device):
-                self.module.load(DTYPES[dtype], of[0])
-            self._loaded.add(of)
+                self.module.load(DTYPES[dtype], index)
+            self._loaded.add((index, dtype))
 
     def bind(self, rule: Rule, table: Table, buffers: dict[str, Tensor], capturable: bool = False) -> CudaUpdate:
         """Prepare what stays the same from call to call: see ``Backend.bind`` in ``__init__.py``."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .table import Table
 
-# The last number of a chunk has the tensor above its lower 32 bits, which are LEADS * end + begin; every begin is less
-# than LEADS.
+# The last number of a chunk holds the tensor's index in its upper 32 bits, and in its lower ones LEADS * end + begin,
+# where begin is less than LEADS.
 LEADS, TENSOR_SHIFT = 8, 32
 
 
@@ -49,7 +49,7 @@ class Upload:
         self._captured: list[Tensor] = []
 
     def __call__(self, values: array[Any]) -> Tensor:
-        """Where the numbers are on the device."""
+        """The numbers on the device."""
         if capturing(self._copy.device):
             place = torch.zeros_like(self._copy)
             torch._foreach_add_(place.unbind(), values.tolist())
@@ -65,7 +65,7 @@ class Upload:
 class DeviceTable:
     """A ``Table`` on its device. Create it with the device current: ``guard``.
 
-    The copies are over when the constructor returns, so that any stream may use the tables; like other tensors they
+    The copies are complete when the constructor returns, so that any stream may use the tables; like other tensors they
     must outlive the work on streams other than the one that was current here.
 
     Args:

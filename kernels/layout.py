@@ -1,4 +1,4 @@
-"""Where the tensors of a list lie, and whether they are still those that a launch was planned for."""
+"""The addresses of a list of tensors, and whether they are still those that a launch was planned for."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _native() -> tuple[Any, int] | None:
 
 
 def _pointer(capsule: Any) -> int:
-    """What a capsule holds."""
+    """The pointer in a capsule."""
     name, get = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
     name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
@@ -46,7 +46,7 @@ def _pointer(capsule: Any) -> int:
 
 
 def same_strides(shape: Sequence[int], a: Sequence[int], b: Sequence[int]) -> bool:
-    """Whether two tensors of that shape lie alike: strides of dimensions of size 1 do not matter."""
+    """Whether two tensors of that shape have the same layout: strides of dimensions of size 1 do not matter."""
     return all(size <= 1 or x == y for size, x, y in zip(shape, a, b))
 
 
@@ -58,8 +58,8 @@ class Layout:
         device: of all of them.
         shapes: of each.
         strides: of each, in elements.
-        specs: where they are the local tensors of DTensors, which then stand in the lists below, how each is
-            distributed: its ``_spec``.
+        specs: for DTensors the ``_spec`` of each; the other arguments are then those of their local tensors, and the
+            methods take DTensors.
     """
 
     def __init__(
@@ -92,8 +92,8 @@ class Layout:
             )
 
     def parameters(self, planned: list[Tensor], found: list[Tensor]) -> array[int] | None:
-        """The addresses of parameters; None unless they are the planned objects, need gradients, and have the expected
-        layouts."""
+        """The addresses of parameters; None unless they are the planned objects, require gradients, and have the
+        expected layouts."""
         if self._native is None:
             same = all(map(is_, planned, found)) and all(map(NEEDS_GRAD, found))
             tensors: list[Tensor | None] = list(map(LOCAL, found)) if same and self._sharded else list(found)
@@ -107,7 +107,7 @@ class Layout:
 
     def gradients(self, params: list[Tensor]) -> tuple[list[Tensor | None], array[int], bool] | None:
         """The gradients of parameters (of DTensors the local tensors), their addresses, 0 for None, and whether any is
-        None; or None if one has not the expected layout."""
+        None; or None if one does not have the expected layout."""
         if self._native is None:
             if self._sharded:
                 return None
@@ -143,7 +143,7 @@ class Layout:
         )
 
     def fits(self, k: int, t: Tensor) -> bool:
-        """Whether ``t`` could be the k-th."""
+        """Whether ``t`` has the properties of the k-th."""
         return (
             t.layout is torch.strided
             and t.dtype == self.dtype

@@ -70,8 +70,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 
 def elements(start: int, shape: Sequence[int], stride: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """The calls of Philox for elements as ``words`` counts them: int64, a row for each run; and where among the words
-    of its row each element has its own."""
+    """The Philox calls that the elements of ``words`` take, int64, a row for each run; and the position of each
+    element's word among those of its row."""
     *runs, count = shape
     first = start + stride * torch.arange(math.prod(runs), device=device)[:, None]
     block = first // 4 + torch.arange((count + 6) // 4, device=device)
@@ -107,10 +107,10 @@ def words(
         draw: seed, replica and step.
         index: the parameter's position over all ``param_groups``.
         start: index of the first element in the memory order of the unsharded parameter; any integer >= 0.
-        shape: (count,), or (runs, count): so many runs of consecutive elements.
+        shape: (count,), or (runs, count): the elements of a run are consecutive.
         device: where to make them.
-        stride: from the first element of a run to the next one's.
-        rounding: those of stochastic rounding.
+        stride: the distance between the first elements of successive runs.
+        rounding: whether they are those of stochastic rounding.
 
     Returns:
         int64 tensor of that shape.
@@ -152,7 +152,7 @@ def box_muller(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
     f = mantissa - 1.0
     t = (31 - exponent).to(torch.float32) * TWO_LN_2 + f * log_polynomial(f)
     r = sqrt(t)
-    # Angle: the two top bits choose the quadrant, the other 30, as a signed fraction s of pi/4, the place in it.
+    # Angle: the two top bits choose the quadrant, the other 30, as a signed fraction s of pi/4, the position in it.
     low = (w1 << 2) & MASK32
     signed = low - ((low >> 31) << 32)
     s = signed.to(torch.float32) * (1.0 / 2**31)
@@ -170,8 +170,8 @@ def box_muller(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
 def normal(
     draw: Draw, index: int, start: int, shape: Sequence[int], device: torch.device | str, stride: int = 0
 ) -> Tensor:
-    """Standard normals, float32, of the elements that ``words`` with these arguments has. Words (0, 1) of a Philox call
-    give elements 4j and 4j+1, words (2, 3) give 4j+2 and 4j+3."""
+    """Standard normals, float32, of the elements that these arguments select in ``words``. Words (0, 1) of a Philox
+    call give elements 4j and 4j+1, words (2, 3) give 4j+2 and 4j+3."""
     block, place = elements(start, shape, stride, device)
     w0, w1, w2, w3 = drawn(draw, index, block)
     normals = (*box_muller(w0, w1), *box_muller(w2, w3))

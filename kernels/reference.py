@@ -32,8 +32,8 @@ PULL, AVERAGE = int(Flag.PULL), int(Flag.AVERAGE)
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in the noise elements stand: the parameter's index; the first element's in the memory order of the
-    unsharded parameter; and how far from a run's first element the next one's is."""
+    """Which noise the elements take: that of the parameter ``index``, from the element ``start`` of the unsharded
+    parameter (in memory order) on; the first elements of successive runs are ``stride`` apart."""
 
     index: int
     start: int
@@ -41,7 +41,7 @@ class Place:
 
 
 def draw_of(c: Scalars) -> noise.Draw:
-    """Where in the noise the call stands."""
+    """What selects the noise of the call."""
     return noise.Draw(c.key1 << 32 | c.key0, c.step)
 
 
@@ -58,7 +58,7 @@ def unscaled(g: Tensor, c: Scalars) -> Tensor:
 
 
 def force(g: Tensor, w: Tensor, c: Scalars) -> Tensor:
-    """The same with the weight decay of the point w."""
+    """``unscaled``, with weight decay at the point w."""
     g = unscaled(g, c)
     if c.weight_decay != 0:
         g = g + w * c.weight_decay
@@ -82,7 +82,7 @@ def outer_step(x: Tensor, f: Tensor, m: Tensor | None, c: Scalars) -> Tensor:
 
 
 def take_x(x: Tensor, w: Tensor) -> Tensor:
-    """x at the start of a cycle: what the parameter holds, or the state's float32 value if it rounds to just that."""
+    """x at the start of a cycle: what the parameter holds, or the state's float32 value if that rounds to it."""
     if x.dtype == w.dtype:
         return w.clone()
     return torch.where(x.to(w.dtype) == w, x, w.to(x.dtype))
@@ -109,8 +109,8 @@ def entropy_sgd(
         x_, y_, z_ = x, (w.to(wide) if y is None else y), z
     if g is not None:
         # The weight is y rounded to its dtype; a kernel rounds y again rather than read it.
-        at = y_.to(w.dtype).to(wide) if y is not None and not first else w.to(wide)
-        d = force(g.to(wide), at, c)
+        point = y_.to(w.dtype).to(wide) if y is not None and not first else w.to(wide)
+        d = force(g.to(wide), point, c)
         if not first and not implicit:
             d = d + (y_ - x_) * c.inv_gamma
         if c.inner_momentum != 0:
@@ -145,7 +145,7 @@ def entropy_sgd(
 
 
 def round_weight(c: Scalars, w: Tensor, y: Tensor, place: Place) -> None:
-    """w is y, rounded to nearest or stochastically."""
+    """Write y to w, rounded to nearest or stochastically."""
     if c.flags & STOCHASTIC_ROUNDING and w.dtype == torch.bfloat16:
         word = noise.words(draw_of(c), place.index, place.start, w.shape, w.device, place.stride, rounding=True)
         w.copy_(noise.round_stochastically(y, word))
@@ -162,8 +162,8 @@ def hj(c: Scalars, w: Tensor, g: Tensor | None, x: Tensor, p: Tensor, m: Tensor 
     else:
         x_, p_ = x, p
     if g is not None:
-        at = w if first else (x_ - p_ * c.gamma).to(w.dtype)
-        d = force(g.to(wide), at.to(wide), c)
+        point = w if first else (x_ - p_ * c.gamma).to(w.dtype)
+        d = force(g.to(wide), point.to(wide), c)
         if first and c.flags & WARM_START:
             p_ = d
         elif first:
@@ -205,10 +205,10 @@ def heat(c: Scalars, w: Tensor, g: Tensor | None, x: Tensor, s: Tensor, m: Tenso
 
 
 def square_root(v: Tensor) -> Tensor:
-    """The correctly rounded root: ``torch.sqrt`` on the CPU is not, and numpy's is the processor's."""
+    """The correctly rounded square root: ``torch.sqrt`` is not correctly rounded on the CPU, ``numpy.sqrt`` is."""
     if v.dtype == torch.float32:
         return torch.sqrt(v.double()).float()
-    with np.errstate(invalid="ignore"):  # the root of what is not a number is none
+    with np.errstate(invalid="ignore"):  # no warning about NaN
         return torch.from_numpy(np.sqrt(v.cpu().numpy())).to(v.device)
 
 
@@ -226,8 +226,7 @@ def entropy_adamw(
     place: Place,
 ) -> None:
     """AdamW inside Entropy-SGD's two loops. ``m`` and ``v`` are AdamW's averages, ``b`` is the outer momentum, and
-    ``missed`` is how many of the calls so far came without a gradient. ``z`` is None or old where alpha is 0: it is y.
-    """
+    ``missed`` is how many of the calls so far came without a gradient. If alpha is 0, z is y and ``z`` is not used."""
     first, last, pull, averages = c.flags & FIRST, c.flags & LAST, c.flags & PULL, c.flags & AVERAGE
     wide = x.dtype
     if first:
@@ -252,7 +251,7 @@ def entropy_adamw(
         m.copy_(m_)
         v.copy_(v_)
     if last:
-        # Without momentum in this form: for eta = 1 x is z to the bit.
+        # This form, without momentum, makes x exactly z for eta = 1.
         x_ = z_ + (x_ - z_) * c.outer_step if c.momentum == 0 else outer_step(x_, x_ - z_, b, c)
         w.copy_(x_)
         if wide != w.dtype:
@@ -270,8 +269,9 @@ def entropy_adamw(
 
 
 def outer(c: Scalars, w: Tensor, stepped: bool, x: Tensor, z: Tensor | None, b: Tensor | None) -> None:
-    """The outer loop around another optimizer: after a step of it (``stepped``; else at the early end of a cycle) w is
-    the inner point, and x holds where the cycle began. ``z`` is None or old where alpha is 0: it is w."""
+    """The outer loop around another optimizer: w is its inner point, x the point where the cycle began. ``stepped`` is
+    False if it has made no step since the last call, at the early end of a cycle. If alpha is 0, z is w and ``z`` is
+    not used."""
     first, last, averages = c.flags & FIRST, c.flags & LAST, c.flags & AVERAGE
     y_ = w.to(x.dtype)
     if averages:
@@ -313,8 +313,8 @@ def elastic_sgd(
             y.copy_(y_)
         return
     # The weight is y rounded to its dtype; a kernel rounds y again rather than read it.
-    at = y_.to(w.dtype).to(wide) if y is not None and not take else w.to(wide)
-    d = force(g.to(wide), at, c)
+    point = y_.to(w.dtype).to(wide) if y is not None and not take else w.to(wide)
+    d = force(g.to(wide), point, c)
     if not implicit:
         d = d + (y_ - x) * c.inv_gamma
     if c.inner_momentum != 0:
@@ -390,5 +390,5 @@ class Eager:
         return EagerUpdate(rule, table, buffers)
 
     def tick(self, tick: Tick) -> None:
-        """Derive the scalars of the group's next call, and advance its clock; reads it to the host."""
+        """Derive the scalars of the group's next call, and advance its clock, which is read to the host."""
         tick.on_host()

@@ -1,9 +1,9 @@
 """From hyper-parameters and a clock to the scalars of one call.
 
 A step derives them here on the host, a captured step on the device: ``csrc/clock.h`` repeats these functions for CUDA,
-and Triton compiles them from this file (``triton/clock.py``), so that in them a constant is written where it is used,
-not given a name. Everything is computed in float64 in the order written, except the scale of the noise: the float32
-root of a float32 product.
+and Triton compiles them from this file (``triton/clock.py``), which is why they write constants out instead of naming
+them. Everything is computed in float64 in the order written, except the scale of the noise: the float32 root of a
+float32 product.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class CycleState:
         lr: η.
         inner_lr: η′, 0 where the rule has none.
         gamma: γ of this cycle.
-        next_gamma: γ after the call: another only if the call is the last of its cycle.
+        next_gamma: γ after the call; it differs only if the call is the last of its cycle.
         step: completed, unskipped calls.
         phase: gradients taken in this cycle.
         cycle_steps: L of this cycle.
@@ -112,7 +112,7 @@ def heat(h: Hyper, cycle: CycleState) -> Scalars:
 
 
 def power(base: float, exponent: int) -> float:
-    """base^exponent by multiplications alone, which are the same everywhere; ``pow`` is not."""
+    """base^exponent by multiplications alone, whose result is the same on every machine; that of ``pow`` is not."""
     result = 1.0
     while exponent > 0:
         if exponent & 1:
@@ -123,7 +123,7 @@ def power(base: float, exponent: int) -> float:
 
 
 def bias_correction(rate: float, beta1: float, beta2: float, count: int) -> tuple[float, float]:
-    """AdamW's ``step_size`` and ``inv_root_bias2`` of a weight that has had so many gradients, this one included."""
+    """AdamW's ``step_size`` and ``inv_root_bias2`` for a weight that has had ``count`` gradients, with this one."""
     return rate / (1 - power(beta1, count)), 1 / math.sqrt(1 - power(beta2, count))
 
 
@@ -187,15 +187,15 @@ class Rule:
     Attributes:
         name: the name of its function in ``reference.py``, ``triton/rules.py`` and of its header in ``csrc``.
         number: its place in the list of ``csrc/abi.h``.
-        acc: the buffer that gathers over a cycle: z, p or s; "" for none.
-        kept: the buffers that it always has, besides y.
-        derive: its scalars; ``scalars`` adds those that all rules have.
+        acc: the buffer that accumulates over a cycle: z, p or s; "" for none.
+        kept: the buffers that it always has, apart from y.
+        derive: derives its scalars; ``scalars`` adds those that all rules have.
         ahead: how many steps ahead of its gradient the noise of a call is.
-        keeps_y: whether weights that are narrower than their state need the inner point as a buffer, y.
-        optional: hyper-parameters that need a buffer where they are not 0, and its name.
+        keeps_y: whether weights of a lower precision than their state need a buffer for the inner point, y.
+        optional: hyper-parameters that need a buffer unless they are 0, and its name.
         velocity: the buffer of the inner momentum.
         rates: the hyper-parameters that are η and η′; "" for none.
-        draws: whether a call draws noise: the values that occur.
+        draws: whether a call draws noise: the possible values.
         counts: whether it counts the gradients that each weight has had. Its scalars then differ in every call.
     """
 
@@ -228,7 +228,7 @@ class Rule:
         return s
 
 
-# Of Hyper.flags, those that a call takes over as they are.
+# The bits of Hyper.flags that a call takes over unchanged.
 STATIC_MASK = ~(ABSORB_GAMMA | CARRY_INNER_MOMENTUM)
 
 ENTROPY_SGD = Rule(

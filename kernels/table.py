@@ -17,15 +17,15 @@ class Table:
     Args:
         weights: dense tensors of one dtype on one device; element i of a weight is the i-th in memory.
         indices: position of each over all ``param_groups``: the noise's parameter index.
-        starts: of each weight the index of its first element in the memory order of the unsharded parameter; default
+        starts: for each weight the index of its first element in the memory order of the unsharded parameter; default
             all 0.
-        runs: of each weight None where it is one range of the unsharded parameter; else (length, stride): it consists
-            of runs of ``length`` elements, whose first elements lie ``stride`` elements apart there.
+        runs: for each weight None if it is one range of the unsharded parameter; else (length, stride): it consists of
+            runs of ``length`` elements, whose first elements are ``stride`` apart in the unsharded parameter.
 
-    State buffers have ``length`` elements. Run r of weight t has its state from element ``offsets[t] + r * steps[t]``
-    on: an index that exceeds whole packs of the GPU kernels by as much as the global index does, so that the packs of
-    every run consist of whole Philox calls and their state is aligned. Every weight's state begins at a multiple of 128
-    bytes of the narrowest buffer, but for this excess.
+    State buffers have ``length`` elements. The state of run r of weight t begins at element
+    ``offsets[t] + r * steps[t]``. Modulo the size of the GPU kernels' packs this equals the run's global index, so that
+    the packs of every run consist of whole Philox calls and their state is aligned. Apart from this remainder, every
+    weight's state begins at a multiple of 128 bytes of the narrowest buffer.
     """
 
     ALIGN = 64  # elements: 128 bytes of bfloat16, so of every wider type as well
@@ -77,20 +77,20 @@ class Table:
         return flat.as_strided(self.runs(t), (self.steps[t], 1), flat.storage_offset() + self.offsets[t])
 
     def state_strides(self, t: int, strides: Sequence[int]) -> tuple[int, ...]:
-        """The strides of a weight's state in a flat buffer, of a weight that has these."""
+        """The strides of a weight's state in a flat buffer, for a weight with these strides."""
         length, step = self.lengths[t], self.steps[t]
         return tuple(s if s < length else s // length * step for s in strides) if step != length else tuple(strides)
 
     def chunks(self, chunk: int, packs: bool = False) -> Tensor:
-        """Work of at most ``chunk`` elements each, none of which reaches into another run.
+        """Chunks of at most ``chunk`` elements, each within one run.
 
         Args:
             chunk: elements, a multiple of ``ALIGN``.
-            packs: begin with the whole pack in which a run begins.
+            packs: begin a run's first chunk where the pack of its first element begins.
 
         Returns:
-            int64 CPU tensor with a row for each: tensor; its element 0 in the weight, in the unsharded parameter and in
-            the flat buffers; of its elements, the first one of the run, and the end.
+            int64 CPU tensor with a row for each: the tensor; the index of the chunk's element 0 in the weight, in the
+            unsharded parameter and in the flat buffers; its first element that belongs to the run, and the end.
         """
         if (chunk, packs) not in self._chunks:
             sizes, starts, offsets, lengths, strides, steps = (
@@ -119,9 +119,9 @@ class Table:
     def new_buffer(self, dtype: torch.dtype | None = None) -> Tensor:
         """A flat state buffer of zeros in ``dtype`` (default: the type that the kernels compute in).
 
-        Large ones on a CPU begin 16 KiB apart in their memory: where weight, gradient and state of 2^25 float32 lie at
-        multiples of 128 MiB from each other, which is how they are allocated, a noisy Entropy-SGD step takes 0.73 ns an
-        element, and so staggered 0.56 (two threads, Zen 4).
+        On a CPU, large ones are staggered by 16 KiB each. Otherwise the weight, gradient and state of 2^25 float32 are
+        allocated at multiples of 128 MiB from each other, and a noisy Entropy-SGD step takes 0.73 ns per element
+        instead of 0.56 (two threads, Zen 4).
         """
         dtype = dtype or self.compute_dtype
         self._made += 1
@@ -131,12 +131,12 @@ class Table:
 
 
 def _repeated(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """0, 0, … 1, 1, …, each as often as its count says, and next to it 0, 1, … for each."""
+    """0, 0, … 1, 1, …: each index, repeated as its count says; and for each index its repetitions, 0, 1, …"""
     which = torch.repeat_interleave(counts)
     return which, torch.arange(len(which), device="cpu") - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
 
 
 def memory_order(t: Tensor) -> Tensor:
-    """The elements of a dense tensor as they lie in memory: a 1-d view that shares its storage, but, as kernels write,
+    """The elements of a dense tensor in memory order: a 1-d view that shares its storage but, like the kernels' writes,
     not its version counter."""
     return t.data.as_strided((t.numel(),), (1,), t.storage_offset())

@@ -71,7 +71,7 @@ def device_scalars(scalars: Scalars) -> array[int]:
 
 
 class Shape(NamedTuple):
-    """What decides which kernel serves a call of a rule."""
+    """What selects the kernel for a call of a rule."""
 
     flags: int  # of abi.py; of a ticked call those that do not depend on the clock
     weight_decay: bool
@@ -124,7 +124,7 @@ def start(launch: Launch, device: torch.device) -> None:
     """Launch it. A new kernel cannot be launched during a capture, since CUDA forbids loading it then.
 
     Raises:
-        RuntimeError: it would have to be compiled in a capture.
+        RuntimeError: it would have to be compiled during a capture.
     """
     if not capturing(device):
         launch.kernel[launch.grid](**launch.arguments, **launch.options)

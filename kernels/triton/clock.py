@@ -25,7 +25,7 @@ NARROW_FLAGS = tl.constexpr((DeviceScalars.narrow.offset + NarrowScalars.flags.o
 COUNT, WIDE_COUNT = tl.constexpr(len(REALS)), tl.constexpr(len(WIDE))
 AT_LR, AT_MOMENTUM = tl.constexpr(REALS.index("lr")), tl.constexpr(REALS.index("momentum"))
 AT_WEIGHT_DECAY, AT_INV_SCALE = tl.constexpr(REALS.index("weight_decay")), tl.constexpr(REALS.index("inv_scale"))
-# Of both, abi.WIDE, in words of 8 bytes.
+# abi.WIDE in both parts, in words of 8 bytes.
 AT_WIDE = tl.constexpr(Scalars.wide_rate.offset // 8)
 AT_NARROW_WIDE = tl.constexpr((DeviceScalars.narrow.offset + NarrowScalars.wide_rate.offset) // 8)
 
@@ -34,7 +34,7 @@ NOISE_FLAG, SKIP_FLAG = tl.constexpr(int(Flag.NOISE)), tl.constexpr(int(Flag.SKI
 TAKE_PARAM_FLAG, PULL_FLAG = tl.constexpr(int(Flag.TAKE_PARAM)), tl.constexpr(int(Flag.PULL))
 STATIC_MASK = tl.constexpr(derivation.STATIC_MASK)
 
-# ClockMemory.words.
+# Indices into ClockMemory.words.
 AT_STEP, AT_PHASE = tl.constexpr(WORDS["step"]), tl.constexpr(WORDS["phase"])
 AT_CYCLE_STEPS, AT_FRESH = tl.constexpr(WORDS["cycle_steps"]), tl.constexpr(WORDS["fresh"])
 AT_OUTER_STEP_HAPPENED = tl.constexpr(WORDS["outer_step_happened"])
@@ -71,7 +71,7 @@ class CycleState(NamedTuple):
     fresh: Any
 
 
-# What a rule derives, in the place of ``Scalars``.
+# What a rule derives, in place of ``Scalars``.
 NAMES, DEFAULTS = (*REALS, *WIDE, "flags"), (*[0.0] * len(REALS + WIDE), 0)
 Derived: Any = namedtuple("Derived", NAMES, defaults=DEFAULTS)  # type: ignore[misc]
 
@@ -97,14 +97,14 @@ def flag(condition, FLAG: tl.constexpr):
 
 @triton.jit
 def float64(low, high):
-    """The float64 of these bits: as an argument it would be a float32."""
+    """The float64 with these bits: a float passed as an argument would become a float32."""
     bits = (high.to(tl.int64) << 32) | (low.to(tl.int64) & 0xFFFFFFFF)
     return bits.to(tl.float64, bitcast=True)
 
 
 @triton.jit
 def unscale(scale):
-    """What the gradients of a loss multiplied by ``scale`` are multiplied by: a float32."""
+    """The factor that unscales the gradients of a loss multiplied by ``scale``: a float32."""
     return (1.0 / scale.to(tl.float64)).to(tl.float32).to(tl.float64)
 
 
@@ -143,7 +143,7 @@ def store(scalars, s, h, lr, inv_scale, seed, replica, step, flags):
     store_words(words + NARROW_FLAGS, flags, key0, key1, step.to(tl.int32))
 
 
-# What a rule derives, and how many steps its noise is ahead: each rule's kernel sees its own.
+# Of the rule: ``kernel_of`` replaces both.
 derive: Any = None
 AHEAD = tl.constexpr(0)
 
@@ -255,7 +255,7 @@ def tick(
 
 
 def with_globals(function: Callable[..., Any], **names: Any) -> Any:
-    """A copy of the function for which these names replace the globals of its module."""
+    """A copy of the function in which these names replace the globals of its module."""
     code, everything = function.__code__, {**function.__globals__, **names}
     seeing = FunctionType(code, everything, function.__name__, function.__defaults__)
     seeing.__annotations__ = function.__annotations__  # which parameters are constants

@@ -1,7 +1,7 @@
-"""The kernel that Triton launches: one program finds its chunk and runs its rule on it.
+"""The kernel that Triton launches: one program finds its chunk and runs the rule on it.
 
-The scalars of a call are arguments; of a ticked one (a step that a CUDA graph may replay) they lie in
-``DeviceScalars``, where ``clock.py`` has put them, and the place in the cycle is a branch.
+The scalars of a call are arguments. Those of a ticked call (a step that a CUDA graph may replay) are in
+``DeviceScalars``, written by ``clock.py``, and the phase is a branch.
 """
 
 from typing import Any
@@ -72,7 +72,7 @@ def decide(
 
 @triton.jit
 def run_ticked(RULE: tl.constexpr, block, ptrs, c, o, draw, wide, flags, BLOCK: tl.constexpr):
-    """The rule at the place in the cycle that ``flags`` say."""
+    """The rule in the phase given by ``flags``."""
     if (flags & FIRST_FLAG) != 0:
         if (flags & LAST_FLAG) != 0:
             decide(RULE, block, ptrs, c, o, draw, wide, flags, BLOCK, True, True)
@@ -101,7 +101,7 @@ def run_block(
 ):
     """The rule on the block of the chunk that begins at element ``base``; ``ptrs`` point to its operands."""
     T: tl.constexpr = ptrs.x.dtype.element_ty
-    # Arguments of a launch are float32; and AdamW corrects the bias of some weights from what it needs in float64.
+    # Arguments of a launch are float32. AdamW needs float64 to correct the bias of weights that missed gradients.
     IN_MEMORY: tl.constexpr = T.is_fp64() or RULE == "entropy_adamw"
     block = block_of(chunk, base, BLOCK)
     if TICKED or IN_MEMORY:
@@ -208,8 +208,8 @@ def update(
 ):
     """One call of a rule on every weight of a table; ``acc`` is z, p or s.
 
-    ``scalars`` are ``Reals``, or point to ``DeviceScalars``; TICKED: those of the clock, and the keys, FIRST, LAST and
-    TAKE_PARAM say nothing.
+    ``scalars`` are ``Reals``, or point to ``DeviceScalars``. If TICKED these are the clock's, and the keys, the step,
+    FIRST, LAST and TAKE_PARAM are ignored.
     """
     chunk = locate(chunks, tensors, grads, missed, P)
     flags, work = 0, True

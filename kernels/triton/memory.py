@@ -30,7 +30,7 @@ Reals: Any = namedtuple("Reals", REALS)  # type: ignore[misc]
 
 class Operands(NamedTuple):
     """Pointers to a chunk's operands, or the values to write; None if absent. Among values that were read, 0 stands for
-    an absent one, since no function of Triton 3.6 can return None. ``acc`` is z, p or s, ``q`` AdamW's average of
+    an absent one, since a function of Triton 3.6 cannot return None. ``acc`` is z, p or s, ``q`` AdamW's average of
     squares."""
 
     w: Any = None
@@ -44,7 +44,7 @@ class Operands(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Work of one program. Elements ``begin … end - 1`` are the run's; ``start`` is the global index of element 0,
+    """Work of one program. Elements ``begin … end - 1`` belong to the run; ``start`` is the global index of element 0,
     ``offset`` its place in the flat buffers, ``missed`` how many calls came without a gradient."""
 
     w: Any
@@ -74,7 +74,7 @@ class Block(NamedTuple):
 
 @triton.jit
 def read_reals(table, T: tl.constexpr):
-    """The scalars from memory: float64 ones, or ``DeviceScalars``, where float32 ones follow."""
+    """The scalars in memory: the float64 ones, or the float32 ones that follow them in ``DeviceScalars``."""
     r = table.to(tl.pointer_type(T)) + (0 if T.is_fp64() else NARROW)
     return Reals(  # type: ignore[call-arg]
         tl.load(r),
@@ -129,8 +129,8 @@ def block_of(chunk, base, BLOCK: tl.constexpr):
 @triton.jit
 def aligned(pointer):
     """The pointer, known to be a multiple of 16."""
-    # Flat buffers are aligned as torch allocates them. The attribute stands on an operation and would be lost on an
-    # argument of a function: hence the cast to and fro.
+    # Flat buffers are aligned as torch allocates them. The attribute belongs to an operation and would be lost on
+    # an argument of a function: hence the cast to an integer and back.
     return tl.multiple_of(pointer.to(tl.int64).to(pointer.dtype), 16)
 
 
@@ -147,7 +147,7 @@ def load(pointer, i, begin, end, FAST: tl.constexpr):
 
 @triton.jit
 def store(pointer, value, i, begin, end, FAST: tl.constexpr):
-    """Write a value if there is one, as ``load`` reads."""
+    """Write a value unless it is None, with the same accesses as ``load``."""
     if value is not None:
         if FAST:
             tl.store(aligned(pointer) + i, value)
@@ -180,7 +180,7 @@ def load_state(ptrs, block, BLOCK: tl.constexpr, FAST: tl.constexpr):
 
 @triton.jit
 def store_state(ptrs, new, block, end_v, BLOCK: tl.constexpr, FAST: tl.constexpr):
-    """The same written; the averages end at ``end_v``."""
+    """Write them; v and q end at ``end_v``."""
     i = tl.arange(0, BLOCK)
     store(ptrs.x, new.x, i, block.begin, block.end, FAST)
     store(ptrs.y, new.y, i, block.begin, block.end, FAST)
@@ -207,7 +207,7 @@ def read(ptrs, block, BLOCK: tl.constexpr):
 
 @triton.jit
 def write(ptrs, new, block, BLOCK: tl.constexpr, MOVES: tl.constexpr, RESETS: tl.constexpr):
-    """Writes what is not None. Without a gradient the weight is written if MOVES, the inner velocity (AdamW's
+    """Write what is not None. Without a gradient the weight is written if MOVES, the inner velocity (AdamW's
     averages) if RESETS."""
     i = tl.arange(0, BLOCK)
     with_grad = tl.where(block.has_grad, block.end, 0)

@@ -19,7 +19,7 @@ SQRT_HALF_BITS = tl.constexpr(noise.SQRT_HALF_BITS)
 
 
 class Draw(NamedTuple):
-    """What noise is drawn from, and how. ``per_thread`` consecutive elements lie in one thread, as the loads have them:
+    """What noise is drawn from, and how. ``per_thread`` consecutive elements belong to one thread, as in the loads:
     otherwise the result would go through shared memory."""
 
     key0: Any
@@ -92,7 +92,7 @@ def box_muller(w0, w1):
     f = mantissa - 1.0
     t = (31 - exponent).to(tl.float32) * TWO_LN_2 + f * log_polynomial(f)
     r = tl.sqrt_rn(t)
-    # Angle: the two top bits choose the quadrant, the other 30, as a signed fraction s of pi/4, the place in it.
+    # Angle: the two top bits choose the quadrant, the other 30, as a signed fraction s of pi/4, the position in it.
     s = (w1 << 2).to(tl.int32, bitcast=True).to(tl.float32) * (1.0 / 2**31)
     s2 = s * s
     sine, cosine = s * cubic(SIN, s2), cubic(COS, s2)

@@ -2,8 +2,8 @@
 
 ``block`` is a part of one tensor and ``ptrs`` point to its operands: ``w`` is the weight and ``g`` its gradient; x, y,
 ``acc`` (z, p or s) and the momenta are the optimizer's. A buffer that the optimizer does not have is None.
-``c`` are the scalars, ``o`` the options: constants of a launch, or values where a captured step decides on the device;
-``if`` takes both. FIRST and LAST are the place in the cycle.
+``c`` are the scalars, ``o`` the options: constants of a launch, or values that a captured step computes on the device;
+``if`` takes both. FIRST and LAST say whether the call is the first or the last of its cycle.
 """
 
 import triton
@@ -16,7 +16,7 @@ from .update import bias_correction, divide, force, outer_step, square_root, tak
 
 @triton.jit
 def entropy_sgd(block, ptrs, c, o, draw, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
-    """Section 6.1. Of a chunk without a gradient only the ends of a cycle are called."""
+    """Section 6.1. Called for a chunk without a gradient only at the ends of a cycle."""
     P: tl.constexpr = ptrs.w.dtype.element_ty
     T: tl.constexpr = ptrs.x.dtype.element_ty
     source = Operands(
@@ -69,7 +69,7 @@ def entropy_sgd(block, ptrs, c, o, draw, BLOCK: tl.constexpr, FIRST: tl.constexp
         w_ = narrow(y_, P)
     new = Operands(
         w=w_,
-        x=x_ if (LAST and P != T) or (FIRST and not LAST) else None,  # x of a weight of its own type is the weight
+        x=x_ if (LAST and P != T) or (FIRST and not LAST) else None,  # the weight is x if they have one type
         y=y_ if not LAST and ptrs.y is not None else None,
         acc=z_ if not LAST else None,
         m=m_ if LAST and ptrs.m is not None else None,
@@ -80,7 +80,7 @@ def entropy_sgd(block, ptrs, c, o, draw, BLOCK: tl.constexpr, FIRST: tl.constexp
 
 @triton.jit
 def hj(block, ptrs, c, o, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
-    """Section 6.2. Of a chunk without a gradient only the ends of a cycle are called."""
+    """Section 6.2. Called for a chunk without a gradient only at the ends of a cycle."""
     P: tl.constexpr = ptrs.w.dtype.element_ty
     T: tl.constexpr = ptrs.x.dtype.element_ty
     source = Operands(
@@ -189,8 +189,8 @@ def outer(block, ptrs, c, o, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.
 
 @triton.jit
 def entropy_adamw(block, ptrs, c, o, draw, wide, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr):
-    """AdamW inside Entropy-SGD's two loops: v and q are AdamW's averages, m the outer momentum. Of a chunk without a
-    gradient only the ends of a cycle are called."""
+    """AdamW inside Entropy-SGD's two loops: v and q are AdamW's averages, m the outer momentum. Called for a chunk
+    without a gradient only at the ends of a cycle."""
     P: tl.constexpr = ptrs.w.dtype.element_ty
     T: tl.constexpr = ptrs.x.dtype.element_ty
     READS_Y: tl.constexpr = not FIRST
@@ -302,7 +302,7 @@ def elastic_sgd(block, ptrs, c, o, draw, BLOCK: tl.constexpr):
 def run_rule(
     RULE: tl.constexpr, block, ptrs, c, o, draw, wide, BLOCK: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr
 ):
-    """The rule of that name, on a chunk on which it does anything."""
+    """The rule of that name, unless it has nothing to do on this chunk."""
     if RULE == "heat":
         heat(block, ptrs, c, o, draw, BLOCK, FIRST, LAST)
     elif RULE == "elastic_sgd":

@@ -9,7 +9,7 @@ from ..scalars import RULES
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of one program.
+    """The work of one program.
 
     Attributes:
         block: elements taken at once.

@@ -13,9 +13,9 @@ from .memory import Operands, narrow, read, widen
 
 
 class Options(NamedTuple):
-    """What an update does and leaves out: flags of ``abi.py``, and which optional terms there are. A ticked call has
-    values for ``noise``, ``take_param`` and ``pull``; all others are constants, which an assignment or a return would
-    make values of: options are built where they are handed on."""
+    """What an update does and omits: flags of ``abi.py``, and which optional terms there are. A ticked call has values
+    for ``noise``, ``take_param`` and ``pull``; all others are constants. An assignment or a return would turn constants
+    into values, so options are created in the call that passes them on."""
 
     scaled: Any
     maximize: Any
@@ -43,7 +43,7 @@ def unscaled(g, c, o):
 
 @triton.jit
 def force(g, w, c, o):
-    """The same with the weight decay of the point where it was taken."""
+    """``unscaled``, with weight decay at w, the point where g was taken."""
     g = unscaled(g, c, o)
     if o.weight_decay:
         g = g + w * c.weight_decay
@@ -69,8 +69,8 @@ def outer_step(x, f, m, c, o, MOMENTUM: tl.constexpr):
 
 @triton.jit
 def take_x(x, w, P: tl.constexpr):
-    """x at the start of a cycle: what the weight holds, or the state's wider value if it rounds to just that. A weight
-    of the state's own type has no such value, and ``x`` is not looked at."""
+    """x at the start of a cycle: what the weight holds, or the state's wider value if that rounds to it. ``x`` is
+    ignored if the state has the weight's type."""
     if w.dtype == P:
         return w
     else:
@@ -114,8 +114,8 @@ def power(base, exponent):
 
 @triton.jit
 def bias_correction(c, wide, missed, T: tl.constexpr):
-    """AdamW's ``step_size`` and ``inv_root_bias2``, of a weight that has missed so many gradients; ``wide`` points to
-    ``abi.WIDE``."""
+    """AdamW's ``step_size`` and ``inv_root_bias2`` for a weight without a gradient in ``missed`` calls; ``wide`` points
+    to ``abi.WIDE``."""
     step_size, inv_root_bias2 = c.step_size, c.inv_root_bias2
     if missed != 0:
         count = tl.load(wide + 3).to(tl.int64) - missed
