@@ -37,13 +37,13 @@ def buffers_of(rule: Rule, wide: bool, stochastic_rounding: bool) -> list[str]:
     return [*rule.kept, "y"] if rule.keeps_y and wide and not stochastic_rounding else [*rule.kept]
 
 
-def comes_and_goes(rule: Rule, name: str) -> bool:
-    """Whether a buffer is there for a hyper-parameter that is not 0, or for eval mode."""
+def is_optional(rule: Rule, name: str) -> bool:
+    """Whether a buffer exists only while a hyper-parameter is not 0, or in eval mode."""
     return name == "inner" or any(name == buffer for _, buffer in rule.optional)
 
 
 def state_shape(name: str, p: Tensor) -> torch.Size:
-    """The shape of a parameter's part of a buffer: its own, but for a count."""
+    """The shape of a parameter's part of a buffer: the parameter's, except for a count."""
     return torch.Size() if name == "missed" else p.shape
 
 
@@ -72,13 +72,13 @@ def new_buffer(name: str, table: Table) -> Tensor:
 
 
 class Bucket:
-    """Parameters of one group that have one device and one dtype, and are sharded all or none of them.
+    """Parameters of one group on one device and of one dtype, which are either all sharded or all not.
 
     Args:
         rule: the update rule.
         params: the parameters.
-        positions: place of each in its group.
-        noise: of each the noise's parameter index, and where in it the unsharded parameter begins.
+        positions: the position of each in its group.
+        noise: for each the noise's parameter index, and the index in it of the unsharded parameter's first element.
         names: for error messages.
         backend: a backend, its name, or "auto".
         flatten: move the parameters into one flat buffer.
@@ -113,7 +113,7 @@ class Bucket:
             self.strides = [dense_strides(p, local.shape) for p, local in zip(params, parts)]
         else:
             self.strides = [p.stride() if is_dense(p) else contiguous_strides(p.shape) for p in params]
-        # One with gaps, or in another order than the whole one, is served by a copy, in and out.
+        # A parameter with gaps, or a part in another order than the unsharded parameter, is updated through a copy.
         self.gaps = {
             t: torch.empty_strided(p.shape, strides, dtype=p.dtype, device=p.device)
             for t, (p, strides) in enumerate(zip(parts, self.strides))
@@ -133,7 +133,7 @@ class Bucket:
         self.shown: dict[str, list[Tensor]] = {}  # the same as the state has them
         self.update: Update
         # The parameters' version counters after our last write, and how often we have written since they were noted;
-        # None: they say nothing, because weights may be loaded now.
+        # None while weights may be loaded, and writes by other code are expected.
         self._versions: list[int] | None = None
         self._writes = 0
 
@@ -145,7 +145,7 @@ class Bucket:
     # State.
 
     def add_buffers(self, names: Iterable[str], state: State) -> None:
-        """A zero buffer of each name that there is not yet, with each parameter's part of it, in its shape, in
+        """Add a zero buffer for each name that has none yet, and put each parameter's part of it, in its shape, into
         ``state``; "inner" has the weights' dtype."""
         new = {}
         with torch.inference_mode(False):  # a buffer made in inference mode could not be updated outside it
@@ -174,14 +174,14 @@ class Bucket:
         return own_storage(flat, self._place(name, t), shape, strides)
 
     def _shown(self, name: str, t: int, view: Tensor) -> Tensor:
-        """What the state has of it."""
+        """That part as the state holds it."""
         return view if name == "missed" else like(self.params[t], view)
 
     def _is_in_place(self, name: str, t: int) -> bool:
-        """Whether the state still lies in the flat buffer: sharing memory with a process moves a tensor."""
+        """Whether the state is still in the flat buffer: sharing memory with another process moves a tensor."""
         flat, view = self.buffers[name], self.views[name][t]
-        at = flat.data_ptr() + self._place(name, t) * flat.element_size()
-        return view.numel() == 0 or view.data_ptr() == at
+        expected = flat.data_ptr() + self._place(name, t) * flat.element_size()
+        return view.numel() == 0 or view.data_ptr() == expected
 
     def drop_buffer(self, name: str, state: State) -> None:
         """Forget a buffer, if there is one of that name."""
@@ -191,8 +191,8 @@ class Bucket:
                 state[p].drop(name)
 
     def begin(self, t: int, name: str, step: int) -> None:
-        """What a buffer holds of a parameter that joins after so many steps: x = y = z = the parameter, it has missed
-        all of them, and everything else is 0."""
+        """Initialise the part of a parameter that joins after ``step`` steps: x, y and z are the parameter, it has
+        missed all those steps, and everything else is 0."""
         view = self.views[name][t]
         if name in ("x", "y", "z"):
             view.copy_(self.parts[t].detach())
@@ -203,13 +203,13 @@ class Bucket:
 
     @torch.no_grad()
     def take_over(self, t: int, values: Mapping[str, Any], state: State, step: int) -> None:
-        """Copy the values of one parameter's state into its buffers; what is missing begins, after so many steps.
+        """Copy the values of one parameter's state into its buffers; ``begin`` initialises what is missing.
 
         Raises:
             ValueError: a value is not a tensor of the parameter's shape.
         """
         p, entry = self.params[t], state[self.params[t]]
-        optional = [name for name in values if comes_and_goes(self.rule, name) and isinstance(values[name], Tensor)]
+        optional = [name for name in values if is_optional(self.rule, name) and isinstance(values[name], Tensor)]
         self.add_buffers(optional, state)
         for name, views in self.views.items():
             value = values.get(name)
@@ -224,16 +224,16 @@ class Bucket:
                 views[t].copy_(part(value))
             entry.put(name, self.shown[name][t])
         for name in [name for name in entry if name not in self.views]:
-            entry.drop(name)  # the float32 y of a model that was cast to float32 since, or somebody else's
+            entry.drop(name)  # the float32 y of a model that was cast to float32 since, or other code's
 
     def owns(self, t: int, values: Mapping[str, Any]) -> bool:
-        """Whether a parameter's state is what this bucket made, and not put in by others."""
+        """Whether a parameter's state is what this bucket made, and not put in by other code."""
         return all(values.get(name) is shown[t] and self._is_in_place(name, t) for name, shown in self.shown.items())
 
     # Parameters and gradients.
 
     def is_current(self, params: list[Tensor]) -> bool:
-        """Whether these are the parameters, need gradients, and are where they were, in the same layout."""
+        """Whether these are the parameters, require gradients, and have the same addresses and layouts as before."""
         return len(params) == len(self.params) and self._layout.parameters(self.params, params) == self.addresses
 
     def position(self, p: Tensor) -> int:
@@ -241,7 +241,7 @@ class Bucket:
         return next(t for t, own in enumerate(self.params) if own is p)
 
     def holds(self, p: Tensor) -> bool:
-        """Whether one of the parameters is as it was."""
+        """Whether one of the parameters has the same address and layout as before."""
         t = self.position(p)
         return part(p).data_ptr() == self.addresses[t] and self._layout.fits(t, part(p))
 
@@ -259,7 +259,7 @@ class Bucket:
         return ready, addresses, any(g is None for g in ready)
 
     def no_gradients(self) -> tuple[list[Tensor | None], array[int]]:
-        """What ``gather`` returns where every gradient is missing."""
+        """What ``gather`` returns if every gradient is missing."""
         return [None] * len(self.params), array("q", bytes(8 * len(self.params)))
 
     def _in_layout(self, t: int, g: Tensor) -> Tensor:
@@ -276,13 +276,13 @@ class Bucket:
                 f"expected {p.dtype}, {tuple(p.shape)} and {p.device} as the parameter has"
             )
         g = g.detach().resolve_neg()
-        if hasattr(g, "wait"):  # a collective's result that may still be on its way
+        if hasattr(g, "wait"):  # the result of a collective that may still be running
             g = g.wait()
         if self._grad_layout.fits(t, g):
             return g
         return torch.empty_strided(g.shape, self.strides[t], dtype=g.dtype, device=g.device).copy_(g)
 
-    # Writes, ours and others'.
+    # Our writes, and those of other code.
 
     def read_in(self) -> None:
         """Before a kernel reads the weights: fill the contiguous copies of the parameters with gaps."""
@@ -290,8 +290,8 @@ class Bucket:
             copy.copy_(self.parts[t].detach())
 
     def written(self) -> None:
-        """After a kernel has written to the weights: write back those that it had as copies, and let autograd notice,
-        because what was saved for a backward pass holds the old ones."""
+        """After a kernel has written to the weights: write back the copies, and increase the version counters, so
+        that autograd refuses a backward pass that has saved the old weights."""
         for t, copy in self.gaps.items():
             self.parts[t].detach().copy_(copy)
         torch.autograd.graph.increment_version(self.params)
@@ -300,13 +300,13 @@ class Bucket:
         self._writes += 1
 
     def count_missing(self, grads: Sequence[Tensor | None], calls: int | Tensor = 1) -> None:
-        """After so many calls in which gradients were missing."""
+        """Add ``calls`` to the count of each weight without a gradient."""
         if self.rule.counts:
             missing = torch.tensor([g is None for g in grads], dtype=torch.int64, device="cpu")
             self.buffers["missed"].add_(missing.to(self.table.device) * calls)
 
     def note_versions(self) -> None:
-        """What the parameters hold now is known."""
+        """Note the version counters: later writes by other code will be noticed."""
         if any(map(Tensor.is_inference, self.parts)):  # these have no version counters
             self._versions = None
             return
@@ -319,11 +319,11 @@ class Bucket:
         return counters
 
     def forget_versions(self) -> None:
-        """Weights may be loaded until the next step: what is written until then belongs to the run."""
+        """Expect writes by other code until the next step: weights may be loaded."""
         self._versions = None
 
     def foreign_writes(self) -> list[int]:
-        """Which parameters somebody else has written to since our last write."""
+        """Which parameters other code has written to since our last write."""
         if self._versions is None:
             return []
         found, ours = enumerate(zip(self._versions, self._counters())), 1 + self.sharded
@@ -333,7 +333,7 @@ class Bucket:
     # Which point the parameters hold.
 
     def points(self) -> Tensor:
-        """What the parameters stand for in the state's dtype, as one flat tensor."""
+        """The points that the parameters hold, in the state's dtype, as one flat tensor."""
         if "y" in self.buffers:
             return self.buffers["y"]
         flat = torch.zeros_like(self.buffers["x"])
@@ -352,7 +352,7 @@ class Bucket:
             torch.autograd.graph.increment_version(self.params[t : t + 1])
 
     def put_x(self) -> None:
-        """Put x into the parameters, and into y where there is one."""
+        """Put x into the parameters, and into y if there is one."""
         for t, x in enumerate(self.views["x"]):
             self.put(t, x)
         if "y" in self.buffers:
@@ -360,7 +360,7 @@ class Bucket:
         self.note_versions()
 
     def refresh_x(self) -> None:
-        """Where the parameters hold x, write it into the state."""
+        """Write x into the state; the parameters hold it."""
         for p, x in zip(self.parts, self.views["x"]):
             x.copy_(take_x(x, p.detach()))
 

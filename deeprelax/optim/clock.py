@@ -38,7 +38,7 @@ class Clock(Protocol):
         """Check what was written to the group, as plain numbers; returns whether anything was."""
 
     def prepare(self, work: Sequence[Gathered]) -> None:
-        """Whatever can fail in a step: derive the scalars of the next call."""
+        """Do everything that can fail in a step: derive the scalars of the next call."""
 
     def launch(self, work: Sequence[Gathered], scaler: Mapping[str, Tensor | None]) -> None:
         """Make the call that was prepared, and advance."""
@@ -47,17 +47,17 @@ class Clock(Protocol):
         """End the cycle with the gradients that it had; returns whether there were any."""
 
     def numbers(self) -> dict[str, Any]:
-        """The group as plain numbers. Synchronises where they are on a device."""
+        """The group as plain numbers. Synchronises if they are on a device."""
 
     def portable(self) -> dict[str, Any]:
         """The group for another device or process: plain numbers, but rates as tensors where they are tensors."""
 
     def set(self, **values: Any) -> None:
-        """Write to the group, wherever the value lies."""
+        """Write to the group, on the host or on the device."""
 
 
 def cycle_state(group: Mapping[str, Any], rule: Rule, replica: int = 0) -> CycleState:
-    """Where a group of plain numbers stands."""
+    """The state of the cycle of a group of plain numbers."""
     outer, inner = rule.rates
     first = group["phase"] == 0
     cycle_steps, gamma = (
@@ -91,8 +91,8 @@ class HostClock:
 
     Args:
         rule: the update rule.
-        group: the group; its clock's entries are there.
-        ranges: what its hyper-parameters may be.
+        group: the group, which has the entries of ``CLOCK``.
+        ranges: the allowed values of its hyper-parameters.
         stochastic_rounding: of the optimizer.
         params_hold_x: whether the parameters, and not the state, say what x is at phase 0.
         warn: called with a kind and a text.
@@ -151,22 +151,22 @@ class HostClock:
             self._take_up_foreign_writes(work)
         kind = phase == 0 or group["fresh"], phase + 1 >= (group["inner_steps"] if phase == 0 else group["cycle_steps"])
         scalars = self._scalars.get(kind)
-        at = None
+        cycle = None
         if scalars is None or kind[1] or self._rule.counts:
-            at = cycle_state(group, self._rule, self._replica)
-            scalars = self._scalars[kind] = self._rule.scalars(self._hyper, at)
+            cycle = cycle_state(group, self._rule, self._replica)
+            scalars = self._scalars[kind] = self._rule.scalars(self._hyper, cycle)
         else:
             scalars.step = group["step"] + self._rule.ahead & 0xFFFFFFFF
-        if at is not None and at.last:
-            self._warn_of_gamma(group, at.gamma, at.next_gamma)
+        if cycle is not None and cycle.last:
+            self._warn_of_gamma(group, cycle.gamma, cycle.next_gamma)
             if phase > 0:
                 for bucket, *_ in work:
                     for t in bucket.foreign_writes()[:1]:
                         self._warn("mid-cycle", f"{bucket.names[t]} was written to by other code in mid-cycle: {CURE}")
-        self._next = scalars, at, phase == 0
+        self._next = scalars, cycle, phase == 0
 
     def _take_up_foreign_writes(self, work: Sequence[Gathered]) -> None:
-        """Weights that somebody put in the place of x + w are x."""
+        """Weights that other code has written over x + w are x."""
         for bucket, *_ in work:
             for t in bucket.foreign_writes()[:1]:
                 self._warn("loaded", f"{bucket.names[t]} was written to by other code and is taken up as x: {CURE}")
@@ -175,23 +175,20 @@ class HostClock:
 
     def launch(self, work: Sequence[Gathered], scaler: Mapping[str, Tensor | None]) -> None:
         """Make the call, and advance."""
-        scalars, at, first = self._next
+        scalars, cycle, first = self._next
         for bucket, grads, addresses, missing in work:
-            if bucket.gaps:
-                bucket.read_in()
-            bucket.update.run(scalars, grads, addresses)
-            bucket.written()
+            run(bucket, scalars, grads, addresses)
             if missing:
                 bucket.count_missing(grads)
             if first:
                 bucket.note_versions()
         group = self.group
         group["step"] += 1
-        last = at is not None and at.last
+        last = cycle is not None and cycle.last
         if first:
             group["cycle_steps"], group["cycle_gamma"] = group["inner_steps"], group["gamma"]
         if last:
-            group["phase"], group["gamma"] = 0, at.next_gamma  # type: ignore[union-attr]
+            group["phase"], group["gamma"] = 0, cycle.next_gamma  # type: ignore[union-attr]
             if not self._params_hold_x:
                 for bucket, *_ in work:
                     bucket.note_versions()
@@ -199,14 +196,11 @@ class HostClock:
             group["phase"] += 1
         group["fresh"] = False
         self.outer_step_happened = last
-        if not self._scalars_stand(group):
+        # The derived scalars hold for the next call unless the seed, L, γ or ``fresh`` has changed.
+        if last or self._seen is None or self._seen[-4:] != self._values(group)[-4:]:
             self._scalars.clear()
             if not last:  # after an outer update take_in checks the new gamma
                 self._seen = self._values(group)
-
-    def _scalars_stand(self, group: Mapping[str, Any]) -> bool:
-        """Whether the scalars derived so far are those of the calls to come."""
-        return self._seen is not None and self._seen[-4:] == self._values(group)[-4:] and not self.outer_step_happened
 
     def finish(self, buckets: Sequence[Bucket]) -> bool:
         """End the cycle with the gradients that it had."""
@@ -237,12 +231,13 @@ CURE = (
 
 
 def finish(group: Mapping[str, Any], rule: Rule, h: Hyper, buckets: Sequence[Bucket]) -> dict[str, Any] | None:
-    """Make the outer update of a cycle that has had fewer gradients than L; what it changes in the group, or None."""
+    """Make the outer update of a cycle that has had fewer gradients than L. Returns the group's new values, or None if
+    there was no gradient."""
     if group["phase"] == 0:
         return None
-    at = cycle_state({**group, "cycle_steps": group["phase"]}, rule)
-    scalars = rule.scalars(h, at)
+    cycle = cycle_state({**group, "cycle_steps": group["phase"]}, rule)
+    scalars = rule.scalars(h, cycle)
     for bucket in buckets:
         run(bucket, scalars, *bucket.no_gradients())
         bucket.note_versions()
-    return {"phase": 0, "gamma": at.next_gamma, "fresh": False}
+    return {"phase": 0, "gamma": cycle.next_gamma, "fresh": False}

@@ -1,7 +1,7 @@
 """``torch.compile``: in a graph a step is one operator, which runs the ordinary step; everything else runs in Python.
 
-A graph must know which tensors it reads and writes. So it hands over the parameters, their gradients and the learning
-rates. The optimizer's clock, state and tables of addresses stay its own, and the graph has a name for it. Nothing that
+A graph must know which tensors it reads and writes: it passes the parameters, their gradients and the learning rates.
+The clock, the state and the tables of addresses stay in the optimizer, which the graph knows by a name. Nothing that
 changes from one step to the next is guarded.
 """
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# The optimizers by their names in graphs. The names are counted: one is never used again, as an address is, and a
-# program's next run finds its graphs in the compiler's cache under the same ones.
+# The optimizers by their names in graphs. A name is a running number: unlike an address it is never reused, and it is
+# the same in the program's next run, which therefore finds its graphs in the compiler's cache.
 OPTIMIZERS: WeakValueDictionary[str, Relaxation] = WeakValueDictionary()
 COUNT = itertools.count()
 
 
 def in_python(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Under ``torch.compile``: call the function outside of the graph, which breaks there."""
+    """Under ``torch.compile``: call the function outside of the graph, as a graph break."""
     result: R = torch.compiler.disable(function)(*args, **kwargs)  # type: ignore[no-untyped-call]
     return result
 
@@ -59,9 +59,9 @@ def new_name(opt: Relaxation) -> str:
 
 
 def members(opt: Relaxation) -> list[Tensor]:
-    """All parameters: which of them train is looked up at each step, for not every compiler guards it.
+    """All parameters: which of them train is looked up at each step, because not every compiler guards it.
 
-    The compiler knows ``opt.param_groups``, and would guard all that is in them: the clock too.
+    Not through ``opt.param_groups``, of which the compiler would guard every entry, including the clock.
     """
     return [p for group in vars(opt)["param_groups"] for p in group["params"]]
 
@@ -77,7 +77,7 @@ def step(
     closure: Callable[[], float] | None,
     uncompiled: Callable[[Relaxation, Callable[[], float] | None], float | None],
 ) -> float | None:
-    """What the compiler reads in the place of ``Relaxation.step``, which is ``uncompiled``."""
+    """What the compiler traces instead of ``Relaxation.step``, which is ``uncompiled``."""
     if any(map(is_sharded, members(opt))):  # DTensors need a rule for each operator
         return in_python(uncompiled, opt, closure)
     loss = None
@@ -104,7 +104,7 @@ LIBRARY.define(  # type: ignore[no-untyped-call]
 def _step(
     params: Sequence[Tensor],
     grads: Sequence[Tensor | None],
-    rates_then: Sequence[Tensor],
+    graph_rates: Sequence[Tensor],
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     optimizer: str,
@@ -116,7 +116,7 @@ def _step(
     held = {name: vars(opt)[name] for name in SCALER if name in vars(opt)}
     vars(opt).update(scaler)
     try:
-        _step_of(opt, params, grads, rates_then)
+        _step_of(opt, params, grads, graph_rates)
     except BaseException:
         held = {}  # as after a step outside of graphs
         raise
@@ -127,18 +127,18 @@ def _step(
 
 
 def _step_of(
-    opt: Relaxation, params: Sequence[Tensor], grads: Sequence[Tensor | None], rates_then: Sequence[Tensor]
+    opt: Relaxation, params: Sequence[Tensor], grads: Sequence[Tensor | None], graph_rates: Sequence[Tensor]
 ) -> None:
-    """The step with these tensors in the place of the optimizer's own."""
+    """The step with these tensors in place of the optimizer's own."""
     for bucket in opt._shared.buckets:
         bucket.forget_versions()  # the compiled graph has counted its writes in advance
     opt._refuse_in_eval("step")
     own, own_rates = members(opt), rates(opt)
-    if (len(own), len(own_rates)) != (len(params), len(rates_then)):
+    if (len(own), len(own_rates)) != (len(params), len(graph_rates)):
         raise RuntimeError("the optimizer has other parameters or tensor rates than when its step was compiled")
-    # A backend may run the operator on copies of what it was given, which stand for it in the rest of the graph.
+    # A compiler backend may pass copies of the parameters, which the rest of the graph uses in their place.
     copies = [(p, t) for p, t in zip(own, params) if p is not t and p.data_ptr() != t.data_ptr()]
-    changed = [(t, then) for t, then in zip(own_rates, rates_then) if t.data_ptr() != then.data_ptr()]
+    changed = [(t, given) for t, given in zip(own_rates, graph_rates) if t.data_ptr() != given.data_ptr()]
     for t, value in (*copies, *changed):
         t.copy_(value)
     exchanged = [(p, p.grad, g) for p, g in zip(own, grads, strict=True) if p.grad is not g]

@@ -26,7 +26,7 @@ def refuse_missing(buckets: Sequence[Gathered]) -> None:
                 )
 
 
-# Of a capturable group: what the device counts, and what schedules change.
+# What the device counts in a capturable group.
 COUNTED = ("step", "phase", "cycle_steps", "fresh", "cycle_gamma")
 LR_DTYPES = (torch.float32, torch.float64)
 
@@ -44,9 +44,9 @@ class DeviceClock:
         group: the group; its values become tensors.
         device: where all parameters are.
         backend: a backend, its name, or "auto": advances the clock.
-        ranges: what the hyper-parameters may be.
+        ranges: the allowed values of the hyper-parameters.
         stochastic_rounding: of the optimizer.
-        taken: tensors that belong to other groups; a rate among them is cloned, or a scheduler would write to both.
+        taken: tensors that belong to other groups; a rate among them is cloned, since a scheduler would write to both.
         replica: of the noise.
 
     Attributes:
@@ -94,7 +94,7 @@ class DeviceClock:
         self.memory.set("outer_step_happened", happened)
 
     def _assigned(self) -> dict[str, Any]:
-        """What was assigned to ``group[name]`` in the place of a tensor of ours."""
+        """What was assigned to ``group[name]`` in place of one of our tensors."""
         return {name: self.group[name] for name, tensor in self.tensors.items() if self.group[name] is not tensor}
 
     def _put_back(self) -> None:
@@ -117,7 +117,7 @@ class DeviceClock:
 
         Raises:
             ValueError: a value is out of its range. Nothing has changed.
-            RuntimeError: it was assigned in a capture, and a replay would assign it again.
+            RuntimeError: it was assigned during a capture, and a replay would assign it again.
         """
         assigned = self._assigned()
         if assigned and capturing(self.memory.words.device):
@@ -173,7 +173,7 @@ class DeviceClock:
             bucket.written()
             if missing and before is not None:
                 bucket.count_missing(grads, step - before)  # none if the gradients overflowed
-            bucket.forget_versions()  # where the device stands in its cycle is not known here
+            bucket.forget_versions()  # the host does not know the device's phase
 
     def finish(self, buckets: Sequence[Bucket]) -> bool:
         """End the cycle with the gradients that it had; waits for the device."""
@@ -185,7 +185,7 @@ class DeviceClock:
         return True
 
     def numbers(self) -> dict[str, Any]:
-        """The group with plain numbers in the place of the tensors; waits for the device."""
+        """The group with plain numbers in place of the tensors; waits for the device."""
         numbers = {name: value if name == "params" else plain(value) for name, value in self.group.items()}
         return {**numbers, "fresh": bool(numbers["fresh"])}
 
@@ -213,5 +213,5 @@ def check_rate(name: str, given: Any, device: torch.device) -> None:
 
 
 def refuse_new_in_capture(name: str) -> NoReturn:
-    """A buffer made while a graph is captured would be the graph's."""
+    """RuntimeError: a buffer made during a capture would belong to the graph."""
     raise RuntimeError(f"{name} is needed from this step on: run one step() before capturing one")

@@ -1,4 +1,4 @@
-"""``opt.diagnostics()``: numbers to watch a run by. They stay on the device until somebody reads them."""
+"""``opt.diagnostics()``: metrics for monitoring a run. They stay on the device until they are read."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from deeprelax.optim.sharding import sharing
 if TYPE_CHECKING:
     from deeprelax.optim.relaxation import Relaxation
 
-# By a rule's accumulator: the name of the norm of what a cycle has gathered.
+# By a rule's accumulator: the name of the norm of what a cycle has accumulated.
 NORMS = {"z": "x_z_norm", "p": "p_norm", "s": "s_norm", "": "x_y_norm"}
 
 
 @outside_graphs
 @torch.no_grad()
 def diagnostics(opt: Relaxation) -> dict[str, Tensor]:
-    """Numbers to watch a run by, for a logger. Nothing waits for the device until one of them is read, unless the first
-    parameter is on the host and others are not.
+    """Metrics for monitoring a run. Nothing waits for the device until one of them is read, unless the first parameter
+    is on the host and others are not.
 
     Call it between ``step()`` and ``zero_grad()``: the cosine is of the gradients that the parameters have.
 
-    With sharded parameters all processes that share them must call it, and get the same numbers: their sums are added
-    up, by one collective of three numbers for each dimension of a mesh along which parameters are sharded. Workers
-    (``ElasticSGD``, ``Parle``) get their own numbers.
+    With sharded parameters all processes that share them must call it, and get the same numbers, by one all-reduce of
+    three numbers for each dimension of a mesh along which parameters are sharded. Workers (``ElasticSGD``, ``Parle``)
+    get their own numbers.
 
     Returns:
-        By name, tensors of shape () on the first parameter's device, float64 but for the phase. Norms and the cosine
+        By name, tensors of shape () on the first parameter's device, float64 except for the phase. Norms and the cosine
         are over the parameters that train, of all groups; the rest is the first group's.
 
         - ``"phase"``: gradients of the running cycle so far, int64.
@@ -53,20 +53,20 @@ def diagnostics(opt: Relaxation) -> dict[str, Tensor]:
     plans = ready(opt)
     device = next((p.device for plan in plans for p in plan.params), torch.device("cpu"))
     zeros = torch.zeros(3, dtype=torch.float64, device=device)
-    sums: defaultdict[tuple[Any, ...], Tensor] = defaultdict(zeros.clone)  # by the groups that have to add them up
+    sums: defaultdict[tuple[Any, ...], Tensor] = defaultdict(zeros.clone)  # by the process groups that reduce them
     for plan in plans:
         for bucket in plan.buckets:
             begins = number(plan.group["fresh"], bucket.table.device, torch.bool)
             if opt.rule.acc:
                 begins = begins | (number(plan.group["phase"], bucket.table.device, torch.int64) == 0)
             for t, grad in enumerate(bucket.gather()[0]):
-                v = gathered(bucket, t, plan.group)
+                v = accumulated(bucket, t, plan.group)
                 g = torch.zeros_like(v) if grad is None else grad.double()
                 of_v = torch.stack([v.square().sum(), (v * g).sum()])
                 both = torch.cat([of_v.where(~begins, 0), g.square().sum().view(1)])
                 sums[sharing(bucket.params[t])] += moved(both, device)
     for groups, of_parts in sums.items():
-        for each, kind in groups:  # parts that FSDP keeps on the host are added up where the group works
+        for each, kind in groups:  # parts that FSDP keeps on the host are reduced on the group's device
             there = of_parts.to(kind)
             torch.distributed.all_reduce(there, group=each)
             of_parts.copy_(there)
@@ -95,8 +95,8 @@ def moved(t: Tensor, device: torch.device, **options: Any) -> Tensor:
     return t.to(device, non_blocking=device.type != "cpu", **options)
 
 
-def gathered(bucket: Bucket, t: int, group: Mapping[str, Any]) -> Tensor:
-    """What a cycle has gathered for one parameter, in float64: x - z, p, s, or x - xᵃ."""
+def accumulated(bucket: Bucket, t: int, group: Mapping[str, Any]) -> Tensor:
+    """What a cycle has accumulated for one parameter, in float64: x - z, p, s, or x - xᵃ."""
     rule, views = bucket.rule, bucket.views
     if rule.acc in ("p", "s"):
         return views[rule.acc][t].double()

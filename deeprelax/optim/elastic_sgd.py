@@ -34,7 +34,7 @@ def outer_update(x: Tensor, f: Tensor, m: Tensor | None, group: Mapping[str, Any
 
 
 def is_captured(opt: Relaxation) -> bool:
-    """Whether a CUDA graph is being captured, which has no exchange in it."""
+    """Whether a CUDA graph is being captured: a captured step makes no exchange."""
     return any(capturing(bucket.table.device) for bucket in opt._shared.buckets)
 
 
@@ -45,7 +45,7 @@ def exchange_of(opt: Relaxation) -> Exchange:
 
 
 def ready_buckets(opt: Relaxation) -> list[tuple[Plan, Bucket]]:
-    """All buckets, each with its plan, as ``ready``."""
+    """All buckets, each with its plan, after ``ready``."""
     return [(plan, bucket) for plan in ready(opt) for bucket in plan.buckets]
 
 
@@ -76,8 +76,8 @@ def join(opt: Relaxation, exchange: Exchange) -> None:
         for (_, name, _), agreed in zip(members, same):
             if not agreed:
                 raise ValueError(
-                    f"{name} holds other values on some workers: seed them alike, load one checkpoint on all of them, "
-                    "or broadcast the parameters before the first step"
+                    f"{name} holds other values on some workers: use one seed, load one checkpoint on all of them, or "
+                    "broadcast the parameters before the first step"
                 )
     warn_of_equal_gradients(opt, exchange)
     exchange.joined = True
@@ -93,7 +93,7 @@ def centre(opt: Relaxation, i: int, p: Tensor) -> Tensor:
 
 
 def warn_of_equal_gradients(opt: Relaxation, exchange: Exchange) -> None:
-    """Once: gradients that are the same on all workers were averaged over them, or come from the same data."""
+    """Warn once if all workers have the same gradients: they were averaged, or come from the same data."""
     grads = [p.grad for group in opt.param_groups for p in group["params"] if p.grad is not None]
     total = sum(checksum(g) for g in grads) & 0xFFFFF
     device = opt.param_groups[0]["params"][0].device
@@ -101,7 +101,7 @@ def warn_of_equal_gradients(opt: Relaxation, exchange: Exchange) -> None:
         opt._shared.warn_once(
             "equal gradients",
             "the workers' gradients are the same: they are averaged over the workers (DDP, HSDP), or all workers see "
-            "the same batches; each worker needs its own",
+            "the same batches; each worker needs different ones",
         )
 
 
@@ -110,7 +110,7 @@ class ElasticSGD(Relaxation):
 
     On worker a every call consumes one gradient, taken at xᵃ, which the parameters hold:
 
-        xᵃ <- xᵃ - inner_lr (g + (xᵃ - x) / gamma) + sqrt(inner_lr temperature) n,   n ~ N(0, I), each worker's own
+        xᵃ <- xᵃ - inner_lr (g + (xᵃ - x) / gamma) + sqrt(inner_lr temperature) n,   n ~ N(0, I), one per worker
 
     and every L-th (``inner_steps``) exchanges one flat buffer with the other workers:
 
@@ -121,7 +121,7 @@ class ElasticSGD(Relaxation):
     batches. Gradients must not be averaged over the workers: no DDP around the model.
 
     All workers must build the same model and make their steps together; ``finish()``, ``state_dict()`` in eval mode
-    and the end of a run concern all of them. Save in eval mode: the parameters are then the centre, and the saved state
+    and the end of a run need all of them. Save in eval mode: the parameters are then the centre, and the saved state
     is the centre's, so that any number of workers resumes from it.
 
     Args:
@@ -140,13 +140,13 @@ class ElasticSGD(Relaxation):
             ``size`` and ``mean_(flat)``. None takes the default process group, or this process alone.
         deterministic: sum in the order of ranks. Two workers are exact either way.
         overlap: exchange during the next cycle. A delayed variant: the centre moves L gradients later.
-        comm_dtype: of the exchange, bfloat16 for example. What travels is xᵃ - x, and the centre keeps its precision.
+        comm_dtype: dtype of the exchange, for example bfloat16. xᵃ - x is sent, so the centre keeps its precision.
 
     Raises:
         ValueError: a hyper-parameter out of range; several processes and no process group; at the first step, workers
             that differ, with what differs.
-        TypeError: a parameter that no kernel can serve, or ``replicas``.
-        RuntimeError: at an outer step, on every worker: one is gone, has finished, or stands at another step.
+        TypeError: an unsupported parameter or ``replicas``.
+        RuntimeError: at an outer step, on every worker: one has stopped, has finished, or is at another step.
     """
 
     rule = ELASTIC_SGD
@@ -210,7 +210,7 @@ class ElasticSGD(Relaxation):
         if not exchange.joined:
             join(self, exchange)
         if exchange.pending and self.phase == 0 and any(b.foreign_writes() for _, b in ready_buckets(self)):
-            exchange.drop()  # weights were loaded, which what was sent must not move
+            exchange.drop()  # weights were loaded, and a mean of the old ones must not move them
         super()._step()
         if not is_captured(self) and self.outer_step_happened:
             self.exchange()
@@ -218,7 +218,7 @@ class ElasticSGD(Relaxation):
     @outside_graphs
     @torch.no_grad()
     def exchange(self) -> None:
-        """Move the centre toward the workers' mean: what every L-th ``step()`` does, for steps that were captured."""
+        """Move the centre toward the workers' mean, as every L-th ``step()`` does if it is not captured."""
         exchange = exchange_of(self)
         if exchange.pending:  # of the cycle before
             self._move_centre()
@@ -240,7 +240,7 @@ class ElasticSGD(Relaxation):
     @outside_graphs
     @torch.no_grad()
     def finish(self) -> bool:
-        """End the run: exchange once more, and put the centre into the parameters. Every worker has to call it.
+        """End the run: exchange once more, and put the centre into the parameters. Every worker must call it.
 
         Returns:
             Whether this worker had gradients since the last exchange.
@@ -264,13 +264,13 @@ class ElasticSGD(Relaxation):
 
     @outside_graphs
     def state_dict(self) -> dict[str, Any]:
-        """As ``EntropySGD.state_dict``: this worker's. In eval mode the centre's, from which any number of workers
-        resumes, each at the centre."""
+        """This worker's state, as ``EntropySGD.state_dict``. In eval mode the centre's, from which any number of
+        workers resumes, each at the centre."""
         return shared_by_all(super().state_dict(), exchange_of(self))
 
 
 def shared_by_all(saved: dict[str, Any], exchange: Exchange) -> dict[str, Any]:
-    """A saved state in eval mode without what is one worker's own, if there are several."""
+    """A state saved in eval mode, without what belongs to one of several workers."""
     if not saved["param_groups"] or saved["param_groups"][0]["training"] or exchange.alone:
         return saved
     own = ("inner", "inner_momentum_buffer")

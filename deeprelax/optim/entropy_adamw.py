@@ -48,7 +48,7 @@ class EntropyAdamW(Relaxation):
         outer_lr: η. Default 0.7, as DiLoCo's.
         momentum: of the outer update. Default 0.67, SNOO's smallest. 0: none is kept.
         nesterov: Nesterov's form of it. Default True.
-        maximize: climb instead.
+        maximize: maximize the objective instead of minimizing it.
         capturable: as for ``EntropySGD``; lr and outer_lr are tensors then.
         flatten: move the parameters of each (group, device, dtype) into one flat buffer, each with its own storage.
         stochastic_rounding: bfloat16 parameters are rounded stochastically and no float32 y is kept.
@@ -61,7 +61,7 @@ class EntropyAdamW(Relaxation):
 
     Raises:
         ValueError: a hyper-parameter out of range, overlapping parameters.
-        TypeError: a parameter that no kernel can serve.
+        TypeError: an unsupported parameter.
         RuntimeError: the backend does not work here.
     """
 

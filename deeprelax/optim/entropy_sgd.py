@@ -17,7 +17,7 @@ LANGEVIN = {
     "inner_lr": NOT_NEGATIVE,
     "temperature": NOT_NEGATIVE,
     "gamma": Range(
-        lambda v: type(v) in (int, float) and 1e-30 < v < float("inf"), "a number > 1e-30, for 1/gamma is a float32"
+        lambda v: type(v) in (int, float) and 1e-30 < v < float("inf"), "a number > 1e-30, because 1/gamma is a float32"
     ),
     "coupling": Range(lambda v: v in ("explicit", "implicit"), "'explicit' or 'implicit'"),
     "absorb_gamma": BOOL,
@@ -59,18 +59,18 @@ class EntropySGD(Relaxation):
         scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
         coupling: "explicit", as printed, or "implicit": y <- (y - η′g + (η′/γ) x + noise) / (1 + η′/γ), which is
             stable for every γ.
-        absorb_gamma: x <- x - lr (x - z), as the authors' program has it, instead of lr/γ.
+        absorb_gamma: x <- x - lr (x - z), as in the authors' program, instead of lr/γ.
         momentum: of the outer update, as ``torch.optim.SGD``'s, acting on (x - z)/γ. Default 0.
         inner_momentum: of the inner update, acting on g + weight decay + (y - x)/γ; the noise stays outside.
         carry_inner_momentum: keep the inner velocity across outer updates instead of starting again.
         nesterov: Nesterov's form of both momenta.
         weight_decay: adds weight_decay · y to g.
-        maximize: climb instead.
+        maximize: maximize the objective instead of minimizing it.
         capturable: keep lr, inner_lr, γ and the clock on the device, as tensors of one element, so that a CUDA graph
-            of one ``step()`` replays the whole cycle under a scheduler, and ``torch.amp.GradScaler`` is served without
-            waiting for the device. Same bits. Write to a group's tensors with ``fill_``; other hyper-parameters are
-            those of the capture. All parameters on one device. No warning follows γ there, for reading it would wait:
-            inner_lr/γ and lr/γ reach 2 after log(γ₀/γ)/scoping outer updates.
+            of one ``step()`` replays the whole cycle under a scheduler, and ``torch.amp.GradScaler`` works without
+            a host-device synchronisation. Same bits. Write to a group's tensors with ``fill_``; other hyper-parameters
+            are those of the capture. All parameters on one device. No warning says when inner_lr/γ or lr/γ
+            reaches 2, because reading γ would synchronise: scoping takes log(γ₀/γ)/scoping outer updates from γ₀ to γ.
         flatten: move the parameters of each (group, device, dtype) into one flat buffer, each with its own storage.
         stochastic_rounding: bfloat16 parameters are rounded stochastically and no float32 y is kept.
         seed: of the noise; None takes ``torch.initial_seed()`` (under a process group, rank 0's). Two optimizers with
@@ -79,7 +79,7 @@ class EntropySGD(Relaxation):
 
     Raises:
         ValueError: a hyper-parameter out of range, overlapping parameters.
-        TypeError: a parameter that no kernel can serve.
+        TypeError: an unsupported parameter.
         RuntimeError: the backend does not work here.
     """
 
@@ -147,7 +147,7 @@ class EntropySGD(Relaxation):
 
 
 def warn_of_coupling(opt: Relaxation, group: Mapping[str, Any]) -> None:
-    """Warn once where the explicit coupling is unstable."""
+    """Warn once if the explicit coupling is unstable."""
     if group["coupling"] == "explicit" and group["inner_lr"] >= 2 * group["gamma"]:
         opt._shared.warn_once(
             "coupling",
@@ -158,7 +158,7 @@ def warn_of_coupling(opt: Relaxation, group: Mapping[str, Any]) -> None:
 
 
 def warn_of_outer_step(opt: Relaxation, group: Mapping[str, Any], gamma: float, next_gamma: float) -> None:
-    """Warn once where scoping has made the outer step too large."""
+    """Warn once if scoping has made the outer step too large."""
     lr = float(group["lr"])
     if not group["absorb_gamma"] and lr < 2 * gamma and lr >= 2 * next_gamma:
         opt._shared.warn_once(

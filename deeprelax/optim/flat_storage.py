@@ -1,4 +1,4 @@
-"""Where tensors lie in memory: layouts, storages, overlaps, and moving parameters into one flat buffer."""
+"""The memory of tensors: layouts, storages, overlaps, and moving parameters into one flat buffer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def is_dense(t: Tensor) -> bool:
-    """Whether the elements fill one stretch of memory, each place once (contiguous, channels_last, transposed)."""
+    """Whether the elements fill a range of memory without gaps or repeats (contiguous, channels_last, transposed)."""
     if t.is_contiguous() or t.numel() == 0:
         return True
     expected = 1
@@ -37,10 +37,10 @@ def is_dense(t: Tensor) -> bool:
 
 
 def own_storage(flat: Tensor, start: int, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
-    """A tensor over part of ``flat`` with a storage of its own.
+    """A tensor over part of ``flat`` with its own storage.
 
-    Whatever saves models or state tells tensors apart by their storage: plain views of one buffer would be refused
-    by safetensors and saved whole, each, by pickle.
+    Code that saves models or state identifies tensors by their storage: safetensors would refuse plain views of one
+    buffer, and pickle would save the whole buffer for each.
     """
     if 0 in shape:
         return torch.empty(tuple(shape), dtype=flat.dtype, device=flat.device)
@@ -60,7 +60,7 @@ def memory_interval(t: Tensor) -> tuple[int, int]:
 
 
 def touched(t: Tensor, unit: int) -> Tensor:
-    """Addresses of all pieces of ``unit`` bytes of ``t``: for the rare parameters whose intervals meet."""
+    """Addresses of all pieces of ``unit`` bytes of ``t``: for the rare parameters whose intervals overlap."""
     steps = torch.zeros((), dtype=torch.int64, device="cpu")
     for size, stride in zip(t.shape, t.stride()):
         steps = steps.unsqueeze(-1) + torch.arange(size, device="cpu") * stride * t.element_size()
@@ -69,7 +69,7 @@ def touched(t: Tensor, unit: int) -> Tensor:
 
 
 def repeats(t: Tensor) -> bool:
-    """Whether two elements lie at one place in memory."""
+    """Whether two elements share a memory location."""
     reach = 0  # of the dimensions with smaller strides
     for stride, size in sorted((stride, size) for stride, size in zip(t.stride(), t.shape) if size > 1):
         if stride <= reach:  # dimensions interleave, or an element is repeated
@@ -86,10 +86,10 @@ def refuse_overlaps(named: Iterable[tuple[str, Tensor]]) -> None:
     for _, _, _, name, t in entries:
         if repeats(t):
             raise ValueError(
-                f"{name} has several elements at one place in memory (shape {tuple(t.shape)}, strides {t.stride()}); "
+                f"{name} has several elements at one memory location (shape {tuple(t.shape)}, strides {t.stride()}); "
                 "an expanded tensor cannot be updated in place: clone it first"
             )
-    # Tensors whose intervals meet, directly or through others, are looked at together.
+    # Tensors whose intervals overlap, directly or through others, are compared together.
     cluster: list[tuple[str, Tensor]] = []
     reach, where = 0, ""
     for begin, end, device, name, t in entries:
@@ -119,7 +119,7 @@ def _refuse_shared(cluster: Sequence[tuple[str, Tensor]]) -> None:
 
 
 def owns_its_storage(p: Tensor) -> bool:
-    """Whether ``p`` may be moved into a flat buffer: dense, not empty, no stranger in its storage."""
+    """Whether ``p`` may be moved into a flat buffer: dense, not empty, alone in its storage."""
     storage = p.untyped_storage()
     return (
         p.numel() > 0
@@ -134,7 +134,7 @@ def owns_its_storage(p: Tensor) -> bool:
 
 
 def move_into_flat_buffer(params: Sequence[Tensor]) -> None:
-    """Give the parameters one flat buffer, each a storage of its own over its slice; values and layouts stay."""
+    """Move the parameters into one flat buffer, each with its own storage over its slice; values and layouts stay."""
     movable = [p for p in params if owns_its_storage(p)]
     if not movable:
         return
@@ -151,12 +151,12 @@ def move_into_flat_buffer(params: Sequence[Tensor]) -> None:
 
 
 def supported(p: Tensor, name: str) -> None:
-    """Raise TypeError, with the parameter's name, if no kernel can serve it."""
+    """Raise TypeError, with the parameter's name, if it is not supported."""
     if p.dtype not in COMPUTE_DTYPE:
         known = ", ".join(str(d).removeprefix("torch.") for d in COMPUTE_DTYPE)
         raise TypeError(f"{name} has dtype {p.dtype}; supported are {known}")
     if p.is_nested:
-        raise TypeError(f"{name} is a nested tensor; pass its components as parameters of their own")
+        raise TypeError(f"{name} is a nested tensor; pass its components as separate parameters")
     if p.layout is not torch.strided:
         raise TypeError(f"{name} has layout {p.layout}; only dense parameters are supported")
     if torch.nn.parameter.is_lazy(p):
@@ -165,4 +165,4 @@ def supported(p: Tensor, name: str) -> None:
         raise TypeError(f"{name} is on the meta device: give the model memory first (to_empty)")
     place_of_part(p, name)
     if part(p).numel() and part(p).data_ptr() == 0:
-        raise TypeError(f"{name} is a {type(p).__name__} without memory of its own; pass the tensors that it wraps")
+        raise TypeError(f"{name} is a {type(p).__name__} without its own memory; pass the tensors that it wraps")

@@ -1,4 +1,4 @@
-"""Parameter groups as launches, kept in step with what other code changes: groups, parameters, state.
+"""Parameter groups as launches, which follow what other code changes: groups, parameters, state.
 
 All functions take the optimizer, whose ``_shared.plans`` say how each group is stepped.
 """
@@ -57,10 +57,10 @@ class Plan:
         group: the group.
         base: how many parameters the groups before it have.
         params: its parameters when the buckets were made.
-        frozen: those of them that need no gradient, and are in no bucket.
+        frozen: those of them that do not require gradients, and are in no bucket.
         buckets: a launch each.
         clock: the group's.
-        noise_index: what the group said of its noise when the buckets were made.
+        noise_index: the group's ``"noise_index"`` when the buckets were made.
     """
 
     group: dict[str, Any]
@@ -72,7 +72,7 @@ class Plan:
     noise_index: Any = None
 
     def is_current(self, base: int) -> bool:
-        """Whether the group's parameters are what and where they were, and train as they did."""
+        """Whether the group has the same parameters at the same addresses, and the same ones train."""
         params = self.group["params"]
         if (base, self.group.get("noise_index"), len(params)) != (self.base, self.noise_index, len(self.params)):
             return False
@@ -91,14 +91,14 @@ class Shared:
     optimizer's ``__dict__`` (Lightning's) keep their effect."""
 
     options: Options
-    clock: dict[str, Any]  # of the first group, at the beginning
+    clock: dict[str, Any]  # the initial one of the first group
     seed_pending: bool  # the ranks of a process group have not agreed on the noise's seed yet
     exchange: Exchange | None = None  # with other workers
     warned: set[str] = dataclasses.field(default_factory=set)
     state: State = dataclasses.field(default_factory=State)
     plans: list[Plan] = dataclasses.field(default_factory=list)
-    begun: bool = False  # a step had a gradient since there was something to say
-    why_slow: str = ""  # to be said at the first step: why the reference makes the updates
+    begun: bool = False  # no warning of ``first_step`` is due any more
+    why_slow: str = ""  # for a warning at the first step: why the reference makes the updates
 
     @property
     def buckets(self) -> list[Bucket]:
@@ -107,15 +107,15 @@ class Shared:
 
     @property
     def replica(self) -> int:
-        """Of the noise: workers draw their own."""
+        """The noise's replica: each worker draws different noise."""
         return self.exchange.replicas.rank if self.exchange else 0
 
     def warn_once(self, kind: str, message: str) -> None:
-        """Warn of that kind of thing once in a run, at the line that called the optimizer."""
+        """Warn once in a run for each ``kind``, at the line that called the optimizer."""
         if kind in self.warned:
             return
         self.warned.add(kind)
-        # Neither torch's hooks around step() nor this package are of interest.
+        # Skip the frames of this package and of torch's hooks around step().
         level, frame, ours = 1, sys._getframe(), ("deeprelax", "torch", "contextlib")
         while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
             level, frame = level + 1, frame.f_back
@@ -127,12 +127,12 @@ class Shared:
 
 
 def ready(opt: Relaxation, *, at_any_phase: bool = False, check: bool = False) -> list[Plan]:
-    """The plans, after everything that other code has changed was taken in; ``check``: hyper-parameters, too.
+    """The plans, after taking over all that other code has changed; with ``check`` the hyper-parameters, too.
 
     Raises:
         RuntimeError: a parameter was replaced, moved or cast in mid-cycle, unless ``at_any_phase``.
         ValueError: a value is out of range.
-        TypeError: a parameter cannot be served.
+        TypeError: a parameter is not supported.
     """
     groups, plans, state = opt.param_groups, opt._shared.plans, opt.state
     if len(plans) != len(groups) or not all(plan.group is group for plan, group in zip(plans, groups)):
@@ -153,7 +153,7 @@ def ready(opt: Relaxation, *, at_any_phase: bool = False, check: bool = False) -
 
 
 def match_groups(opt: Relaxation) -> list[Plan]:
-    """Plans for the groups that there are now; a group that is new gets what it lacks."""
+    """Plans for the present groups; a new group gets the entries that it lacks."""
     known = {id(plan.group): plan for plan in opt._shared.plans}
     reference = next((plan.clock for plan in opt._shared.plans if any(plan.group is g for g in opt.param_groups)), None)
     plans: list[Plan] = []
@@ -174,10 +174,10 @@ def match_groups(opt: Relaxation) -> list[Plan]:
             for name, p in named(opt, i):
                 opt._check_parameter(name, p)
         plans.append(plan)
-    if added and not hasattr(opt, "_constructing"):  # the constructor asks once for all groups
+    if added and not hasattr(opt, "_constructing"):  # the constructor checks all groups at once
         refuse_overlaps(opt)
     opt._shared.plans = plans
-    drop_strangers(opt)
+    drop_removed(opt)
     return plans
 
 
@@ -215,8 +215,8 @@ def one_device(opt: Relaxation) -> torch.device:
 
 
 def notice_changes(opt: Relaxation, plan: Plan) -> None:
-    """After a group has changed: what its hyper-parameters need, and what there is to warn of."""
-    if isinstance(plan.clock, HostClock):  # a device clock would have to be waited for
+    """After a group has changed: warn of its hyper-parameters, and add the buffers that they need."""
+    if isinstance(plan.clock, HostClock):  # reading a device clock would wait for the device
         opt._notice(plan.group)
     for bucket in plan.buckets:
         for name in momenta(opt, plan.group):
@@ -233,7 +233,7 @@ def momenta(opt: Relaxation, group: Mapping[str, Any]) -> list[str]:
     return [buffer for name, buffer in opt.rule.optional if group[name] != 0]
 
 
-def drop_strangers(opt: Relaxation) -> None:
+def drop_removed(opt: Relaxation) -> None:
     """Forget the state of parameters that are in no group."""
     members = {p for group in opt.param_groups for p in group["params"]}
     for p in [p for p in opt.state if isinstance(p, Tensor) and p not in members]:
@@ -241,7 +241,7 @@ def drop_strangers(opt: Relaxation) -> None:
 
 
 def take_over_state(opt: Relaxation) -> None:
-    """Copy what was put into the state to the buffers; what was removed from it begins again."""
+    """Copy what was put into the state to the buffers; what was removed from it is initialised again."""
     opt.state.note.written = False
     try:
         for plan in opt._shared.plans:
@@ -260,12 +260,12 @@ def take_over_state(opt: Relaxation) -> None:
 def adopt(opt: Relaxation, i: int, base: int, at_any_phase: bool) -> None:
     """New buckets for a group whose parameters have changed, with the state that belongs to them.
 
-    State follows the parameter; one that is new takes over from the one that stood in its place and is gone.
+    State follows the parameter; a new parameter takes over the state of a removed one that had its position.
     """
     plan = opt._shared.plans[i]
     group, members = plan.group, named(opt, i)
     buckets = {p: bucket for bucket in plan.buckets for p in bucket.params}
-    seated = {j: p for bucket in plan.buckets for j, p in zip(bucket.positions, bucket.params)}
+    by_position = {j: p for bucket in plan.buckets for j, p in zip(bucket.positions, bucket.params)}
     staying, frozen, changed, sources = set(group["params"]), set(plan.frozen), [], {}
     for j, (name, p) in enumerate(members):
         entry = opt.state.get(p)
@@ -281,8 +281,8 @@ def adopt(opt: Relaxation, i: int, base: int, at_any_phase: bool) -> None:
             sources[p] = entry
             if not is_whole(opt, p, entry):
                 changed.append(name)
-        elif j in seated and seated[j] not in staying:
-            sources[p] = opt.state.get(seated[j])
+        elif j in by_position and by_position[j] not in staying:
+            sources[p] = opt.state.get(by_position[j])
             changed.append(name)
     if changed and not at_any_phase and not between_cycles(opt, plan):
         refuse_to_adopt(opt, plan, changed)
@@ -312,7 +312,7 @@ def is_whole(opt: Relaxation, p: Tensor, entry: Mapping[str, Any] | None) -> boo
 
 
 def make_buckets(opt: Relaxation, i: int, base: int, sources: Mapping[Tensor, Mapping[str, Any] | None]) -> None:
-    """Buckets for the group; parameters take over the state in ``sources``, and begin where there is none."""
+    """Buckets for the group; parameters take over the state in ``sources``, or are initialised if there is none."""
     plan, options = opt._shared.plans[i], opt._shared.options
     members, noise = named(opt, i), noise_places(plan.group, base)
     sets: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
@@ -359,7 +359,7 @@ def make_buckets(opt: Relaxation, i: int, base: int, sources: Mapping[Tensor, Ma
 
 
 def between_cycles(opt: Relaxation, plan: Plan) -> bool:
-    """Whether the group's parameters alone say where the run stands."""
+    """Whether the group's parameters alone determine the state of the run."""
     inner = any("inner" in bucket.buffers for bucket in plan.buckets)
     return not inner and plan.clock.numbers()["phase"] == 0
 
@@ -375,7 +375,7 @@ def refuse_to_adopt(opt: Relaxation, plan: Plan, changed: list[str]) -> NoReturn
 
 
 def move_clocks(opt: Relaxation, device: torch.device) -> None:
-    """New clocks that stand where the old ones stood, on another device."""
+    """New clocks on another device, with the values of the old ones."""
     plans = opt._shared.plans
     for i, plan in enumerate(plans):
         happened, values = plan.clock.outer_step_happened, plan.clock.portable()

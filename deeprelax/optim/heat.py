@@ -35,18 +35,18 @@ class Heat(Relaxation):
             gives 1.7 % validation error, 0.1 gives 3.0 % and 1.0 gives 1.0 %; without batch norm 6.6 %, and the others
             21 % and 23 %. An outer update comes once in L gradients: expect a larger value than SGD's.
         inner_steps: L, gradients per outer update. Default 5 (Remark 15). A change counts from the next cycle on.
-        gamma: γ₀, the variance of w. The group's value is the running γ; a value written to it
-            counts from the next cycle on. Default 1e-4, the
-            smallest of the paper's range, measured likewise: 1.7 %, against 1.1 % at 1e-5 and 2.0 % at 1e-3.
+        gamma: γ₀, the variance of w. The group's value is the running γ; a value written to it counts from the next
+            cycle on. Default 1e-4, the smallest of the paper's range, measured likewise: 1.7 %, against 1.1 % at 1e-5
+            and 2.0 % at 1e-3.
         scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
         momentum: of the outer update, as ``torch.optim.SGD``'s, acting on s/L. Default 0.
         nesterov: Nesterov's form of it.
         weight_decay: adds weight_decay · (x + w) to g.
-        maximize: climb instead.
+        maximize: maximize the objective instead of minimizing it.
         capturable: keep lr, γ and the clock on the device, as tensors of one element, so that a CUDA graph of one
-            ``step()`` replays the whole cycle under a scheduler, and ``torch.amp.GradScaler`` is served without
-            waiting for the device. Same bits. Write to a group's tensors with ``fill_``; other hyper-parameters are
-            those of the capture. All parameters on one device.
+            ``step()`` replays the whole cycle under a scheduler, and ``torch.amp.GradScaler`` works without
+            a host-device synchronisation. Same bits. Write to a group's tensors with ``fill_``; other hyper-parameters
+            are those of the capture. All parameters on one device.
         flatten: move the parameters of each (group, device, dtype) into one flat buffer, each with its own storage.
         seed: of the noise; None takes ``torch.initial_seed()`` (under a process group, rank 0's). Two optimizers with
             one seed draw the same noise.
@@ -54,7 +54,7 @@ class Heat(Relaxation):
 
     Raises:
         ValueError: a hyper-parameter out of range, overlapping parameters.
-        TypeError: a parameter that no kernel can serve.
+        TypeError: an unsupported parameter.
         RuntimeError: the backend does not work here.
     """
 
@@ -96,8 +96,7 @@ class Heat(Relaxation):
     def train(self, *modules: torch.nn.Module) -> None:
         """Put the inner point x + w back; before the very first gradient, draw one.
 
-        With ``seed=None`` and a process group the ranks agree on a seed before they draw, so all of them have to call
-        it.
+        With ``seed=None`` and a process group the ranks agree on a seed before they draw, so all of them must call it.
 
         Args:
             modules: as for ``eval()``.

@@ -40,17 +40,17 @@ class HJ(Relaxation):
         momentum: of the outer update, as ``torch.optim.SGD``'s, acting on p. Default 0.
         nesterov: Nesterov's form of it.
         weight_decay: adds weight_decay · (x - γp) to g.
-        maximize: climb instead.
+        maximize: maximize the objective instead of minimizing it.
         capturable: keep lr, γ and the clock on the device, as tensors of one element, so that a CUDA graph of one
-            ``step()`` replays the whole cycle under a scheduler, and ``torch.amp.GradScaler`` is served without
-            waiting for the device. Same bits. Write to a group's tensors with ``fill_``; other hyper-parameters are
-            those of the capture. All parameters on one device.
+            ``step()`` replays the whole cycle under a scheduler, and ``torch.amp.GradScaler`` works without
+            a host-device synchronisation. Same bits. Write to a group's tensors with ``fill_``; other hyper-parameters
+            are those of the capture. All parameters on one device.
         flatten: move the parameters of each (group, device, dtype) into one flat buffer, each with its own storage.
         backend: "auto", a name of ``deeprelax.kernels.available()``, or a backend. All give the same bits.
 
     Raises:
         ValueError: a hyper-parameter out of range, overlapping parameters.
-        TypeError: a parameter that no kernel can serve.
+        TypeError: an unsupported parameter.
         RuntimeError: the backend does not work here.
     """
 

@@ -12,7 +12,7 @@ from deeprelax.kernels import Flag, Hyper
 
 
 class Range(NamedTuple):
-    """What a hyper-parameter may be.
+    """The allowed values of a hyper-parameter.
 
     Attributes:
         holds: whether a plain value is allowed.
@@ -68,14 +68,14 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
 
 
 def check_nesterov(nesterov: bool, **momenta: float) -> None:
-    """ValueError if Nesterov's form is asked for, and all of the momenta, by name, are 0."""
+    """ValueError if Nesterov's form is requested and all of the momenta, by name, are 0."""
     if nesterov and all(value == 0 for value in momenta.values()):
         raise ValueError(f"nesterov=True needs {' or '.join(momenta)}; {'both are' if len(momenta) > 1 else 'it is'} 0")
 
 
 def plain(value: Any) -> Any:
-    """NumPy scalars and tensors of one element as the Python numbers that they stand for, also inside a tuple; a list
-    of numbers, which is what some checkpoints make of one, as a tuple; anything else as it is."""
+    """Convert NumPy scalars and tensors of one element to Python numbers, also inside a tuple, and a list of numbers,
+    into which some checkpoints turn a tuple, to a tuple. Anything else is returned unchanged."""
     if type(value) is tuple or (type(value) is list and value and all(isinstance(v, int | float) for v in value)):
         return tuple(map(plain, value))
     if isinstance(value, Tensor):
@@ -97,7 +97,7 @@ def check(group: Mapping[str, Any], ranges: Mapping[str, Range], inner_steps: in
 
 
 def hyper(group: Mapping[str, Any], stochastic_rounding: bool) -> Hyper:
-    """The group as the kernels take it."""
+    """The group's hyper-parameters for the kernels."""
     flags = sum(bit for name, bit in FLAGS.items() if group.get(name))
     if group.get("coupling") == "implicit":
         flags |= int(Flag.IMPLICIT)

@@ -17,7 +17,7 @@ from deeprelax.kernels.scalars import OUTER
 from deeprelax.optim.bucket import Bucket
 from deeprelax.optim.clock import CURE
 from deeprelax.optim.compiled import outside_graphs
-from deeprelax.optim.first_step import speak
+from deeprelax.optim.first_step import warn_at_first_step
 from deeprelax.optim.groups import Plan, ready
 from deeprelax.optim.hyperparameters import UNIT
 from deeprelax.optim.relaxation import Relaxation
@@ -51,7 +51,7 @@ class Outer(Relaxation):
     def advance(self) -> None:
         """After it, if there were gradients: average, and with the last step of a cycle make the outer update."""
         if not self._shared.begun:
-            speak(self)
+            warn_at_first_step(self)
         if all(p.grad is None for group in self.param_groups for p in group["params"]):
             return
         plans = ready(self, check=True)
@@ -66,7 +66,7 @@ class Outer(Relaxation):
                 bucket.note_versions()
 
     def _work(self, plan: Plan) -> list[tuple[Bucket, list[Tensor | None], array[int], bool]]:
-        """The buckets, if this call changes anything: the weights stand where other rules have gradients."""
+        """The buckets, if this call changes anything: the weights take the place of the other rules' gradients."""
         group = plan.group
         length = group["inner_steps"] if group["phase"] == 0 else group["cycle_steps"]
         if group["alpha"] == 0 and group["phase"] + 1 < length:
@@ -83,11 +83,11 @@ class OuterLoop(Optimizer):
         z <- alpha z + (1 - alpha) y
         b <- momentum b + (x - z);   x <- x - outer_lr (x - z + momentum b);   y = z = x
 
-    With α = 0 z is y, and nothing is done between outer updates: Kallusky et al. 2025 (arXiv 2510.15830) call this
-    SNOO. ``EntropyAdamW`` is the same with AdamW inside, and has the spring and the noise as well.
+    With α = 0, z is y, and nothing is computed between outer updates: Kallusky et al. 2025 (arXiv 2510.15830) call this
+    SNOO. ``EntropyAdamW`` is the same with AdamW inside, and also has the pull toward x and the noise.
 
-    The groups, learning rates and hooks are the inner optimizer's: ``param_groups`` and ``state`` are its own, so that
-    schedulers, clipping and ``GradScaler`` take either object. The outer loop's hyper-parameters are in
+    The groups, learning rates and hooks are the inner optimizer's: ``param_groups`` and ``state`` are the same objects,
+    so that schedulers, clipping and ``GradScaler`` take either optimizer. The outer loop's hyper-parameters are in
     ``outer.param_groups``, where ``lr`` is η.
 
     Args:
@@ -106,7 +106,7 @@ class OuterLoop(Optimizer):
 
     Raises:
         ValueError: a hyper-parameter out of range, overlapping parameters.
-        TypeError: ``inner`` is not an optimizer, or a parameter cannot be served.
+        TypeError: ``inner`` is not an optimizer, or a parameter is not supported.
         RuntimeError: the backend does not work here.
     """
 
@@ -270,5 +270,5 @@ class OuterLoop(Optimizer):
 
 
 def _shared(group: dict[str, Any]) -> dict[str, Any]:
-    """What the outer loop has of a group."""
+    """The entries of a group that the outer loop shares."""
     return {name: group[name] for name in ("params", "param_names") if name in group}

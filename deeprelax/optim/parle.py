@@ -22,25 +22,26 @@ ABOVE_0 = Range(lambda v: type(v) in (int, float) and v > 0, "a number > 0, or i
 
 
 class Parle(Relaxation):
-    r"""Workers that run Entropy-SGD each, and are tied to their mean x̄ at every outer update:
+    r"""Workers that each run Entropy-SGD, and are tied to their mean x̄ at every outer update:
 
         y <- y - inner_lr (g + (y - xᵃ) / gamma) + sqrt(inner_lr temperature) n;   z <- alpha z + (1 - alpha) y
         xᵃ <- xᵃ - (lr / gamma) (xᵃ - z) - (lr / rho) (xᵃ - x̄);   y = z = xᵃ
         gamma <- max(gamma_min, gamma (1 - scoping));   rho <- max(rho_min, rho (1 - scoping))
 
     where xᵃ and x̄ are those of the cycle's beginning: with ``overlap`` the exchange runs while the cycle is computed,
-    and changes no bit. With one worker, or rho = inf, it is ``EntropySGD`` to the bit but for ``gamma_min``.
+    with bit-identical results. With one worker, or rho = inf, so are those of ``EntropySGD``, except for ``gamma_min``.
 
     Every worker draws its own batches, and gradients must not be averaged over the workers. All workers must make their
     steps, ``eval()``, ``train()`` and ``finish()`` together. ``eval()`` puts x̄ into the parameters.
 
     Args:
         params: parameters, named parameters or groups, as for ``torch.optim.SGD``; on one device.
-        lr: η. Default 0.1: with ``rho_min`` = 0.1 the tie of the end is 1, which puts xᵃ at x̄.
+        lr: η. Default 0.1: once rho is ``rho_min`` = 0.1, lr / rho is 1, which puts xᵃ at x̄.
         inner_lr: η′. Default 0.1, Parle's.
         inner_steps: L. Default 25, Parle's.
-        gamma, gamma_min: γ₀ and where scoping ends. Defaults 100 and 1, Parle's.
-        rho, rho_min: the tie to the mean, and where scoping ends. Defaults 1 and 0.1, Parle's. inf: no tie.
+        gamma, gamma_min: γ₀ and the value at which scoping ends. Defaults 100 and 1, Parle's.
+        rho, rho_min: ρ₀ of the tie to the mean, and the value at which scoping ends. Defaults 1 and 0.1, Parle's.
+            inf: no tie.
         alpha: weight of the old average in z. Default 0, Parle's: z is the last iterate.
         temperature: β⁻¹. Default 0, Parle's.
         scoping: γ and ρ shrink by this fraction at every outer update. Default 1e-3 (section 6.4); Parle's is one over
@@ -49,13 +50,13 @@ class Parle(Relaxation):
         coupling, momentum, inner_momentum, carry_inner_momentum, nesterov, weight_decay, maximize, flatten,
             stochastic_rounding, seed, backend: as for ``EntropySGD``; ``momentum`` acts on x - z.
         capturable, replicas, deterministic: as for ``ElasticSGD``.
-        overlap: exchange while the next cycle is computed; the same bits.
+        overlap: exchange while the next cycle is computed; the results are bit-identical.
 
     Raises:
         ValueError: a hyper-parameter out of range; several processes and no process group; at the first step, workers
             that differ, with what differs.
-        TypeError: a parameter that no kernel can serve, or ``replicas``.
-        RuntimeError: at an outer step, on every worker: one is gone, has finished, or stands at another step.
+        TypeError: an unsupported parameter or ``replicas``.
+        RuntimeError: at an outer step, on every worker: one has stopped, has finished, or is at another step.
     """
 
     rule = ENTROPY_SGD
@@ -134,13 +135,13 @@ class Parle(Relaxation):
 
     @outside_graphs
     def exchange(self) -> None:
-        """After each L-th replay of a captured step: tie this worker to the mean, and send where it stands."""
+        """After each L-th replay of a captured step: tie this worker to the mean, and send its x."""
         self._end_cycle()
         if self._tied:
             self._send()
 
     def _send(self, finishing: bool = False) -> None:
-        """Send where a cycle begins."""
+        """Send x at the beginning of a cycle."""
         buckets = [bucket for _, bucket in ready_buckets(self)]
         for bucket in buckets:
             bucket.refresh_x()
@@ -149,7 +150,7 @@ class Parle(Relaxation):
 
     @torch.no_grad()
     def _end_cycle(self) -> None:
-        """The tie to the mean, and where γ and ρ go."""
+        """Apply the tie to the mean, and update γ and ρ."""
         exchange = exchange_of(self)
         if exchange.pending:
             for (plan, bucket), start, mean in zip(ready_buckets(self), exchange.sent, exchange.end() or ()):
@@ -172,7 +173,7 @@ class Parle(Relaxation):
     @outside_graphs
     @torch.no_grad()
     def finish(self) -> bool:
-        """End the running cycle early, as ``EntropySGD.finish``. Every worker has to call it.
+        """End the running cycle early, as ``EntropySGD.finish``. Every worker must call it.
 
         Returns:
             Whether there was anything to finish.
@@ -199,7 +200,7 @@ class Parle(Relaxation):
             if plan.group["fresh"] or plan.group["phase"] == 0:
                 bucket.refresh_x()
             bucket.show_x(self.state, bucket.foreign_writes())
-        exchange = Exchange(exchange_of(self).replicas)  # the cycle's own may be on its way
+        exchange = Exchange(exchange_of(self).replicas)  # that of the cycle may be pending
         exchange.begin([bucket.buffers["x"].clone() for _, bucket in buckets], aside=True)
         for (_, bucket), mean in zip(buckets, exchange.end() or ()):
             for t in range(len(bucket.params)):
@@ -208,7 +209,7 @@ class Parle(Relaxation):
 
     @outside_graphs
     def state_dict(self) -> dict[str, Any]:
-        """As ``EntropySGD.state_dict``: this worker's. In eval mode the mean's, from which any number of workers
+        """This worker's state, as ``EntropySGD.state_dict``. In eval mode the mean's, from which any number of workers
         resumes, each at the mean."""
         saved, exchange = super().state_dict(), exchange_of(self)
         if not exchange.alone and not self.param_groups[0]["training"]:

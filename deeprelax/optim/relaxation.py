@@ -19,9 +19,9 @@ from deeprelax.optim.bucket import Bucket
 from deeprelax.optim.clock import CLOCK, CURE, Gathered
 from deeprelax.optim.compiled import outside_graphs
 from deeprelax.optim.diagnostics import diagnostics
-from deeprelax.optim.first_step import speak
+from deeprelax.optim.first_step import warn_at_first_step
 from deeprelax.optim.flat_storage import supported
-from deeprelax.optim.groups import Options, Shared, drop_strangers, ready, refuse_overlaps
+from deeprelax.optim.groups import Options, Shared, drop_removed, ready, refuse_overlaps
 from deeprelax.optim.hyperparameters import SHARED, Range, plain
 from deeprelax.optim.replicas import Exchange
 from deeprelax.optim.sharding import reshard
@@ -31,13 +31,13 @@ ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tens
 
 
 class Relaxation(Optimizer):
-    """Base of the optimizers; not for direct use. A subclass says what is above the constructor."""
+    """Base class of the optimizers; not for direct use. A subclass defines what is above the constructor."""
 
     #: The update rule.
     rule: ClassVar[Rule]
-    #: What hyper-parameters may be, beyond those of all optimizers.
+    #: Allowed values of its hyper-parameters, in addition to those that all optimizers have.
     ranges: ClassVar[Mapping[str, Range]] = {}
-    #: Whether the parameters, and not the state, say what x is between two cycles.
+    #: Whether the parameters, and not the state, hold x between two cycles.
     params_hold_x: ClassVar[bool] = True
 
     def _notice(self, group: Mapping[str, Any]) -> None:
@@ -47,7 +47,7 @@ class Relaxation(Optimizer):
         """Called with every outer update, with γ before and after it; may warn. Not for ``capturable`` optimizers."""
 
     def _check_parameter(self, name: str, p: Tensor) -> None:
-        """TypeError or ValueError if the parameter cannot be served."""
+        """TypeError or ValueError if the parameter is not supported."""
         supported(p, name)
         if self._shared.options.stochastic_rounding and p.dtype == torch.float16:
             raise ValueError(f"{name} is float16, and stochastic_rounding is for bfloat16 parameters")
@@ -78,7 +78,7 @@ class Relaxation(Optimizer):
         del self._constructing
         refuse_overlaps(self)
 
-    # Facts.
+    # Properties.
 
     @property
     def state(self) -> State:
@@ -156,7 +156,7 @@ class Relaxation(Optimizer):
                     loss = closure()
             self._step()
         except BaseException:
-            for name in ("grad_scale", "found_inf"):  # else a GradScaler's next step() would take the product of scales
+            for name in ("grad_scale", "found_inf"):  # else a GradScaler's next step() would multiply the two scales
                 self.__dict__.pop(name, None)
             raise
         return loss
@@ -167,8 +167,8 @@ class Relaxation(Optimizer):
         if self._shared.seed_pending:
             self._agree_on_seed()
         if not self._shared.begun:
-            speak(self)
-        # Not the addresses: an empty part of a sharded parameter has none.
+            warn_at_first_step(self)
+        # Addresses would not tell: an empty part of a sharded parameter has none.
         if not any(not missing or any(g is not None for g in grads) for each in work for _, grads, _, missing in each):
             for plan in plans:
                 plan.clock.outer_step_happened = False
@@ -230,7 +230,7 @@ class Relaxation(Optimizer):
         warning names the first.
 
         Args:
-            modules: FSDP modules of sharded parameters, whose gathered weights will be old; default all of the process.
+            modules: FSDP modules of sharded parameters, to gather their weights again; default all of the process.
         """
         if self.param_groups[0]["training"]:
             self._show_x()
@@ -240,7 +240,7 @@ class Relaxation(Optimizer):
     @outside_graphs
     @torch.no_grad()
     def train(self, *modules: torch.nn.Module) -> None:
-        """Put the inner point back, where the next gradient is wanted.
+        """Put the inner point back, at which the next gradient is taken.
 
         Parameters that other code has written to since ``eval()`` keep what they hold, and a new cycle begins at what
         all of them hold; a warning names the first. ``modules``: as for ``eval()``.
@@ -266,7 +266,7 @@ class Relaxation(Optimizer):
             Relaxation.train(self, *modules)
 
     def _x_is_shown(self, numbers: Mapping[str, Any]) -> bool:
-        """Whether the parameters hold x, so that there is nothing to exchange."""
+        """Whether the parameters hold x, so that nothing must be swapped."""
         return bool(numbers["fresh"] or (self.params_hold_x and numbers["phase"] == 0))
 
     def _show_x(self) -> None:
@@ -298,7 +298,7 @@ class Relaxation(Optimizer):
     def restart(self) -> None:
         """Begin a new cycle at what the parameters hold now; momenta, γ and the noise counter continue.
 
-        Of several workers (``ElasticSGD``, ``Parle``) every one has to call it.
+        With several workers (``ElasticSGD``, ``Parle``), all of them must call it.
         """
         ready(self, at_any_phase=True)
         self._restart()
@@ -319,11 +319,11 @@ class Relaxation(Optimizer):
         """Add parameters; in mid-cycle they join at the current phase with x = what they hold.
 
         Args:
-            param_group: ``{"params": …}`` and hyper-parameters of its own; the others are the defaults. Its
-                ``"noise_index"``: each parameter's (index, first element) in a larger model, as which it draws noise.
+            param_group: ``{"params": …}`` and hyper-parameters that differ from the defaults. ``"noise_index"`` gives
+                (index, first element) of each parameter in a larger model, whose noise it then draws.
 
         Raises:
-            ValueError: a hyper-parameter is out of range, ``inner_steps`` is not the others', or memory is shared.
+            ValueError: a hyper-parameter out of range, ``inner_steps`` differs from the others', or memory is shared.
             TypeError: a parameter's dtype or layout is not supported.
         """
         if self.param_groups and isinstance(param_group, dict):
@@ -333,10 +333,10 @@ class Relaxation(Optimizer):
             ready(self, check=True)
         except BaseException:
             self.param_groups.pop()
-            drop_strangers(self)
+            drop_removed(self)
             raise
 
-    # State in and out.
+    # Saving and loading.
 
     @outside_graphs
     def state_dict(self) -> dict[str, Any]:
@@ -344,7 +344,7 @@ class Relaxation(Optimizer):
         ``param_groups`` the hyper-parameters, the clock, the seed and the mode as plain numbers.
 
         Raises:
-            RuntimeError: in eval mode with sharded parameters, whose checkpoints hold what a new optimizer has.
+            RuntimeError: in eval mode with sharded parameters: a checkpoint may hold only what a new optimizer has.
         """
         saved_states.refuse_inner_point_in_eval(self)
         with torch.no_grad():
@@ -354,7 +354,7 @@ class Relaxation(Optimizer):
         return saved_states.plain_groups(saved, [plan.clock.numbers() for plan in self._shared.plans])
 
     def _refresh_x(self) -> None:
-        """Where the parameters say what x is, write it into the state."""
+        """Write x into the state where the parameters hold it."""
         for plan in ready(self):
             if self._x_is_shown(plan.clock.numbers()):
                 for bucket in plan.buckets:
@@ -371,8 +371,8 @@ class Relaxation(Optimizer):
             state_dict: what ``state_dict()`` of the same class returned.
 
         Raises:
-            ValueError: another optimizer's, of other groups, parameters or shapes, or with values out of range. Nothing
-                is changed then.
+            ValueError: it is another optimizer's, of other groups, parameters or shapes, or has values out of range.
+                Nothing is changed then.
         """
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from deeprelax.optim.sharding import part
 
-CHECKED = 4  # numbers at the buffer's end by which the workers notice that they do not stand at one place
+CHECKED = 4  # numbers at the buffer's end, from which workers notice that they are at different steps
 
 
 @runtime_checkable
 class Replicas(Protocol):
     """The workers, as an optimizer sees them.
 
-    Where workers come and go an object also has ``join(opt)``, which is called before the first exchange in place of a
-    comparison of the workers, and ``joining``: whether this worker had no part in the last mean, and has taken the
-    others' state into ``opt`` meanwhile. It then begins at the centre.
+    If workers can join and leave, an object also has ``join(opt)``, which is called before the first exchange instead
+    of comparing the workers, and ``joining``: whether this worker took no part in the last mean, and has since loaded
+    the others' state into ``opt``. It then begins at the centre.
 
     Attributes:
         rank: this worker's number.
@@ -51,7 +51,7 @@ class Processes:
     Args:
         group: the group.
         deterministic: sum in the order of ranks, so that the bits depend neither on the buffer's layout nor on the
-            backend's algorithm: two collectives that move the bytes of one. With two workers any sum is.
+            backend's algorithm: two collectives that move the bytes of one. With two workers no sum depends on either.
     """
 
     def __init__(self, group: dist.ProcessGroup, deterministic: bool) -> None:
@@ -62,12 +62,12 @@ class Processes:
         """Sum and divide.
 
         Raises:
-            RuntimeError: a worker is gone, or did not answer within the group's timeout.
+            RuntimeError: a worker has stopped, or did not answer within the group's timeout.
         """
         self.begin(flat)()
 
     def begin(self, flat: Tensor) -> Callable[[], None]:
-        """Start it, and return what waits for the mean."""
+        """Start the exchange, and return a function that waits for the mean."""
         in_order = self.deterministic and self.size > 2
         share = -(-flat.numel() // self.size)
         with self._named():
@@ -146,7 +146,7 @@ def agree(replicas: Replicas, values: Sequence[int], device: torch.device) -> li
     pair = torch.cat([flat, flat * flat]).to(device)
     replicas.mean_(pair)
     mean, square = pair.cpu().chunk(2)
-    # Of integers: the mean of squares is the square of the mean where all are equal, and more by 1/size² otherwise.
+    # For integers the mean of squares is the square of the mean if all are equal, else at least 1/size² more.
     return (abs(square - mean * mean) < 0.5 / replicas.size**2).tolist()
 
 
@@ -163,7 +163,7 @@ def checksum(t: Tensor) -> int:
 
 
 class Exchange:
-    """The flat buffer in which a step's tensors travel, with numbers that say where a worker stands.
+    """The flat buffer with which a step's tensors are exchanged, and numbers that give each worker's step.
 
     Args:
         replicas: the workers.
@@ -171,8 +171,8 @@ class Exchange:
         dtype: of what is sent; None: the widest of the parts.
 
     Attributes:
-        alone: whether this is the only worker, and stays it.
-        joined: whether it is known that the workers began alike.
+        alone: whether this is the only worker, and none can join.
+        joined: whether the workers have been compared, and began alike.
         sent: the parts of the exchange that has begun and not ended.
     """
 
@@ -198,7 +198,7 @@ class Exchange:
             parts: what is averaged.
             finishing: whether this worker has no more gradients.
             active: whether it has had any since the last exchange.
-            aside: whether this is no outer step: the mean is looked at only.
+            aside: whether this is not an outer step, but only an evaluation at the mean.
         """
         dtype = self._dtype or max((part.dtype for part in parts), key=lambda d: d.itemsize)
         # Sums of small integers are exact.
@@ -214,21 +214,21 @@ class Exchange:
 
     @property
     def joining(self) -> bool:
-        """Whether this worker begins at the centre, and not where it stood at the last exchange."""
+        """Whether this worker begins at the centre, and not at its x of the last exchange."""
         return getattr(self.replicas, "joining", False)
 
     def drop(self) -> None:
-        """Forget what was sent, if anything was: it says nothing of where this worker stands now."""
+        """Discard a pending exchange: this worker is no longer at the point that it sent."""
         wait = self._wait
         self._flat, self._wait, self.sent = None, None, ()
-        if wait is not None:  # it is on its way
+        if wait is not None:  # the collective is running
             wait()
 
     def end(self) -> list[Tensor] | None:
         """The means over the workers, in the parts' dtypes; None if no worker was active.
 
         Raises:
-            RuntimeError: the workers are at different steps, some have finished, or one is gone. On every worker.
+            RuntimeError: on every worker: they are at different steps, some have finished, or one has stopped.
         """
         assert self._flat is not None
         flat, sent, wait = self._flat, self.sent, self._wait
@@ -242,7 +242,7 @@ class Exchange:
         if 0 < finished < 1:
             raise RuntimeError(
                 f"{round(finished * size)} of {size} workers have called finish(), while the others have more "
-                "gradients: give every worker as many batches, or let all of them finish() at the same step"
+                "gradients: give every worker the same number of batches, or call finish() on all at the same step"
             )
         if abs(square - mean * mean) > 0.4 / size**2:
             raise RuntimeError(f"the {size} workers are at different outer steps; this one has made {self._turn}")

@@ -37,12 +37,12 @@ def adaptive_gamma(
     move it farther away, and otherwise goes by the rule: no bound makes it jump. Source: Heaton, Wu Fung, Osher,
     "Global solutions to nonconvex problems by evolution of Hamilton-Jacobi PDEs" (Commun. Appl. Math. Comput. 6, 2023;
     arXiv 2202.11014), in the form and with the defaults of its authors' program, which compares the norms of the whole
-    update γ∇u = x - E[y], not those of ∇u. Its step x ← x - a γ∇u wants a between 1 - √shrink and 1 + √grow; a = 1 is
+    update γ∇u = x - E[y], not those of ∇u. Its step x ← x - a γ∇u needs a between 1 - √shrink and 1 + √grow; a = 1 is
     the proximal point iteration (Remark 7).
 
     The program's update may be an exponential average of vectors, with which it steps as well, a momentum. An average
-    of norms is no substitute: one that keeps theta or more of itself cannot fall by more than theta, and γ would never
-    grow. Where noise dominates the update, its norms stay about the same, so γ shrinks to ``smallest``.
+    of norms does not replace it: with a decay of theta or more it cannot fall by more than theta, and γ would never
+    grow. If noise dominates the update, its norms stay about the same, so γ shrinks to ``smallest``.
 
     Args:
         gamma: γ at present.
@@ -51,7 +51,7 @@ def adaptive_gamma(
         theta: 0 < theta < 1, the fall that counts as fast.
         shrink: 0 < shrink < 1.
         grow: > 1.
-        smallest, largest: how far γ is moved; 0 < smallest ≤ largest.
+        smallest, largest: bounds of the rule; 0 < smallest ≤ largest.
 
     Returns:
         The next γ.
@@ -81,11 +81,11 @@ ABOVE_LR_HALF = 1.1
 
 
 def smallest_gamma(group: Mapping[str, Any]) -> float:
-    """How far down ``AdaptiveGamma`` takes γ of a group: under gradient noise it goes there.
+    """The smallest γ that ``AdaptiveGamma`` sets for a group: under gradient noise it gets there.
 
     EntropySGD divides by γ. With the explicit coupling y keeps 1 - inner_lr/γ of its distance from x in each call: γ ≥
-    inner_lr keeps that from overshooting, and leaves half of what plain gradient descent bears of the loss's curvature,
-    1/inner_lr. Without ``absorb_gamma`` the outer step is lr/γ: stable for every curvature while γ > lr/2.
+    inner_lr keeps that from overshooting, and is stable up to a curvature of 1/inner_lr, half of what plain gradient
+    descent allows. Without ``absorb_gamma`` the outer step is lr/γ: stable for every curvature while γ > lr/2.
     """
     bounds = [SMALLEST]
     if group.get("coupling") == "explicit":
@@ -112,7 +112,7 @@ class AdaptiveGamma:
         opt: an optimizer with ``scoping=0`` and ``momentum=0``, not ``capturable``.
 
     Attributes:
-        norms: for each group the norms of the last two outer updates, as far as there were any.
+        norms: for each group the norms of the last two outer updates, or fewer at the beginning.
 
     Raises:
         ValueError: the optimizer has another setting.
@@ -126,7 +126,7 @@ class AdaptiveGamma:
         if opt._step_supports_amp_scaling:
             raise ValueError("AdaptiveGamma needs an optimizer with capturable=False: it reads norms to the host")
         if any(is_sharded(p) for group in opt.param_groups for p in group["params"]):
-            raise ValueError("AdaptiveGamma does not serve sharded parameters: its norms are of whole ones")
+            raise ValueError("AdaptiveGamma does not support sharded parameters: it needs norms of whole ones")
         self._opt = opt
         self.norms: list[tuple[float, ...]] = [() for _ in opt.param_groups]
         self._positions = self._found()
@@ -163,8 +163,8 @@ class AdaptiveGamma:
         self._positions = found
 
     def _norm(self, group: Mapping[str, Any], before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None:
-        """The norm of γ∇u over all parameters, from how far an outer update has moved x, summed in float64; None where
-        it says nothing."""
+        """The norm of γ∇u over all parameters, from how far an outer update has moved x, summed in float64; None if it
+        is undefined."""
         lr, gamma = float(group["lr"]), float(group["cycle_gamma"])
         scale = lr if group.get("absorb_gamma") else lr / gamma
         if scale == 0 or len(before) != len(after) or not after:

@@ -1,7 +1,7 @@
 """Parameters of which this process holds a part: the DTensors of FSDP2 and tensor parallelism.
 
-A part is updated where it lies, and draws the noise of its elements of the unsharded parameter: a run does not depend
-on how many processes share a parameter. Everything here takes plain tensors as well, which are parts of themselves.
+A part is updated in place, with the noise of its elements of the unsharded parameter: a run does not depend on how many
+processes share a parameter. Everything here also takes plain tensors, which are their own parts.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from deeprelax.optim.relaxation import Relaxation
 
-# A part within the memory order of the unsharded parameter: its first element there, and, where it is not one range,
-# the length of its runs and their distance.
+# A part in the memory order of the unsharded parameter: its first element there, and, unless it is one range, the
+# length of its runs and their distance.
 Place = tuple[int, tuple[int, int] | None]
 
 
@@ -32,7 +32,7 @@ def part(t: Tensor) -> Tensor:
 
 
 def inner_first(p: Tensor) -> list[int]:
-    """The dimensions of the unsharded parameter, from that with the smallest stride on."""
+    """The dimensions of the unsharded parameter, by increasing stride."""
     return sorted(range(p.ndim), key=lambda d: (p.stride(d), -d))
 
 
@@ -46,7 +46,7 @@ def dense_strides(p: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def place_of_part(p: Tensor, name: str) -> Place:
-    """Where the part lies in the unsharded parameter.
+    """The place of the part in the unsharded parameter.
 
     Raises:
         TypeError: it is a partial sum, or consists of runs at unequal distances.
@@ -70,7 +70,7 @@ def place_of_part(p: Tensor, name: str) -> Place:
         if step and shape[d] > 1 and strides[d] != reach:
             raise TypeError(
                 f"{name} is sharded along two dimensions that are not its outermost one ({spec.placements} of shape "
-                f"{tuple(p.shape)}): its elements lie at unequal distances, which no kernel serves; shard it otherwise"
+                f"{tuple(p.shape)}): its elements are at unequal distances, which no kernel takes; shard it otherwise"
             )
         if step:
             reach *= shape[d]
@@ -82,8 +82,8 @@ def place_of_part(p: Tensor, name: str) -> Place:
 
 
 def noise_places(group: Mapping[str, Any], base: int) -> list[tuple[int, int]]:
-    """Of each parameter of a group the noise's parameter index, and the index in it of the parameter's first element:
-    as the group's ``"noise_index"`` says, else the position among all parameters, of which ``base`` come before, and 0.
+    """For each parameter of a group, the noise's parameter index and the index in it of the parameter's first element:
+    the group's ``"noise_index"``, else the position among all parameters, ``base`` of which come before, and 0.
 
     Raises:
         ValueError: ``"noise_index"`` is not a pair of such numbers for each parameter.
@@ -104,7 +104,7 @@ def noise_places(group: Mapping[str, Any], base: int) -> list[tuple[int, int]]:
 
 
 def like(p: Tensor, value: Tensor) -> Tensor:
-    """A tensor of the part's shape as state of the parameter: a DTensor with its placement where it is one."""
+    """A tensor of the part's shape as state of the parameter: if that is a DTensor, one of the same placement."""
     if not is_sharded(p):
         return value
     from torch.distributed.tensor import DTensor
@@ -140,8 +140,8 @@ def gradient_part(p: Tensor, name: str, g: Tensor) -> Tensor:
 
 
 def sharing(p: Tensor) -> tuple[tuple[Any, str], ...]:
-    """The process groups that have to add up a sum over parts of the parameter, one after another, and their type of
-    device: of the dimensions of its mesh along which it is sharded. On the others processes hold the same part."""
+    """The process groups, each with its type of device, over which a sum over the parameter's parts must be reduced in
+    turn: those of the mesh dimensions along which it is sharded. Along the others, processes hold the same part."""
     if not is_sharded(p):
         return ()
     spec: Any = p._spec  # type: ignore[attr-defined]
@@ -150,11 +150,11 @@ def sharing(p: Tensor) -> tuple[tuple[Any, str], ...]:
 
 
 def reshard(opt: Relaxation, modules: Sequence[torch.nn.Module] = ()) -> None:
-    """Let FSDP gather the weights again: it would ignore what was written to the parts since it last did.
+    """Make FSDP gather the weights again: it would ignore what was written to the parts since it last did.
 
     Args:
         opt: the optimizer that has written to them.
-        modules: that hold its parameters; without any, all FSDP modules of the process are found.
+        modules: those that hold its parameters; default all FSDP modules of the process.
 
     Raises:
         RuntimeError: they cannot be found.

@@ -1,8 +1,7 @@
-"""``opt.state``: mappings that note when somebody writes to them.
+"""``opt.state``: mappings that note when other code writes to them.
 
-The tensors of the state are views of the flat buffers that the kernels update. Code outside puts others in their place
-(offloading, pruning, ``state.clear()``): the optimizer then tests one flag and takes over what it finds, before
-anything reads the state.
+The tensors of the state are views of the flat buffers that the kernels update. Other code replaces them (offloading,
+pruning, ``state.clear()``): a flag tells the optimizer, which copies the new ones before anything reads the state.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ WRITES = ("__delitem__", "__ior__", "clear", "pop", "popitem")
 
 
 class Entry(dict[str, Any]):
-    """The state of one parameter: name → tensor in the parameter's shape. It is made as a ``dict`` is."""
+    """The state of one parameter: name → tensor in the parameter's shape. Constructed like a ``dict``."""
 
     note = Note()  # its State's, once it is in one
 
@@ -55,8 +54,8 @@ class Entry(dict[str, Any]):
 
 
 class State(defaultdict[Any, Any]):
-    """Parameter → its ``Entry``. An entry that is put in as any mapping is copied into one. It is made as a
-    ``defaultdict`` is, whose factory it ignores. What other code puts in under a key that is not a tensor stays."""
+    """Parameter → its ``Entry``. Any mapping that is put in is copied into one. Constructed like a ``defaultdict``,
+    whose factory is ignored. Values under keys that are not tensors stay as they are."""
 
     def __init__(self, default_factory: Any = None, *args: Any, **kwargs: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Saved states and copies: what is put into them, and the checks before anything of one is taken over."""
+"""Saved states and copies: their content, and the checks before one is loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from deeprelax.optim.bucket import Bucket, comes_and_goes, misfit
+from deeprelax.optim.bucket import Bucket, is_optional, misfit
 from deeprelax.optim.clock import CLOCK
 from deeprelax.optim.groups import Plan, make_buckets, momenta, new_clock
 from deeprelax.optim.hyperparameters import Range, check, plain
@@ -30,8 +30,8 @@ def refuse_inner_point_in_eval(opt: Relaxation) -> None:
 
 
 def plain_groups(saved: dict[str, Any], numbers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A state dict with plain numbers in its groups, and without what belongs to the optimizer that loads it: of
-    ``"noise_index"`` the name alone, which a distributed checkpoint looks up."""
+    """A state dict with plain numbers in its groups, and without what belongs to the optimizer that loads it. A
+    distributed checkpoint looks up the key ``"noise_index"``, which stays."""
     for group, plain_group in zip(saved["param_groups"], numbers):
         group.update({name: plain(plain_group[name]) for name in group if name in plain_group and name != "params"})
         if "noise_index" in group:
@@ -47,7 +47,7 @@ def upgraded(group: Mapping[str, Any]) -> dict[str, Any]:
     """
     if group.get("gamma_schedule") == "adaptive":
         raise ValueError(
-            "the saved state has gamma_schedule='adaptive', which is an object of its own now: set gamma_schedule to "
+            "the saved state has gamma_schedule='adaptive', which is a separate object now: set gamma_schedule to "
             "'scoping' in its param_groups, load it, and step a deeprelax.optim.schedules.AdaptiveGamma(opt)"
         )
     new = {name: value for name, value in group.items() if name not in GONE}
@@ -63,10 +63,10 @@ def checked_groups(
     defaults: Mapping[str, Any],
     ranges: Mapping[str, Range],
 ) -> list[dict[str, Any]]:
-    """The saved groups, which are of this optimizer, of as many parameters each, and hold possible values.
+    """The saved groups, upgraded.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: they are not those of this optimizer, have other numbers of parameters, or hold impossible values.
     """
     if len(plans) != len(saved):
         raise ValueError(
@@ -97,7 +97,7 @@ def check_entry(name: str, p: Tensor, entry: Mapping[str, Any], bucket: Bucket) 
     version leaves out parameters of which this process has no element."""
     if not entry and not part(p).numel():
         return
-    tensors, expected = {key for key in entry if not comes_and_goes(bucket.rule, key)}, bucket.kept
+    tensors, expected = {key for key in entry if not is_optional(bucket.rule, key)}, bucket.kept
     if tensors != set(expected):
         raise ValueError(
             f"{name}: the saved state holds {', '.join(sorted(tensors)) or 'nothing'}, expected "
@@ -146,10 +146,10 @@ def load_group(group: dict[str, Any], saved: Mapping[str, Any]) -> None:
 
 
 def load(opt: Relaxation, groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any]) -> None:
-    """Take over groups that were checked, and the state if it is of these parameters.
+    """Load groups that were checked, and the state.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the state is not that of these parameters.
     """
     entries = checked_entries(opt._shared.plans, groups, state)
     opt.state.update(of_others(state, groups))
@@ -171,7 +171,7 @@ def load(opt: Relaxation, groups: Sequence[Mapping[str, Any]], state: Mapping[An
 
 
 def portable(opt: Relaxation) -> dict[str, Any]:
-    """What ``copy`` and ``pickle`` take of an optimizer."""
+    """What ``copy`` and ``pickle`` store of an optimizer."""
     opt.state.note.written = True  # sending a tensor to another process moves it out of the flat buffers
     return {
         "defaults": opt.defaults,

@@ -80,7 +80,7 @@ def test_what_sharded_runs_refuse_is_said_by_every_process(tmp_path: Path) -> No
     for result in results:
         assert result == results[0]
         assert "is a partial sum" in result["partial"]
-        assert "AdaptiveGamma does not serve sharded parameters" in result["adaptive gamma"]
+        assert "AdaptiveGamma does not support sharded parameters" in result["adaptive gamma"]
         assert (
             "x of the saved state is (Shard(dim=1),), and the parameter (Shard(dim=0),)" in result["another placement"]
         )

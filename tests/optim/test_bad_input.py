@@ -35,7 +35,7 @@ class Wrapper(torch.Tensor):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_parameter_without_memory_of_its_own_is_refused(optimizer):
     p = torch.nn.Parameter(Wrapper(torch.ones(3)), requires_grad=False)
-    with pytest.raises(TypeError, match=r"\['params'\]\[0\] is a \w+ without memory"):
+    with pytest.raises(TypeError, match=r"\['params'\]\[0\] is a \w+ without its own memory"):
         optimizer([p])
 
 
