@@ -62,13 +62,13 @@ def imports(module: str, everywhere: bool) -> set[str]:
 
 
 @pytest.mark.parametrize("module", sorted(m for m in MODULES if room(m) in MAY_IMPORT))
-def test_a_module_imports_only_from_rooms_below_its_own(module: str) -> None:
+def test_a_module_imports_only_from_folders_below_its_own(module: str) -> None:
     # The package itself is imported for its public optimizers.
     rooms = {room(name) or "optim" for name in imports(module, everywhere=True)}
     assert rooms - {room(module)} <= MAY_IMPORT[room(module)]
 
 
-def test_every_room_has_its_floor() -> None:
+def test_every_folder_has_a_rule_about_what_it_may_import() -> None:
     assert {room(module) for module in MODULES} - {"", "__main__", "_build_info"} == MAY_IMPORT.keys()
 
 
@@ -83,7 +83,7 @@ def test_a_tests_name_is_a_promise_of_at_most_70_characters() -> None:
 
 
 @pytest.mark.parametrize("suffixes", [{".py"}, {".cu", ".cpp", ".h"}], ids=["Python", "C++"])
-def test_no_file_is_longer_than_its_readers_patience(suffixes: set[str]) -> None:
+def test_no_file_is_longer_than_400_lines(suffixes: set[str]) -> None:
     folders = ["deeprelax", "kernels", "csrc", "bench", "tools", "tests", "examples"]
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
     assert len(files) > 20

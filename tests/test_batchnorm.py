@@ -110,7 +110,7 @@ def test_a_mapping_is_keywords_and_a_shared_norm_averages_its_uses():
 
 
 @pytest.mark.parametrize("wrap", [lambda b: (b, 0), lambda b: [b, 0]])
-def test_a_tuple_or_a_list_begins_with_the_input(wrap: Any):
+def test_the_first_item_of_a_tuple_or_list_is_the_input(wrap: Any):
     model, other = network(), network()
     recalibrate_batchnorm(model, map(wrap, batches()))
     recalibrate_batchnorm(other, batches())
@@ -130,7 +130,7 @@ def test_a_compiled_model_gets_the_same_statistics():
 
 @pytest.mark.usefixtures("nothing_compiled")
 def test_passes_in_two_threads_leave_the_compiler_on():
-    """The pass that began first ends first: the other one still runs uncompiled, and compiling goes on after both."""
+    """The pass that began first ends first: the other still runs uncompiled, and the compiler is on after both."""
     began, ended = threading.Event(), threading.Event()
     model, other, count = network(), network(), CompileCounter()
     compiled = torch.compile(model, backend=count)

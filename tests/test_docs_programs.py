@@ -84,7 +84,7 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_a_command_on_a_page_is_one(line: str) -> None:
+def test_a_command_on_a_page_is_valid(line: str) -> None:
     command: click.Command = main
     words = shlex.split(line, comments=True)
     while isinstance(command, click.Group):

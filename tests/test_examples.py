@@ -48,7 +48,7 @@ def processes(name: str, arguments: list[str], count: int = 3) -> str:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_an_example_runs_and_says_how_far_it_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_example_runs_and_reports_its_progress(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     arguments, said, left = RUNS[name]
     if "--data" in arguments:

@@ -43,7 +43,7 @@ def test_a_fallback_to_eager_mode_is_an_error() -> None:
         opt.step()
 
 
-def test_it_is_the_eager_step() -> None:
+def test_the_compiled_baseline_makes_the_eager_step() -> None:
     shapes = ((3, 2, 2), (7,))
     compiled, plain = (cls(parameters(shapes)) for cls in (lambda p: CompiledEntropySGD(p, "eager"), EagerEntropySGD))
     for opt in (compiled, plain):

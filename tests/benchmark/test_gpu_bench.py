@@ -116,7 +116,7 @@ def test_what_is_timed_is_the_reference_call(rule: Rule, dtype: torch.dtype, emu
     assert torch.equal(seen[0][0][2**8 :], untouched[2**8 :])
 
 
-def test_a_slice_comes_again_only_after_four_times_the_cache() -> None:
+def test_a_slice_is_reused_only_after_four_times_the_cache() -> None:
     memory = Memory(2**12, CPU, cache=2**11)
     order: list[int] = []
     launches: list[Step] = [lambda k=k: order.append(k) for k in range(len(memory.slices(2**7, 3)))]
@@ -169,7 +169,7 @@ def test_the_hosts_time_is_compared_with_sgds(emulated: Backend, rows: Rows) -> 
     assert all(p.grad is not g for p, g in zip(params, before))
 
 
-def test_what_fails_is_a_row_and_the_others_are_measured(
+def test_a_failure_is_a_row_and_the_others_are_measured(
     emulated: Backend, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = emulated.bind
@@ -297,7 +297,7 @@ def test_make_gpu_says_what_it_lacks_before_it_builds(name: str, found: str | No
         assert "torch.cuda.is_available() is False" in done.stderr
 
 
-def test_a_script_that_dies_costs_only_its_own_rows(tmp_path: Path, runner: Callable[[str], list[str]]) -> None:
+def test_a_script_that_dies_loses_only_its_own_rows(tmp_path: Path, runner: Callable[[str], list[str]]) -> None:
     called = runner("bandwidth host")
     assert called == [
         "preflight.py", "-m pip", "bandwidth.py --backend cuda", "bandwidth.py --backend triton",

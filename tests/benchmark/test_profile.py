@@ -101,7 +101,7 @@ def made_up(device: str) -> tuple[Plan, dict[str, list[Sample]]]:
     return plan, {name: samples(*values) for name, values in costs.items()}
 
 
-def test_an_average_weighs_the_calls_by_how_often_they_come() -> None:
+def test_an_average_weights_each_kind_of_call_by_its_frequency() -> None:
     plan, samples = made_up("cpu")
     found = figures(plan, samples, dict.fromkeys(plan.kinds, 1))
     average = found["average"]
@@ -204,7 +204,7 @@ def test_the_trace_has_a_range_for_every_call_and_backend_run(tmp_path: Path, na
         assert inside["ts"] + inside["dur"] <= outside["ts"] + outside["dur"]
 
 
-def test_launches_are_the_kernels_of_a_trace_alone() -> None:
+def test_only_the_kernels_of_a_trace_count_as_launches() -> None:
     kinds = ("kernel", "gpu_memcpy", "gpu_memset", "cuda_runtime", "cpu_op", "gpu_user_annotation", "kernel")
     assert kernels_in({"traceEvents": [*({"cat": kind} for kind in kinds), {"ph": "M"}]}) == 2
 

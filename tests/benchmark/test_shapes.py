@@ -46,7 +46,7 @@ def test_shapes_are_read_from_text() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "4x", "x4", "4,,4", "4 x 4", "0", "4x0", "-1", "4.5", "1e6", "٣"])
-def test_text_that_is_no_list_of_shapes_is_refused(text: str) -> None:
+def test_text_that_is_not_a_list_of_shapes_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a shape; expected sizes joined by x"):
         shapes.typed(text)
 

@@ -15,7 +15,7 @@ from deeprelax.benchmark.timing import DeviceTimer, HostTimer, Sample, Watch, wa
 
 
 class Time:
-    """The host's clock, in the place of the module ``time``: it moves only when somebody works."""
+    """The host's clock, in place of the module ``time``: it advances only while work is done."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -59,7 +59,7 @@ def test_on_the_cpu_all_but_the_backends_run_is_host_time(host: Time) -> None:
     assert samples == [Sample(kernel=4.0, host=1.0, cost=5.0, launches=2)] * 2  # two sets: one for each dtype
 
 
-def test_watching_changes_no_bits_and_ends_with_the_backends_as_they_were(name: str) -> None:
+def test_profiling_changes_no_bits_and_restores_the_backends(name: str) -> None:
     (plain, plain_params), (seen, seen_params) = twins(name)
     before = [bucket.update for bucket in seen._shared.plans[0].buckets]
 
@@ -91,21 +91,21 @@ class Device:
 
 class DeviceEvent:
     def __init__(self, device: Device) -> None:
-        self.device, self.at = device, math.inf
+        self.device, self.time = device, math.inf
 
     def record(self) -> None:
         self.device.enqueue(0.0)
-        self.at = self.device.free_at
+        self.time = self.device.free_at
 
     def query(self) -> bool:
-        return self.device.host.now >= self.at
+        return self.device.host.now >= self.time
 
     def synchronize(self) -> None:
-        self.device.host.now = max(self.device.host.now, self.at)
+        self.device.host.now = max(self.device.host.now, self.time)
 
     def elapsed_time(self, end_event: DeviceEvent) -> float:
-        assert self.device.host.now >= end_event.at, "the end has not come yet"
-        return 1e3 * (end_event.at - self.at)
+        assert self.device.host.now >= end_event.time, "the end has not come yet"
+        return 1e3 * (end_event.time - self.time)
 
 
 def device_samples(host: Time, in_host: float, on_device: float, copy: float) -> list[Sample]:
@@ -135,7 +135,7 @@ def test_a_device_that_waited_is_reported_and_given_more_to_do(host: Time) -> No
         assert s == pytest.approx((1.0, 10.0, 1.0, 0, False))
 
 
-def test_what_a_device_is_given_to_do_before_has_bounds(host: Time) -> None:
+def test_the_copies_queued_before_a_timing_are_bounded(host: Time) -> None:
     device = Device(host)
     timer = DeviceTimer(Watch(), lambda: device.enqueue(1.0), device.event)
     assert [timer.copies(seconds) for seconds in (0.0, 0.4, 10.2, 1e6)] == [1, 1, 21, DeviceTimer.MOST_COPIES]

@@ -29,7 +29,7 @@ BUFFERS |= {"exp_avg": "e", "exp_avg_sq": "q"}
     ],
 )
 @pytest.mark.parametrize("dtype", [F32, torch.float64])
-def test_words_of_the_first_an_inner_and_the_last_call(
+def test_the_first_an_inner_and_the_last_call_move_these_words(
     optimizer: str, words: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     found = [bytes_moved(optimizer, dtype, kind) for kind in ("first", "inner", "last")]
@@ -38,7 +38,7 @@ def test_words_of_the_first_an_inner_and_the_last_call(
 
 @pytest.mark.parametrize(("optimizer", "count"), [("EntropySGD", 24), ("HJ", 16), ("Heat", 16), ("ElasticSGD", 16)])
 @pytest.mark.parametrize("dtype", [BF16, torch.float16])
-def test_bytes_of_an_inner_call_on_narrow_weights(optimizer: str, count: int, dtype: torch.dtype) -> None:
+def test_an_inner_call_on_narrow_weights_moves_these_bytes(optimizer: str, count: int, dtype: torch.dtype) -> None:
     assert bytes_moved(optimizer, dtype, "inner") == count
 
 

@@ -93,7 +93,7 @@ def test_train_leaves_the_number_of_threads_as_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["doctor"], ["bench"], ["profile"]])
-def test_help_is_there(command: list[str]) -> None:
+def test_every_command_has_a_help(command: list[str]) -> None:
     assert "Usage:" in run(*command, "--help").output
 
 
@@ -170,7 +170,7 @@ def test_bad_input_is_refused_by_name(arguments: list[str], named: str, tmp_path
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-1", "2000000000", "1" + 400 * "0"])
-def test_a_number_without_meaning_is_a_usage_error(value: str, tmp_path: Path) -> None:
+def test_an_impossible_number_is_a_usage_error(value: str, tmp_path: Path) -> None:
     commands = [([name], command) for name, command in main.commands.items()]
     commands += [(["reproduce", name], command) for name, command in reproduce.commands.items()]
     refused = 0
@@ -207,7 +207,7 @@ def test_variables_that_torchrun_did_not_set_are_a_usage_error(
     assert named in output
 
 
-def test_a_batch_without_bound_is_refused_by_the_images(tmp_path: Path) -> None:
+def test_a_batch_larger_than_the_training_set_is_refused(tmp_path: Path) -> None:
     output = run("train", "--batch-size", "1" + 400 * "0", "--out", tmp_path, code=1).output
     assert "2 to 1347 are possible" in " ".join(output.split())
 
@@ -256,7 +256,7 @@ def test_a_damaged_or_missing_file_is_refused_with_its_name(tmp_path: Path, dama
     assert "missing" in output or "damaged" in output
 
 
-def test_one_bit_of_the_published_mnist_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flipped_bit_of_the_published_mnist_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = write_mnist(tmp_path)
     digests = [hashlib.md5((raw / name).read_bytes()).hexdigest() for name in MNIST_FILES]
     for name, digest, count in zip(MNIST_FILES, digests, (64, 64, 20, 20)):

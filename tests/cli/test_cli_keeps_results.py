@@ -60,7 +60,7 @@ def closed_pipe() -> IO[str]:
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("stdout", [closed_pipe, full_device])
 @pytest.mark.parametrize(("arguments", "written"), [(TRAIN, FILES), (["bench"], ["cpu.json"])])
-def test_files_are_written_where_nothing_can_be_printed(
+def test_files_are_written_even_if_nothing_can_be_printed(
     stdout: Callable[[], IO[str]],
     arguments: list[str],
     written: list[str],
@@ -141,7 +141,7 @@ def test_a_picture_that_cannot_be_drawn_costs_nothing_else(tmp_path: Path, monke
     assert names(tmp_path) == ["digits.json", "digits.txt"]
 
 
-def test_a_backend_of_windows_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_of_matplotlib_for_windows_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "nonsense")
     with extras_needed():
         matplotlib.rcsetup.validate_backend(os.environ["MPLBACKEND"])
@@ -182,7 +182,7 @@ def signalled(number: int) -> Callable[[], None]:
     ],
 )
 @pytest.mark.parametrize("before", [0, 1])
-def test_runs_that_had_ended_are_kept_and_earlier_files_too(
+def test_finished_runs_and_earlier_files_are_kept(
     stop: Callable[[], None],
     code: int,
     said: str,
@@ -223,7 +223,7 @@ def test_a_worker_that_writes_nothing_names_no_file(tmp_path: Path, monkeypatch:
     assert not names(tmp_path)
 
 
-def test_a_signal_while_results_are_written_costs_none(
+def test_a_signal_while_results_are_written_loses_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: None
 ) -> None:
     write_json = report.write_json
@@ -244,7 +244,7 @@ def test_a_long_run_says_how_much_time_is_left(tmp_path: Path, monkeypatch: pyte
     assert "% error, " in output
 
 
-def test_fewer_gradients_than_one_update_takes_are_refused(tmp_path: Path) -> None:
+def test_fewer_gradients_than_one_update_needs_are_refused(tmp_path: Path) -> None:
     output = " ".join(
         run("train", "--optimizer", "entropy-sgd", "--epochs", 1, "--out", tmp_path, code=1).output.split()
     )
@@ -254,7 +254,7 @@ def test_fewer_gradients_than_one_update_takes_are_refused(tmp_path: Path) -> No
     run("train", "--optimizer", "entropy-sgd", "--epochs", 2, "--seeds", 1, "--out", tmp_path)
 
 
-def test_every_command_is_in_the_help_and_can_be_asked_for_its_own() -> None:
+def test_every_command_is_in_the_help_and_has_its_own() -> None:
     for name in main.commands:
         assert f"deeprelax {name} " in (main.help or "")
         assert "Usage:" in run(name, "--help").output

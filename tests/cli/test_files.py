@@ -89,7 +89,7 @@ def test_an_interruption_leaves_the_earlier_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_process_left_goes_when_no_write_can_last(tmp_path: Path) -> None:
+def test_files_left_by_a_killed_process_are_removed_after_a_day(tmp_path: Path) -> None:
     old, new = tmp_path / ".writing-old", tmp_path / ".writing-new"
     for folder in (old, new):
         folder.mkdir()
@@ -107,7 +107,7 @@ def test_a_link_stays_a_link_to_the_new_content(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "new"
 
 
-def test_a_check_makes_the_folder_no_file_and_keeps_an_existing_one(tmp_path: Path) -> None:
+def test_a_check_creates_the_folder_only_and_keeps_an_existing_file(tmp_path: Path) -> None:
     files.check_writable(tmp_path / "new" / "a.png")
     assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "kept").write_text("kept")
@@ -115,7 +115,7 @@ def test_a_check_makes_the_folder_no_file_and_keeps_an_existing_one(tmp_path: Pa
     assert (tmp_path / "kept").read_text() == "kept"
 
 
-def test_a_check_can_refuse_a_missing_folder_and_refuses_what_is_no_file(tmp_path: Path) -> None:
+def test_a_check_refuses_a_folder_as_file_and_if_asked_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no folder"):
         files.check_writable(tmp_path / "new" / "a.png", make_folder=False)
     assert not (tmp_path / "new").exists()

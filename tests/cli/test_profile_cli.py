@@ -129,7 +129,7 @@ def test_a_trace_that_was_not_written_is_an_error(tmp_path: Path, monkeypatch: p
     assert "written: " not in output
 
 
-def test_a_disk_that_fills_up_meanwhile_is_named_without_a_traceback(
+def test_a_disk_that_fills_up_in_a_run_is_named_without_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(result: dict[str, Any], path: Path) -> None:

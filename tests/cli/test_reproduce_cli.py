@@ -86,7 +86,7 @@ def test_every_line_of_a_run_is_json_with_settings_machine_and_curve(data: Path,
     assert str(data) not in next(iter(lines(tmp_path).values()))
 
 
-def test_a_budget_stops_between_runs_and_the_next_call_goes_on(data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_budget_stops_between_runs_and_the_next_call_resumes(data: Path, tmp_path: Path, monkeypatch) -> None:
     """The clock jumps by a minute at every run's end; two and a half minutes pay for three runs."""
     now = time.monotonic()
     clock = {"at": now}
@@ -106,7 +106,7 @@ def test_a_budget_stops_between_runs_and_the_next_call_goes_on(data: Path, tmp_p
     assert len(lines(tmp_path)) == 4
 
 
-def test_a_run_that_meets_the_deadline_is_saved_and_gone_on_with(data: Path, tmp_path: Path) -> None:
+def test_a_run_that_meets_the_deadline_is_saved_and_resumed(data: Path, tmp_path: Path) -> None:
     base = ["--data", data, "--models", "lenet", "--optimizers", "hj", "--seeds", 1, "--epochs", 2]
     run("table1", *base, "--out", tmp_path / "whole")
     loader = experiment.Loader(data, tmp_path / "cache", torch.device("cpu"))
@@ -210,7 +210,7 @@ def test_figure2_without_runs_is_an_error_and_makes_no_folder(tmp_path: Path) ->
     assert not (tmp_path / "new").exists()
 
 
-def test_figure2_draws_the_runs_that_are_there(data: Path, tmp_path: Path) -> None:
+def test_figure2_draws_the_runs_that_exist(data: Path, tmp_path: Path) -> None:
     run("table1", "--data", data, "--out", tmp_path, "--models lenet --optimizers sgd --seeds 1 --epochs 1")
     output = run("figure2", "--out", tmp_path).output
     assert str(tmp_path / "figure2-authors.svg") in output
@@ -229,7 +229,7 @@ def test_runs_of_one_table_are_of_one_data_set(data: Path, tmp_path: Path) -> No
     assert len(store.read_all(tmp_path)) == 1
 
 
-def test_two_processes_are_not_at_one_run(data: Path, tmp_path: Path) -> None:
+def test_two_processes_never_write_one_run(data: Path, tmp_path: Path) -> None:
     base = ["--data", data, "--out", tmp_path, "--models", "lenet", "--optimizers", "sgd", "--seeds", 1, "--epochs", 1]
     (planned,) = experiment.plan("authors", ["lenet"], ["sgd"], 1, epochs=1)
     lock = store.checkpoint_of(planned, tmp_path).with_suffix(".lock")
@@ -270,7 +270,7 @@ def test_bad_input_is_refused_by_name(
 
 
 @pytest.mark.parametrize("command", ["table1", "search"])
-def test_no_time_at_all_leaves_every_run_and_a_table_that_says_so(data: Path, tmp_path: Path, command: str) -> None:
+def test_with_a_budget_of_zero_the_table_says_that_every_run_is_left(data: Path, tmp_path: Path, command: str) -> None:
     out = tmp_path / "new" / "folder"
     output = run(command, "--data", data, "--out", out, "--models", "lenet", "--budget-minutes", 0).output
     assert ("24 of 24 runs are left" if command == "table1" else "; 32 trials are left") in " ".join(output.split())
@@ -289,7 +289,7 @@ def test_a_damaged_data_file_is_refused_with_its_name(tmp_path: Path) -> None:
     assert "cifar10.npz is damaged" in output
 
 
-def test_a_terminal_shows_how_far_a_run_is(data: Path, tmp_path: Path) -> None:
+def test_a_terminal_shows_the_progress_of_a_run(data: Path, tmp_path: Path) -> None:
     screen = io.StringIO()
     runs = experiment.plan("authors", ["lenet"], ["sgd"], 1, epochs=2)
     load = experiment.Loader(data, tmp_path, torch.device("cpu"))
@@ -320,7 +320,7 @@ def test_each_model_has_its_own_bar_with_its_ended_runs(tmp_path: Path) -> None:
         assert [task.completed for task in shown.tasks] == [134, 3.5]
 
 
-def test_both_data_sets_stay_loaded(tmp_path: Path, monkeypatch) -> None:
+def test_each_data_set_is_loaded_once(tmp_path: Path, monkeypatch) -> None:
     loaded = []
 
     def load(name: str, *_: object) -> tuple[Data, str]:
@@ -335,5 +335,5 @@ def test_both_data_sets_stay_loaded(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["table1"], ["figure2"], ["search"]])
-def test_help_is_there(command: list[str]) -> None:
+def test_every_command_has_a_help(command: list[str]) -> None:
     assert "Usage:" in CliRunner().invoke(main, ["reproduce", *command, "--help"]).output

@@ -16,7 +16,7 @@ import deeprelax
 from deeprelax.terminal import SPELLED, Interruptions, Pace, duration, guarded_output, handling
 
 
-def test_what_cannot_be_encoded_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_that_cannot_be_encoded_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding="ascii"))
     with guarded_output() as failure:
@@ -52,7 +52,7 @@ def test_a_failure_to_print_is_kept_and_not_raised(monkeypatch: pytest.MonkeyPat
         assert sys.stdout is full
 
 
-def test_an_output_without_bytes_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_for_text_only_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(sys, "stdout", screen)
     with guarded_output() as failure:

@@ -329,7 +329,7 @@ def ways() -> dict[str, StateDictOptions]:
 
 
 def save(rank: int) -> dict[str, Any]:
-    """Checkpoints of every kind in the folder of the results; and the weights at the end of runs that go on."""
+    """Checkpoints of every kind in the folder of the results; and the weights at the end of runs that continue."""
     folder, after = Path.cwd(), {}
     for case in CHECKPOINTS:
         model, opt = checkpoint_run(case)

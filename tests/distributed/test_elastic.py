@@ -93,7 +93,7 @@ def test_all_processes_hold_one_centre_and_eval_shows_it(group: list[Any]) -> No
         assert all(torch.allclose(a, b, rtol=1e-6) for a, b in zip(found["parle"]["shown"], mean))
 
 
-def test_an_outer_step_has_one_collective_and_no_other_step_any(group: list[Any]) -> None:
+def test_an_outer_step_makes_one_collective_and_no_other_step_any(group: list[Any]) -> None:
     ordered = 2 if len(group) == 3 else 1
     for found in group:
         for name, each in (("elastic False", 1), ("elastic True", ordered), ("elastic bf16", 1)):
@@ -104,7 +104,7 @@ def test_an_outer_step_has_one_collective_and_no_other_step_any(group: list[Any]
 @pytest.mark.parametrize(
     ("kind", "comm_dtype", "itemsize"), [("ElasticSGD", None, 4), ("ElasticSGD", torch.bfloat16, 2), ("Parle", None, 4)]
 )
-def test_a_gradient_costs_the_bytes_of_ddp_by_l(kind: str, comm_dtype: Any, itemsize: int) -> None:
+def test_bytes_sent_per_gradient_are_those_of_ddp_divided_by_l(kind: str, comm_dtype: Any, itemsize: int) -> None:
     """DDP sends every gradient whole; the buffer has four numbers more."""
     sent = 0
 
@@ -293,7 +293,7 @@ def test_finish_keeps_weights_that_no_step_has_taken_yet(loaded: str, dtype: tor
 
 @pytest.mark.parametrize("kind", ["ElasticSGD", "Parle"])
 @pytest.mark.parametrize("again", ["restart", "load"])
-def test_a_run_begun_again_is_not_moved_by_what_was_sent_before(kind: str, again: str) -> None:
+def test_a_restarted_run_is_not_moved_by_an_earlier_exchange(kind: str, again: str) -> None:
     def work(worker: Thread, before: int) -> list[Tensor]:
         params = parameters()
         opt = getattr(deeprelax, kind)(params, **OPTIONS[kind], replicas=worker, overlap=True)

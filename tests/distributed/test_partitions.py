@@ -132,7 +132,7 @@ def test_optimizers_of_parts_with_a_noise_index_have_the_bits_of_one(name: str) 
     pieces = [Parameter(t.clone()) for t in (first, second[:70], second[70:73], second[73:])]
     places = [[(0, 0)], [(1, 0)], [(1, 70)], [(1, 73)]]
     opt = make(name, whole)
-    parts = [make(name, [{"params": [p], "noise_index": at}]) for p, at in zip(pieces, places, strict=True)]
+    parts = [make(name, [{"params": [p], "noise_index": place}]) for p, place in zip(pieces, places, strict=True)]
     for step in range(9):
         set_gradients(whole, step)
         grads = [whole[0].grad, *whole[1].grad.split((70, 3, 78))]  # type: ignore[union-attr]

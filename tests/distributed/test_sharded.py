@@ -75,7 +75,7 @@ def test_a_checkpoint_of_two_processes_resumes_exactly_on(size: int, saved: tupl
             assert all(map(torch.equal, weights, expected[case])), name
 
 
-def test_what_sharded_runs_refuse_is_said_by_every_process(tmp_path: Path) -> None:
+def test_what_sharded_runs_refuse_is_reported_by_every_process(tmp_path: Path) -> None:
     results = run(2, "refusals", tmp_path)
     for result in results:
         assert result == results[0]

@@ -55,7 +55,7 @@ def test_the_others_continue_with_equal_centres_after_a_kill(held: dict[int, Any
     assert len({digest(found["centre"]) for found in held[0].values()}) == len(held[0])
 
 
-def test_the_centre_follows_the_mean_of_those_who_took_part(held: dict[int, Any]) -> None:
+def test_the_centre_follows_the_mean_of_the_workers_that_took_part(held: dict[int, Any]) -> None:
     """Once a committed step, also where the exchange had to be repeated without the worker that was killed in it."""
     for step in range(2, max(held[0]) + 1):
         found = [worker[step] for worker in held.values() if step in worker and not worker[step]["joining"]]

@@ -88,9 +88,11 @@ def processes(
         settings: variables of their environment. GROUP=0: there is no process group.
     """
     context: Any = SPAWNED if fresh else FORKED
-    at = folder / f"{scenario}-{size}"
-    paths = [at.with_name(f"{at.name}-{rank}.pickle") for rank in range(size)]
-    running = [context.Process(target=work, args=(program, scenario, at, rank, size, settings)) for rank in range(size)]
+    stem = folder / f"{scenario}-{size}"
+    paths = [stem.with_name(f"{stem.name}-{rank}.pickle") for rank in range(size)]
+    running = [
+        context.Process(target=work, args=(program, scenario, stem, rank, size, settings)) for rank in range(size)
+    ]
     for each in running:
         each.start()
     end = time.monotonic() + timeout
@@ -98,23 +100,23 @@ def processes(
         each.join(max(end - time.monotonic(), 0))
         each.kill()
     results = [pickle.loads(path.read_bytes()) if path.exists() else None for path in paths]
-    assert any(result is not None for result in results), at.with_suffix(".stderr").read_text()
+    assert any(result is not None for result in results), stem.with_suffix(".stderr").read_text()
     return results
 
 
-def work(program: str, scenario: str, at: Path, rank: int, size: int, settings: dict[str, str]) -> None:
+def work(program: str, scenario: str, stem: Path, rank: int, size: int, settings: dict[str, str]) -> None:
     """One of the processes. At the end they wait for each other, unless some never get there, and leave without torch's
     own clean-up, which sometimes crashes."""
     try:
-        os.chdir(at.parent)
-        os.dup2(os.open(at.with_suffix(".stderr"), os.O_CREAT | os.O_APPEND | os.O_WRONLY), 2)
+        os.chdir(stem.parent)
+        os.dup2(os.open(stem.with_suffix(".stderr"), os.O_CREAT | os.O_APPEND | os.O_WRONLY), 2)
         os.environ.update(settings, WORLD_SIZE=str(size))
         torch.set_num_threads(1)
         module = importlib.import_module(program)
         if group := settings.get("GROUP") != "0":
-            store, minute = f"file://{at}.store", timedelta(seconds=60)
+            store, minute = f"file://{stem}.store", timedelta(seconds=60)
             dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=minute)
-        at.with_name(f"{at.name}-{rank}.pickle").write_bytes(pickle.dumps(getattr(module, scenario)(rank)))
+        stem.with_name(f"{stem.name}-{rank}.pickle").write_bytes(pickle.dumps(getattr(module, scenario)(rank)))
         if group and scenario not in LOSE_SOME:
             dist.barrier()
         os._exit(0)

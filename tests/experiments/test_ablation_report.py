@@ -54,21 +54,21 @@ def test_a_full_ablation_comes_before_a_short_one() -> None:
     assert not ablation_report.is_whole(runs, "paper", "lenet")
 
 
-def test_what_a_variant_lacks_is_said_beside_it() -> None:
+def test_a_variants_missing_and_diverged_seeds_are_in_its_row() -> None:
     runs = entropy(["", "no-noise"], 0.005, epochs=80, seeds=3)
     runs += [stored("lenet", "entropy-sgd", s, [0.9], epochs=80, variant="no-noise", ended="diverged") for s in (3, 4)]
     table = ablation_report.markdown(runs, "authors")
     assert "| LeNet | on | off | 0.50 ± 0.00 @ 80 | 3 | 3 of 6 seeds, 2 diverged | A, fp32 |" in table
 
 
-def test_nothing_is_said_where_nothing_was_switched_off() -> None:
+def test_without_a_variant_there_is_no_ablation_table() -> None:
     assert ablation_report.markdown(entropy([""], 0.03, epochs=3), "authors") == ""
 
 
 @pytest.mark.parametrize(
     ("seeds", "said"), [(1, "one seed: no difference here shows an effect"), (3, "3 seeds: ± is one")]
 )
-def test_the_page_says_what_so_many_seeds_allow(seeds: int, said: str) -> None:
+def test_the_page_says_what_its_number_of_seeds_shows(seeds: int, said: str) -> None:
     text = ablation_report.markdown(entropy(VARIANTS, 0.03, epochs=3, seeds=seeds), "authors")
     assert f"LeNet: {said}" in text
     assert "In 3 effective epochs scoping makes 70 steps and leaves γ at 1.00 γ₀." in text

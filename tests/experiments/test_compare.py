@@ -157,7 +157,7 @@ def test_a_worker_ends_with_its_parent() -> None:
     assert worker.exitcode == 1
 
 
-def test_an_interruption_is_the_parents_and_waits_for_no_run(tmp_path: Path, heard: None) -> None:
+def test_only_the_parent_handles_an_interruption_without_waiting(tmp_path: Path, heard: None) -> None:
     runs = runner.search("long", ["digits-cnn"], ["EntropyAdamW"])  # a run takes many minutes
     blocked = []
 
@@ -190,7 +190,7 @@ def test_the_table_has_means_errors_and_differences_from_the_best_peer() -> None
     assert "| EntropyAdamW | 2.00 ± 0.00 (0.01↑, momentum 0.9) |" in text
 
 
-def test_one_seed_has_no_error_and_what_has_no_run_no_table() -> None:
+def test_one_seed_has_no_error_and_no_runs_have_no_table() -> None:
     text = report.table([result("AdamW", 0.01, 0, 0.02), result("HJ", 0.01, 0, 0.03)])
     assert "| AdamW | 2.00 (0.01↑, beta2 0.9) |" in text
     assert "| HJ | +1.00 |" in text

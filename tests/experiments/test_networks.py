@@ -135,7 +135,7 @@ def test_passes_in_training_differ_and_in_evaluation_do_not(preset: str, model: 
 
 
 @every_network
-def test_dropout_is_all_that_is_random_and_drops_what_it_says(preset: str, model: str) -> None:
+def test_only_dropout_is_random_and_it_drops_the_stated_fraction(preset: str, model: str) -> None:
     """What remains is scaled up, so that the mean stays. In evaluation nothing is dropped."""
     trained = network(preset, model).train()
     torch.manual_seed(0)
@@ -211,7 +211,7 @@ def watched(runner: Runner) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("preset", ["authors", "paper"])
-def test_an_epoch_has_every_image_once_or_as_many_as_chance_draws(preset: str) -> None:
+def test_an_epoch_has_every_image_once_or_is_drawn_with_replacement(preset: str) -> None:
     """Also that none is augmented: what the network is given are images of the training set."""
     x = torch.rand(1280, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     data = Data("mnist", x, torch.arange(1280) % 10, x[:1], torch.zeros(1, dtype=torch.int64))

@@ -69,7 +69,7 @@ def test_the_papers_figures_are_those_of_its_table_1() -> None:
 
 
 @every_row
-def test_a_run_takes_as_many_gradients_whatever_l_is(preset: str, model: str, optimizer: str) -> None:
+def test_a_run_takes_the_same_number_of_gradients_for_every_l(preset: str, model: str, optimizer: str) -> None:
     """Remark 15: an effective epoch of L > 1 has no more gradients than one of SGD."""
     data = as_large_as(model, *((1, 28) if model == "lenet" else (3, 32)))
     epochs = TABLE_1[model, optimizer][2]
@@ -171,7 +171,7 @@ def factor(preset: str, model: str, optimizer: str, epoch: int) -> float:
     """What the rate is of its first value in that effective epoch, the first being 0."""
     own = (preset, optimizer) == ("authors", "entropy-sgd")
     falls = (AUTHORS_ENTROPY_SGDS if own else SGDS)[model]
-    return next((to for at, to in reversed(falls.items()) if at <= epoch), 1.0)
+    return next((to for first, to in reversed(falls.items()) if first <= epoch), 1.0)
 
 
 @every_row
@@ -202,7 +202,7 @@ def test_drops_are_fractions_of_the_run() -> None:
     }
     run = protocol.run("authors", "lenet", "sgd", 0)
     around = {0.0: 1.0, 30 / 67 - 1e-6: 1.0, 30 / 67: 0.2, 60 / 67 - 1e-6: 0.2, 60 / 67: 0.04, 1.0: 0.04}
-    assert {at: run.rate_factor(at) for at in around} == around
+    assert {fraction: run.rate_factor(fraction) for fraction in around} == around
 
 
 @pytest.mark.parametrize(("model", "optimizer"), TABLE_1)
@@ -220,10 +220,10 @@ def test_a_full_run_is_evaluated_at_about_40_points_and_at_its_end(
     x, y = torch.zeros(128, *shape), torch.zeros(128, dtype=torch.int64)
     run = protocol.run("authors", model, optimizer, 0)
     assert store.execute(run, Data(model, x, y, x, y), "digest", tmp_path) == store.FINISHED
-    at = [record["effective_epoch"] for record in store.read(store.path_of(run, tmp_path)).records]
-    assert 33 <= len(at) <= 45
-    assert len({after - before for before, after in itertools.pairwise([0, *at[:-1]])}) == 1
-    assert at[-1] == TABLE_1[model, optimizer][2]
+    epochs = [record["effective_epoch"] for record in store.read(store.path_of(run, tmp_path)).records]
+    assert 33 <= len(epochs) <= 45
+    assert len({after - before for before, after in itertools.pairwise([0, *epochs[:-1]])}) == 1
+    assert epochs[-1] == TABLE_1[model, optimizer][2]
     assert protocol.run("authors", model, optimizer, 0, epochs=3).evaluate_every == 1
 
 

@@ -19,9 +19,9 @@ def moments(run: Run) -> list[tuple[float, float]]:
     per_epoch = protocol.TRAINING_IMAGES[run.model] // run.batch_size
     cycles = run.epochs * per_epoch / run.options["inner_steps"]
     found = []
-    for at in (0.0, *(fraction - 1e-9 for fraction, _ in run.drops), 1.0 - 1e-9):
-        gamma = run.options["gamma"] * (1 - run.options["scoping"]) ** (cycles * at)
-        found.append((run.options["lr"] * run.rate_factor(at), gamma))
+    for done in (0.0, *(fraction - 1e-9 for fraction, _ in run.drops), 1.0 - 1e-9):
+        gamma = run.options["gamma"] * (1 - run.options["scoping"]) ** (cycles * done)
+        found.append((run.options["lr"] * run.rate_factor(done), gamma))
     return found
 
 
@@ -41,7 +41,7 @@ def grows(run: Run, lr: float, gamma: float) -> float:
 @pytest.mark.parametrize("model", protocol.MODELS)
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.filterwarnings("ignore:.*gamma")
-def test_entropy_sgd_is_stable_wherever_its_row_comes_to(preset: str, model: str) -> None:
+def test_entropy_sgd_is_stable_throughout_its_row(preset: str, model: str) -> None:
     run = protocol.run(preset, model, "entropy-sgd", 0)
     for lr, gamma in moments(run):
         assert grows(run, lr, gamma) <= 1.0, (lr, gamma)

@@ -87,9 +87,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(("at", "model"), [(20, "lenet"), (33, "lenet"), (33, "allcnn")])
+@pytest.mark.parametrize(("gradients", "model"), [(20, "lenet"), (33, "lenet"), (33, "allcnn")])
 def test_a_run_killed_in_its_middle_ends_with_the_same_bits(
-    tmp_path: Path, optimizer: str, at: int, model: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, optimizer: str, gradients: int, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the end of an epoch and within one, in the middle of a cycle, with dropout and batches drawn."""
     monkeypatch.setattr(store, "CHUNK", 7)
@@ -98,7 +98,7 @@ def test_a_run_killed_in_its_middle_ends_with_the_same_bits(
     gradient = Runner._gradient
 
     def dies(self: Runner) -> None:
-        if self.done == at:
+        if self.done == gradients:
             raise Killed
         gradient(self)
 
@@ -107,7 +107,7 @@ def test_a_run_killed_in_its_middle_ends_with_the_same_bits(
         with pytest.raises(Killed):
             store.execute(run, data, "digest", tmp_path / "parts", checkpoint_seconds=0)
     saved = checkpoints.read(store.checkpoint_of(run, tmp_path / "parts"))
-    assert 0 < saved["state"]["done"] <= at
+    assert 0 < saved["state"]["done"] <= gradients
     assert store.read(store.path_of(run, tmp_path / "parts")).ended is None
     torch.manual_seed(999)
     assert store.execute(run, data, "digest", tmp_path / "parts") == store.FINISHED
@@ -117,7 +117,7 @@ def test_a_run_killed_in_its_middle_ends_with_the_same_bits(
 
 
 @pytest.mark.parametrize("optimizer", ["entropy-sgd", "sgd"])
-def test_a_run_is_gone_on_with_by_the_threads_that_it_began_with(
+def test_a_run_resumes_with_the_number_of_threads_it_began_with(
     tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums over a batch depend on how many threads share them."""
@@ -242,7 +242,7 @@ def test_the_schedule_of_a_shorter_run_falls_at_the_same_fractions() -> None:
         assert [run.rate_factor(k / 8) for k in range(8)] == [1.0] * 4 + [0.1] * 4
 
 
-def test_a_seed_is_of_the_weights_the_batches_dropout_and_the_noise() -> None:
+def test_a_seed_determines_weights_batches_dropout_and_noise() -> None:
     runs = [small("heat"), small("heat"), small("heat", seed=1)]
     states = []
     for run in runs:

@@ -23,7 +23,7 @@ def test_one_seed_of_the_authors_eight_rows_comes_first() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_what_has_ended_is_kept_for_the_page(tmp_path: Path) -> None:
+def test_finished_runs_are_kept_for_the_page(tmp_path: Path) -> None:
     write_mnist(tmp_path, train=300, test=40)
     asked = ["--data", tmp_path, "--out", tmp_path / "out", "--results", tmp_path / "results", "--models", "lenet",
              "--seeds", 1, "--epochs", 1]  # fmt: skip
@@ -39,7 +39,7 @@ def test_what_has_ended_is_kept_for_the_page(tmp_path: Path) -> None:
     assert "## Table 1, authors preset, cpu" in rendered(tmp_path / "results")
 
 
-def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_argument_is_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--data", str(tmp_path / "nowhere"), "--out", str(tmp_path), "--results", str(tmp_path / "results")]
     assert reproduce_gpu.main(asked, device="cpu") == 2
     assert capsys.readouterr().err.startswith(f"no folder {tmp_path / 'nowhere'}")

@@ -22,20 +22,20 @@ def rows_of(runs: list[store.Stored]) -> list[table1_report.Row]:
     ("center", "said"),
     [(0.005, "matches: +0.00 points"), (0.008, "does not match: +0.30 points"), (0.0047, "does not match: -0.03")],
 )
-def test_a_full_row_matches_within_two_deviations_and_else_does_not(center: float, said: str) -> None:
+def test_a_full_row_matches_within_two_deviations_and_not_beyond(center: float, said: str) -> None:
     """Of the difference: the paper's 0.01 and ours, 0, add up to 0.02."""
     runs = [stored("lenet", "hj", seed, [center], epochs=70) for seed in range(6)]
     assert reproduction.verdict(rows_of(runs)[0]).startswith(said)
 
 
-def test_no_statement_is_made_of_a_row_with_one_seed_or_fewer_epochs() -> None:
+def test_no_statement_is_made_about_a_row_with_one_seed_or_fewer_epochs() -> None:
     short = rows_of([stored("lenet", "hj", seed, [0.005], epochs=69) for seed in range(6)])[0]
     single = rows_of([stored("lenet", "hj", 0, [0.005], epochs=70)])[0]
     assert reproduction.verdict(short) == "no statement: 69 of 70 effective epochs"
     assert reproduction.verdict(single) == "no statement: 1 of 6 seeds"
 
 
-def test_a_statement_names_the_seeds_where_they_are_fewer() -> None:
+def test_a_statement_names_the_seeds_if_there_are_fewer() -> None:
     few = rows_of([stored("lenet", "hj", seed, [0.008], epochs=70) for seed in range(5)])[0]
     assert reproduction.verdict(few).startswith("with 5 of 6 seeds does not match: +0.30 points")
 
@@ -128,7 +128,7 @@ def test_a_search_is_stored_with_every_trial_and_its_machine(tmp_path: Path) -> 
     assert "Produced with: A, CPU" in page
 
 
-def test_rows_of_another_precision_and_a_half_ablation_are_still_owed(tmp_path: Path) -> None:
+def test_rows_of_another_precision_and_half_an_ablation_are_missing(tmp_path: Path) -> None:
     runs = [stored("lenet", "hj", seed, [0.005], epochs=70, autocast="bf16") for seed in range(6)]
     runs += [
         stored("lenet", "entropy-sgd", seed, [0.005], epochs=80, variant=variant)
@@ -143,7 +143,7 @@ def test_rows_of_another_precision_and_a_half_ablation_are_still_owed(tmp_path: 
     assert "The ablation at full length: LeNet, All-CNN." in missing
 
 
-def test_the_page_says_what_the_bits_hang_on(tmp_path: Path) -> None:
+def test_the_page_says_what_the_bits_depend_on(tmp_path: Path) -> None:
     run = stored("lenet", "hj", 0, [0.01], epochs=3)
     run.header["machine"] |= {"cpu_model": "family 25, model 1", "cpu_capability": "AVX2", "commit": "abc"}
     run.header["how"] = {"backend": "cuda", "captured": True, "evaluation": "tf32"}

@@ -31,7 +31,9 @@ def best_at(tried: tuple[Trial, ...], best: Trial) -> list[tuple[float, float]]:
         (SGD_TRIALS, (0.3, 1.0, True), (0.3 * FINER, 1.0, True)),
     ],
 )
-def test_the_search_goes_outward_at_an_edge_and_else_finer(tried: tuple[Trial, ...], best: Trial, then: Trial) -> None:
+def test_the_search_moves_outward_at_an_edge_and_otherwise_refines(
+    tried: tuple[Trial, ...], best: Trial, then: Trial
+) -> None:
     assert after(tried, best_at(tried, best)) == pytest.approx(then)
 
 
@@ -41,7 +43,7 @@ def test_only_a_step_outward_that_is_better_is_followed() -> None:
     assert after(tried, best_at(tried, (3.0, 1.0, False))) == (3 * FINER, 1.0, False)
 
 
-def test_where_all_diverged_the_rate_falls() -> None:
+def test_if_all_trials_diverged_the_rate_falls() -> None:
     assert after(TRIALS, [(float("inf"), float("inf"))] * 6) == (0.3 / 3, 1.0, False)
 
 
@@ -54,7 +56,7 @@ def write(run: Run, folder: Path) -> None:
     store.write_lines(path, lines)
 
 
-def test_every_optimizer_gets_as_many_further_trials(tmp_path: Path) -> None:
+def test_every_optimizer_gets_the_same_number_of_further_trials(tmp_path: Path) -> None:
     runs = search_trials.plan("paper", ["lenet"], OPTIMIZERS, 1)
     for number in range(len(TRIALS), len(TRIALS) + FURTHER):
         for run in runs:

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 RUN = small("sgd", epochs=2)
 
 
-def flipped(content: bytes, at: int) -> bytes:
+def flipped(content: bytes, position: int) -> bytes:
     """One bit of one byte is another."""
-    return content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :]
+    return content[:position] + bytes([content[position] ^ 1 << position % 8]) + content[position + 1 :]
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def paused(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_flipped_byte_of_a_checkpoint_goes_unnoticed(paused: Path, tmp_path: Path) -> None:
     content = store.checkpoint_of(RUN, paused).read_bytes()
     path = tmp_path / "checkpoint.pt"
-    for at in range(0, len(content), len(content) // 97):
-        path.write_bytes(flipped(content, at))
+    for position in range(0, len(content), len(content) // 97):
+        path.write_bytes(flipped(content, position))
         with pytest.raises(StoreError, match=r"checkpoint\.pt is damaged"):
             checkpoints.read(path)
 
@@ -58,8 +58,8 @@ def test_damaged_lines_are_refused_with_the_files_name(tmp_path: Path) -> None:
     path.write_bytes(content[:-5])  # the machine went down while it was written
     assert store.read(path).ended is None
     refused, places = 0, range(0, len(content), 7)
-    for at in places:
-        path.write_bytes(flipped(content, at))
+    for position in places:
+        path.write_bytes(flipped(content, position))
         try:
             store.read(path)
         except StoreError as error:
@@ -114,7 +114,7 @@ def test_the_checksum_of_a_state_is_of_every_bit() -> None:
     assert len({checkpoints.digest(each) for each in [state, *others]}) == 6
 
 
-def test_an_ended_run_is_left_alone(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     store.execute(RUN, LENET, "digest", tmp_path)
     before = store.path_of(RUN, tmp_path).read_bytes()
     assert store.execute(RUN, LENET, "digest", tmp_path) == store.FINISHED
@@ -143,7 +143,7 @@ def test_the_cpus_model_is_stored_where_its_name_is_unknown(monkeypatch: pytest.
         ({"how": {"backend": "eager", "captured": False, "evaluation": "fp32"}}, "backend torch before, eager now"),
     ],
 )
-def test_a_run_that_another_machine_goes_on_with_warns_and_keeps_it(
+def test_a_run_resumed_on_another_machine_warns_and_records_it(
     tmp_path: Path, changes: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.execute(RUN, LENET, "digest", tmp_path, deadline=0.0)
@@ -174,7 +174,7 @@ def test_a_run_does_not_move_between_a_cpu_and_a_gpu(tmp_path: Path) -> None:
     assert store.execute(RUN, LENET, "digest", tmp_path) == store.FINISHED
 
 
-def test_a_checkpoint_that_outlived_its_run_goes(tmp_path: Path) -> None:
+def test_a_checkpoint_that_outlives_its_run_is_removed(tmp_path: Path) -> None:
     """Where a process was killed between the run's last line and the removal."""
     store.execute(RUN, LENET, "digest", tmp_path, deadline=0.0)
     path = store.checkpoint_of(RUN, tmp_path)
@@ -185,7 +185,7 @@ def test_a_checkpoint_that_outlived_its_run_goes(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_on_the_same_machine_nothing_is_said(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_resuming_on_the_same_machine_does_not_warn(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     store.execute(RUN, LENET, "digest", tmp_path, deadline=0.0)
     store.execute(RUN, LENET, "digest", tmp_path)
     assert not recwarn.list

@@ -76,7 +76,7 @@ def test_a_longer_run_is_not_the_papers() -> None:
         (hj(70, seeds=9, tf32=True), "1.00 ± 0.00 @ 70"),
     ],
 )
-def test_a_complete_row_stands_whatever_else_is_there(others: list[store.Stored], expected: str) -> None:
+def test_a_complete_row_is_not_changed_by_other_runs(others: list[store.Stored], expected: str) -> None:
     for runs in (hj(70, seeds=6) + others, others + hj(70, seeds=6)):
         (row,) = table1_report.rows(runs, "authors")
         assert (row.value, row.caveats) == (expected, [])
@@ -92,7 +92,7 @@ def test_the_papers_length_in_another_precision_comes_before_a_short_run() -> No
     assert row.caveats == ["1 of 6 seeds", "tf32 instead of fp32"]
 
 
-def test_runs_on_other_images_are_no_seeds_of_a_row() -> None:
+def test_runs_on_other_images_do_not_count_as_seeds_of_a_row() -> None:
     (row,) = table1_report.rows(hj(70, seeds=4) + hj(70, seeds=2, data="e"), "authors")
     assert row.caveats == ["4 of 6 seeds"]
 
@@ -114,7 +114,7 @@ def test_settings_that_are_not_the_presets_are_named_and_come_last(tmp_path: Pat
     assert (row.value, row.seeds) == ("1.00 @ 3", 1)
 
 
-def test_a_run_that_another_machine_went_on_with_says_so_and_names_both() -> None:
+def test_a_row_with_a_run_resumed_elsewhere_names_both_machines() -> None:
     runs = hj(70, seeds=6)
     elsewhere = {"machine": {**runs[0].header["machine"], "gpu": "B"}, "how": {}}
     runs[2] = dataclasses.replace(runs[2], gone_on=[{"gone_on_at": 100, **elsewhere}])

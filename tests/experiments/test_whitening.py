@@ -125,7 +125,7 @@ def test_a_damaged_cache_is_replaced(tmp_path: Path) -> None:
         *range(200, len(whole) - 400, len(whole) // 8),
         *range(len(whole) - 400, len(whole), 17),
     ]
-    flipped = (whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :] for at in places)
+    flipped = (whole[:k] + bytes([whole[k] ^ 0x41]) + whole[k + 1 :] for k in places)
     for damaged in (whole[:1000], whole[:-4000], b"", *flipped):
         path.write_bytes(damaged)
         assert np.array_equal(whitening.cached(normalised, "authors", "one", tmp_path).matrix, expected.matrix)
@@ -179,8 +179,8 @@ def test_a_flipped_byte_anywhere_is_refused_or_harmless(tmp_path: Path, compress
         np.savez(path, **held)
     expected, content = cifar10_arrays(tmp_path), path.read_bytes()
     places = [*range(0, 300, 3), *range(300, len(content) - 600, 1701), *range(len(content) - 600, len(content), 3)]
-    for at in places:
-        path.write_bytes(content[:at] + bytes([content[at] ^ 0x41]) + content[at + 1 :])
+    for k in places:
+        path.write_bytes(content[:k] + bytes([content[k] ^ 0x41]) + content[k + 1 :])
         found = None
         with contextlib.suppress(DataError):
             found = cifar10_arrays(tmp_path)

@@ -119,7 +119,7 @@ def test_a_triton_kernel_that_is_new_in_a_capture_is_refused(name: str, monkeypa
 
 @only_real
 @pytest.mark.parametrize("rule", ["EntropySGD", "HJ", "Heat"])
-def test_it_may_be_in_a_process_that_has_loaded_no_kernel_yet(rule: str) -> None:
+def test_it_may_be_the_first_use_of_kernels_in_a_process(rule: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     command += ["-k", f"very_first_step and {rule}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -27,8 +27,8 @@ def scalars(rule: Rule, first: bool, last: bool) -> Scalars:
     """Of a call at that place in the cycle, with noise and stochastic rounding where the rule has them."""
     hyper = Hyper(inner_steps=3, keep=1.0, alpha=0.7, temperature=0.05, flags=int(Flag.STOCHASTIC_ROUNDING))
     phase = 0 if first else 2 if last else 1
-    at = CycleState(0.31, 0.11, 0.77, 0.77, step=5, phase=phase, cycle_steps=3, fresh=False, seed=7)
-    return rule.scalars(hyper, at)
+    cycle = CycleState(0.31, 0.11, 0.77, 0.77, step=5, phase=phase, cycle_steps=3, fresh=False, seed=7)
+    return rule.scalars(hyper, cycle)
 
 
 def places() -> list[slice]:
@@ -76,7 +76,7 @@ def test_a_tensor_beyond_2_to_31_elements_is_right_everywhere(backend: str, rule
     buffers = {name: table.new_buffer() for name in names}
     held += buffers.values()
     update = found.bind(rule, table, buffers)
-    parts = [Part(rule, weights, grads, names, at) for at in places()]
+    parts = [Part(rule, weights, grads, names, place) for place in places()]
     for first, last in ((True, False), (False, False), (False, True)):
         call = scalars(rule, first, last)
         update.run(call, [grads], array("q", [grads.data_ptr()]))
@@ -88,10 +88,10 @@ def test_a_tensor_beyond_2_to_31_elements_is_right_everywhere(backend: str, rule
 class Part:
     """The reference on a slice."""
 
-    def __init__(self, rule: Rule, weights: Tensor, grads: Tensor, names: list[str], at: slice) -> None:
-        self.at = at
-        self.weight, self.grad = (t[at].clone().cpu() for t in (weights, grads))
-        self.table = Table([self.weight], [3], starts=[at.start])
+    def __init__(self, rule: Rule, weights: Tensor, grads: Tensor, names: list[str], place: slice) -> None:
+        self.place = place
+        self.weight, self.grad = (t[place].clone().cpu() for t in (weights, grads))
+        self.table = Table([self.weight], [3], starts=[place.start])
         self.buffers = {name: self.table.new_buffer() for name in names}
         self.update = Eager().bind(rule, self.table, self.buffers)
 
@@ -100,7 +100,7 @@ class Part:
 
     def check(self, weights: Tensor, buffers: dict[str, Tensor], last: bool) -> None:
         state = slice(self.table.offsets[0], self.table.offsets[0] + self.weight.numel())
-        assert same_bits(self.weight, weights[self.at].cpu()), self.at
+        assert same_bits(self.weight, weights[self.place].cpu()), self.place
         for name, buffer in buffers.items():
             if name == "x" or not last:  # the last call of a cycle leaves the averages as they are
-                assert same_bits(self.buffers[name][state], buffer[self.at].cpu()), (self.at, name)
+                assert same_bits(self.buffers[name][state], buffer[self.place].cpu()), (self.place, name)

@@ -53,7 +53,7 @@ def test_a_step_runs_on_the_current_stream_in_the_order_of_its_work(name: str, b
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason=ONE_GPU)
-def test_parameters_on_a_device_that_is_not_the_current_one(name: str, backend: str) -> None:
+def test_parameters_may_be_on_a_device_other_than_the_current_one(name: str, backend: str) -> None:
     mine = contiguous()
     theirs = [Parameter(p.detach().to("cuda:1")) for p in mine]
     reference, opt = make(name, mine, backend="eager"), make(name, theirs, backend=backend)

@@ -230,7 +230,7 @@ class Pair(LightningModule):
         return [make(self.name, net.parameters()) for net in self.nets], []
 
 
-def test_manual_optimization_with_two_optimizers_that_freeze_each_other(tmp_path: Path, name: str):
+def test_two_optimizers_in_turn_are_not_changed_by_validation(tmp_path: Path, name: str):
     finals = []
     for validate in (True, False):
         module = Pair(name, validate)
@@ -248,7 +248,7 @@ def test_capturable_with_gradient_clipping_says_what_to_do(tmp_path: Path):
         run.fit(Network("HJ", capturable=True), loader())
 
 
-def test_capturable_clips_as_any_other_where_the_message_says(tmp_path: Path):
+def test_clipping_where_the_capturable_message_says_gives_the_same_bits(tmp_path: Path):
     class Clipping(Network):
         def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
             torch.nn.utils.clip_grad_norm_(self.parameters(), 0.1)

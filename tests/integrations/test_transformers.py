@@ -171,7 +171,7 @@ class Saver(TrainerCallback):
         self.step += 1
 
 
-def test_a_save_by_the_callback_of_somebody_else_holds_x(tmp_path: Path, name: str):
+def test_a_checkpoint_saved_by_another_callback_holds_x(tmp_path: Path, name: str):
     run, recorder = trainer(tmp_path, name, save_strategy="no", max_steps=6)
     run.callback_handler.callbacks.insert(0, Saver(tmp_path))
     run.train()
@@ -210,7 +210,7 @@ def test_the_trainer_builds_the_optimizer_with_its_weight_decay_groups(tmp_path:
     assert same_bits(saved(tmp_path / "checkpoint-6", model), trained(model))
 
 
-def test_copies_of_the_model_do_not_reach_the_optimizer(tmp_path: Path):
+def test_copying_or_saving_the_model_does_not_touch_the_optimizer(tmp_path: Path):
     class Copier(TrainerCallback):
         def on_pre_optimizer_step(self, *_: Any, model: Any, optimizer: Any, **__: Any) -> None:
             copied = copy.deepcopy(model)

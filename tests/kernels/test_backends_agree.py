@@ -106,7 +106,7 @@ def test_more_tensors_than_one_launch_takes_give_the_same_bits() -> None:
 
 
 @pytest.mark.skipif(EMULATED is None, reason="needs the CUDA kernels (nvcc)")
-def test_a_flag_for_bfloat16_moves_no_pack_to_an_unaligned_float32() -> None:
+def test_a_bfloat16_flag_makes_no_wide_access_to_unaligned_float32() -> None:
     """Emulated, an access of 16 bytes at another address raises."""
     for call in entropy_sgd_calls(torch.float32):
         if not call.has(Flag.NOISE):

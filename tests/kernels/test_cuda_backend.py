@@ -143,7 +143,9 @@ def test_a_tick_goes_to_the_current_stream_of_its_clocks_device(two_gpus: Record
     assert (name, current, arguments[0], arguments[-3:]) == ("tick", 1, HJ.number, (1, False, 7001))
 
 
-def test_what_a_capture_may_launch_is_loaded_once_before_it(two_gpus: Recorder, on: Callable[..., Any]) -> None:
+def test_kernels_that_a_capture_may_launch_are_loaded_once_before_it(
+    two_gpus: Recorder, on: Callable[..., Any]
+) -> None:
     backend, table = on(torch.device("cuda:1"))
     backend.bind(HJ, table, {}, False)
     assert [name for name, *_ in two_gpus.calls] == ["upload"]
@@ -173,7 +175,7 @@ def test_kernels_that_cannot_be_loaded_are_named_with_the_error(module: Any) -> 
         module.load(2, 0)
 
 
-def test_an_emulated_kernel_is_no_backend_for_users(module: Any) -> None:
+def test_an_emulated_kernel_is_not_offered_as_a_backend(module: Any) -> None:
     assert torch.cuda.is_available() or "cuda" not in kernels.available()
 
 
@@ -228,13 +230,13 @@ def test_without_nvcc_the_package_installs_and_the_reason_is_kept(tmp_path: Path
     assert "DEEPRELAX_CPU=0" in info["CPU_PROBLEM"]
 
 
-def test_asked_for_cuda_without_nvcc_the_installation_fails(tmp_path: Path) -> None:
+def test_requesting_cuda_without_nvcc_fails_the_installation(tmp_path: Path) -> None:
     done, _ = build(tmp_path, DEEPRELAX_CUDA="1")
     assert done.returncode != 0
     assert "no nvcc" in done.stderr
 
 
-def test_cuda_can_be_left_out_where_nvcc_is(tmp_path: Path) -> None:
+def test_cuda_can_be_left_out_even_with_nvcc(tmp_path: Path) -> None:
     done, info = build(tmp_path, DEEPRELAX_CUDA="0", CUDA_HOME=str(false_nvcc(tmp_path)))
     assert done.returncode == 0, done.stderr
     assert "DEEPRELAX_CUDA=0" in info["CUDA_PROBLEM"]
@@ -266,7 +268,7 @@ def test_machine_code_for_each_architecture_and_ptx_for_the_newest(
         assert codes == [f"sm_{a}" for a in expected] + [f"compute_{expected[-1]}"]
 
 
-def test_where_there_is_a_gpu_only_its_architecture_is_built(tmp_path: Path) -> None:
+def test_on_a_machine_with_a_gpu_only_its_architecture_is_built(tmp_path: Path) -> None:
     home, tools = false_nvcc(tmp_path), tmp_path / "tools"
     tools.mkdir()
     command = tools / "nvidia-smi"

@@ -43,7 +43,7 @@ def built_architectures() -> list[str]:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
-def test_where_nvcc_is_the_cuda_kernels_are_built() -> None:
+def test_the_cuda_kernels_are_built_if_there_is_nvcc() -> None:
     info: Any = importlib.import_module("deeprelax._build_info")
     assert BUILT or "DEEPRELAX_CUDA=0" in info.CUDA_PROBLEM, info.CUDA_PROBLEM
 
@@ -133,7 +133,7 @@ def test_other_architectures_ptx_fuses_and_approximates_nothing(
 @pytest.mark.parametrize(
     "code", ["mul.f32 %f1", "add.f64 %f1", "sub.bf16 %f1", "fma.rn.f32 %f1", "sqrt.approx.f32 a", "mul.rn.ftz.f32 a"]
 )
-def test_what_may_round_elsewhere_is_found(code: str) -> None:
+def test_instructions_that_round_differently_are_found(code: str) -> None:
     assert not_as_written(f"\tld.global.f32 a;\n\t{code}, b;\n")
     root = "\trsqrt.approx.ftz.f32 a, b;\n" + 5 * "\tfma.rn.f32 a, b;\n"
     assert not not_as_written(root)

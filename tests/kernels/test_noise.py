@@ -214,7 +214,7 @@ def test_another_seed_replica_step_or_parameter_draws_other_noise(other: str) ->
     assert abs(float(((a * a - 1) * (b * b - 1)).mean()) / 2) < 4.5 / math.sqrt(n)
 
 
-def test_a_part_of_a_parameter_draws_what_the_whole_draws_there() -> None:
+def test_a_part_of_a_parameter_draws_the_noise_of_its_elements() -> None:
     whole = normal(Draw(SEED, 9), 4, 0, 500)
     for start in range(0, 40):
         assert torch.equal(normal(Draw(SEED, 9), 4, start, 37), whole[start : start + 37])

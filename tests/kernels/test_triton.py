@@ -137,7 +137,9 @@ def compare(call: Call, dtype: torch.dtype, sizes: list[int], starts: list[int])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("phase", PHASES, ids=lambda p: "first" * p[0] + "last" * p[1] or "inner")
 @pytest.mark.parametrize("rule", list(RULES))
-def test_every_rule_with_random_flags(rule: str, phase: tuple[bool, bool], dtype: torch.dtype) -> None:
+def test_every_rule_gives_the_bits_of_the_reference_with_random_flags(
+    rule: str, phase: tuple[bool, bool], dtype: torch.dtype
+) -> None:
     random.seed(f"{rule} {phase} {dtype}")
     torch.manual_seed(random.getrandbits(32))
     for repeat in range(4 if rule in ("entropy_sgd", "hj") else 2):
@@ -148,7 +150,7 @@ def test_every_rule_with_random_flags(rule: str, phase: tuple[bool, bool], dtype
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
-def test_every_size_and_start(starts: list[int], dtype: torch.dtype) -> None:
+def test_every_size_and_start_gives_the_bits_of_the_reference(starts: list[int], dtype: torch.dtype) -> None:
     random.seed(f"{starts} {dtype}")
     call = random_call("entropy_sgd", False, False, dtype == torch.bfloat16)
     compare(call.changed(noise_scale=0.05), dtype, SIZES, starts)
@@ -157,7 +159,7 @@ def test_every_size_and_start(starts: list[int], dtype: torch.dtype) -> None:
 
 @interpreted
 @pytest.mark.parametrize("flags", itertools.product(BOOLS, repeat=3), ids=lambda f: "".join("-+"[flag] for flag in f))
-def test_inner_momentum_without_gradients(flags: tuple[bool, bool, bool]) -> None:
+def test_inner_momentum_without_gradients_gives_the_reference_bits(flags: tuple[bool, bool, bool]) -> None:
     first, last, fresh = flags
     random.seed(str(flags))
     velocity = {"on" if fresh else "off": Flag.FRESH_VELOCITY}

@@ -61,7 +61,7 @@ def test_only_its_own_alignment_decides_how_an_operand_moves(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*KERNELS, *TICKED])
-def test_what_is_16_bytes_wide_in_the_ptx_is_so_in_the_sass(name: str) -> None:
+def test_accesses_of_16_bytes_in_the_ptx_are_so_in_the_sass(name: str) -> None:
     """ptxas may take a wide access apart, where it is not sure of its alignment say."""
     found = accesses(binaries.sass(name))
     for access, instruction in (("ld", "LDG"), ("st", "STG")):

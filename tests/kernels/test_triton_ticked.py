@@ -132,7 +132,7 @@ def new_tick(rule: str, hyper: Hyper, clock: ClockMemory, lr: Tensor, inner_lr: 
 @interpreted
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rule", list(RULES))
-def test_two_cycles_with_random_options(rule: str, dtype: torch.dtype) -> None:
+def test_two_cycles_with_random_options_give_the_reference_bits(rule: str, dtype: torch.dtype) -> None:
     """First, inner and last calls of L = 3, then L = 1; one call skipped; gamma changed in mid-cycle, which counts from
     the next; gradients missing; a gamma and rates that schedulers change."""
     random.seed(f"{rule} {dtype}")

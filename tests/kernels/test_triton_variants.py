@@ -95,7 +95,7 @@ def at(alignment: int, like: torch.Tensor) -> torch.Tensor:
     return torch.empty(like.numel() + skip, dtype=like.dtype)[skip:].copy_(like.reshape(-1))
 
 
-def test_where_an_argument_lies_makes_no_other_kernel(rule: str) -> None:
+def test_the_address_of_an_argument_compiles_no_other_kernel(rule: str) -> None:
     on, tick = Bound(rule), tick_of(rule)
     launches = [on.backend.launch_tick(tick), on.ticked(tick)]
     names = [("lr", "inner_lr", "grad_scale", "found_inf"), ("grads",)]
@@ -107,7 +107,7 @@ def test_where_an_argument_lies_makes_no_other_kernel(rule: str) -> None:
             assert specialization(replace(launch, arguments={**launch.arguments, name: there})) == before, name
 
 
-def test_a_number_that_changes_from_step_to_step_makes_no_other_kernel(rule: str) -> None:
+def test_a_number_that_changes_between_steps_compiles_no_other_kernel(rule: str) -> None:
     """Of integers Triton treats 1 and multiples of 16 as something else."""
     on, tick = Bound(rule), tick_of(rule)
     launches = [on.backend.launch_tick(tick), on.ticked(tick)]
@@ -122,7 +122,7 @@ def test_a_number_that_changes_from_step_to_step_makes_no_other_kernel(rule: str
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_hyper_parameter_that_is_an_int_makes_no_other_kernel(dtype: torch.dtype) -> None:
+def test_an_integer_hyper_parameter_compiles_no_other_kernel(dtype: torch.dtype) -> None:
     """``HJ(gamma=1)``: scoping makes a float of it with the second cycle."""
     on = Bound("hj", dtype=dtype)
     call = scalars("hj", gamma=1.0, lr=2.0, outer_step=2.0, momentum=1.0)

@@ -74,7 +74,7 @@ def test_gamma_follows_the_rule_on_the_norms_of_the_updates(
     ids=str,
 )
 @pytest.mark.parametrize("size", [1, 2000])
-def test_under_gradient_noise_gamma_goes_no_lower_than_entropy_sgd_bears(
+def test_under_gradient_noise_gamma_stays_stable_for_entropy_sgd(
     changes: dict[str, Any], updates: int, lowest: float, size: int
 ) -> None:
     """On ½x² with noise of variance 1, and all else at its default. Norms over 2,000 elements hardly differ."""
@@ -97,7 +97,7 @@ def test_under_gradient_noise_gamma_goes_no_lower_than_entropy_sgd_bears(
         assert min(gammas) == pytest.approx(lowest, rel=1e-12)
 
 
-def test_a_gamma_below_what_it_bears_is_not_raised() -> None:
+def test_a_gamma_below_the_smallest_of_the_rule_is_not_raised() -> None:
     param = Parameter(torch.ones(200))
     opt = EntropySGD([param], lr=1.0, gamma=0.2, scoping=0, inner_lr=0.01, inner_steps=2)
     schedule = AdaptiveGamma(opt)

@@ -1,4 +1,4 @@
-"""Whatever cannot be served is refused by name, and leaves weights, state and clock as they were."""
+"""Unsupported input is refused by name, and leaves weights, state and clock as they were."""
 
 import warnings
 
@@ -33,7 +33,7 @@ class Wrapper(torch.Tensor):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_parameter_without_memory_of_its_own_is_refused(optimizer):
+def test_a_parameter_without_its_own_memory_is_refused(optimizer):
     p = torch.nn.Parameter(Wrapper(torch.ones(3)), requires_grad=False)
     with pytest.raises(TypeError, match=r"\['params'\]\[0\] is a \w+ without its own memory"):
         optimizer([p])
@@ -129,7 +129,7 @@ def test_scoping_that_takes_the_outer_step_past_its_bound_warns_once():
     assert [(w.filename, "lr / gamma to 2" in str(w.message)) for w in told] == [(__file__, True)]
 
 
-def test_a_backend_that_cannot_start_is_a_reason_and_no_crash(monkeypatch):
+def test_a_backend_that_cannot_start_is_reported_without_a_crash(monkeypatch):
     monkeypatch.setenv("DEEPRELAX_ISA", "foo")
     kernels._load.cache_clear()
     try:

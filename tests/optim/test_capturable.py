@@ -255,7 +255,7 @@ def test_checkpoints_pass_between_capturable_and_not(
     assert plain(first.state_dict()) == plain(second.state_dict())
 
 
-def test_what_state_dict_holds_are_plain_numbers(name: str) -> None:
+def test_the_groups_of_a_state_dict_hold_plain_numbers(name: str) -> None:
     opt = make(name, dense(), capturable=True)
     StepLR(opt, 2)  # notes initial_lr in the group
     group = opt.state_dict()["param_groups"][0]
@@ -264,7 +264,7 @@ def test_what_state_dict_holds_are_plain_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
-def test_copies_have_a_clock_of_their_own(name: str, copied: Callable[[Any], Any]) -> None:
+def test_copies_have_their_own_clock(name: str, copied: Callable[[Any], Any]) -> None:
     params = dense()
     opt = make(name, params, capturable=True)
     for step in range(3):

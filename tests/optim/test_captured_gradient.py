@@ -72,7 +72,7 @@ def test_replays_of_a_captured_gradient_are_the_gradients_of_the_run(
 
 
 @pytest.mark.parametrize(("changes", "last"), [({}, False), ({"tf32": True}, True), ({"autocast": "bf16"}, True)])
-def test_tensor_cores_are_given_the_channels_last(changes: dict[str, Any], last: bool) -> None:
+def test_networks_for_tensor_cores_are_channels_last(changes: dict[str, Any], last: bool) -> None:
     run = small("sgd", "allcnn", **changes)
     with numerics(run, CPU):
         runner = Runner(run, data_for("allcnn"))

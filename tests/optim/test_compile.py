@@ -111,7 +111,7 @@ def test_backward_may_be_inside_the_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize(("capturable", "scheduled"), [(False, True), (True, False)])
-def test_a_usual_loop_breaks_no_more_than_with_sgd(capturable: bool, scheduled: bool) -> None:
+def test_an_ordinary_loop_has_no_more_graph_breaks_than_with_sgd(capturable: bool, scheduled: bool) -> None:
     """And is compiled once."""
 
     def loop(opt: Any, model: torch.nn.Module, schedule: Any) -> None:
@@ -159,7 +159,7 @@ def test_what_the_graph_writes_before_a_step_counts_in_it(capturable: bool) -> N
 
 
 @pytest.mark.parametrize("name", ["EntropySGD", "EntropyAdamW"])
-def test_missing_gradients_and_frozen_parameters_stay_so(name: str) -> None:
+def test_a_compiled_step_handles_missing_gradients_and_frozen_parameters(name: str) -> None:
     def some(opt: Any, params: Sequence[Parameter], noise: Sequence[Tensor]) -> None:
         for i, (p, n) in enumerate(zip(params, noise)):
             p.grad = None if i == 1 else n
@@ -224,7 +224,7 @@ def test_two_optimizers_step_in_one_graph() -> None:
     assert run(once) == run(lambda f: f)
 
 
-def test_a_new_optimizer_is_not_taken_for_one_that_is_gone() -> None:
+def test_a_new_optimizer_is_not_mistaken_for_a_deleted_one() -> None:
     def run(step: Callable[..., Any]) -> Any:
         params = parameters()[:2]
         for lr in (0.1, 0.3):
@@ -255,7 +255,7 @@ def test_a_copy_steps_itself_in_graphs() -> None:
 
 
 @pytest.mark.parametrize("capturable", [False, True], ids=["host clock", "device clock"])
-def test_facts_read_after_a_step_are_those_after_it(capturable: bool) -> None:
+def test_properties_read_after_a_compiled_step_are_current(capturable: bool) -> None:
     def look(opt: Any, params: Sequence[Parameter], noise: Sequence[Tensor]) -> Any:
         train_step(opt, params, noise)
         return opt.phase, opt.outer_step_happened, opt.gamma

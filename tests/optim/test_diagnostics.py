@@ -88,7 +88,7 @@ def test_diagnostics_read_nothing_to_the_host_and_change_nothing(name: str, capt
         assert plain(before) == plain(found)  # and what was returned does not change later
 
 
-def test_eval_mode_and_frozen_parameters_leave_the_diagnostics(name: str) -> None:
+def test_eval_mode_and_frozen_parameters_do_not_change_diagnostics(name: str) -> None:
     params = parameters()
     params[3].requires_grad_(False)
     opt = make(name, params)

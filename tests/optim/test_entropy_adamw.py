@@ -34,7 +34,7 @@ def adamw(o: dict[str, Any]) -> Iterator[Any]:
 
 def two_loops(x: np.ndarray, o: dict[str, Any], calls: int, draw: Callable[[int], np.ndarray]) -> list[np.ndarray]:
     """Where every gradient is taken, and where the last call leads."""
-    inner, b, at = adamw(o), 0.0, [x]
+    inner, b, points = adamw(o), 0.0, [x]
     next(inner)
     y = z = x
     for k in range(calls):
@@ -45,18 +45,18 @@ def two_loops(x: np.ndarray, o: dict[str, Any], calls: int, draw: Callable[[int]
             b = o["momentum"] * b + s
             x = x - o["outer_lr"] * (s + o["momentum"] * b if o["nesterov"] else b)
             y = z = x
-        at.append(y)
-    return at
+        points.append(y)
+    return points
 
 
 def ours(x: np.ndarray, calls: int, **options: Any) -> list[np.ndarray]:
     p = Parameter(torch.from_numpy(x.copy()))
-    opt, at = EntropyAdamW([p], seed=11, **options), [x]
+    opt, points = EntropyAdamW([p], seed=11, **options), [x]
     for k in range(calls):
         p.grad = torch.from_numpy(gradient(p.detach().numpy(), k))
         opt.step()
-        at.append(p.detach().numpy().copy())
-    return at
+        points.append(p.detach().numpy().copy())
+    return points
 
 
 X = np.linspace(-2, 2, 7)

@@ -37,12 +37,12 @@ def test_without_a_compiler_one_warning_at_the_first_step_says_why(name: str) ->
 
 
 @pytest.mark.usefixtures("no_compiler")
-def test_who_asks_for_the_reference_is_not_warned(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requesting_the_reference_does_not_warn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps(name, backend="eager") == []
     monkeypatch.setenv("DEEPRELAX_BACKEND", "eager")
     assert steps(name) == []
 
 
-def test_with_the_compiled_backend_nothing_is_said(name: str) -> None:
+def test_the_compiled_backend_does_not_warn(name: str) -> None:
     pytest.importorskip("deeprelax._cpu")
     assert steps(name) == []

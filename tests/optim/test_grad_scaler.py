@@ -84,7 +84,7 @@ def test_a_skipped_step_changes_nothing(
     assert amp.get_scale() < 8.0
 
 
-def test_both_ways_give_the_same_run_through_overflows_and_growth(name: str, backend: str) -> None:
+def test_with_and_without_capturable_overflows_give_the_same_run(name: str, backend: str) -> None:
     a, b = parameters(), parameters()
     first, second = make(name, a), make(name, b, capturable=True)
     scalers = scaler(512.0), scaler(512.0)
@@ -122,7 +122,7 @@ def test_an_overflow_is_seen_in_any_dtype_of_found_inf(name: str, backend: str, 
     assert same_bits(before, values(params))
 
 
-def test_two_optimizers_under_one_scaler_are_skipped_each_by_itself(name: str, backend: str) -> None:
+def test_two_optimizers_under_one_scaler_are_skipped_independently(name: str, backend: str) -> None:
     params = [parameters(seed=0), parameters(seed=1)]
     opts = [make(name, p, capturable=True) for p in params]
     amp = scaler(4.0)
@@ -136,7 +136,7 @@ def test_two_optimizers_under_one_scaler_are_skipped_each_by_itself(name: str, b
     assert same_bits(before[1], values(params[1]))
 
 
-def test_clipping_after_unscaling_is_as_clipping_without_scaler(name: str, backend: str) -> None:
+def test_clipping_after_unscaling_equals_clipping_without_a_scaler(name: str, backend: str) -> None:
     a, b = parameters(), parameters()
     first, second, amp = make(name, a), make(name, b, capturable=True), scaler(64.0)
     for step in range(5):

@@ -32,7 +32,7 @@ def test_an_appended_group_moves_as_one_that_was_added(name: str, steps: int):
     assert opt.param_groups[1]["gamma"] == other.param_groups[1]["gamma"]
 
 
-def test_a_group_that_is_popped_rests_and_the_others_go_on(name: str):
+def test_a_popped_group_stays_unchanged_and_the_others_continue(name: str):
     params, extra = parameters(), Parameter(torch.ones(4))
     opt = make(name, [{"params": params}, {"params": [extra], "lr": 0.3}], **QUIET[name])
     other, others = started(name, **QUIET[name])
@@ -61,7 +61,7 @@ def test_groups_cleared_and_added_again_train(name: str):
     assert same_bits(params, others)  # momenta belong to the parameters, as torch's do
 
 
-def test_parameters_added_to_and_removed_from_a_group(name: str):
+def test_parameters_added_to_a_group_train_and_removed_ones_do_not(name: str):
     params, late = parameters(), Parameter(torch.ones(5))
     opt = make(name, params)
     run(opt, params, range(2))
@@ -171,7 +171,7 @@ def test_finish_leaves_x_in_the_parameters(name: str):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_overlaps_of_many_columns_are_looked_for_in_milliseconds():
+def test_many_interleaved_columns_are_checked_in_milliseconds():
     matrix = torch.zeros(256, 256)
     columns = [(str(i), matrix[:, i]) for i in range(256)]
     times = []

@@ -1,4 +1,4 @@
-"""Weights and gradients are served where they lie, whatever their layout; overlaps are refused."""
+"""Weights are updated and gradients read in place, in any layout; overlaps are refused."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_an_expanded_parameter_is_refused_by_name(name: str, flatten: bool):
         make(name, [("stretched", Parameter(torch.zeros(1).expand(4)))], flatten=flatten)
 
 
-def test_disjoint_parameters_in_one_storage_are_served(name: str):
+def test_disjoint_parameters_in_one_storage_are_supported(name: str):
     base = torch.zeros(2, 20)
     interleaved = [Parameter(base[0, ::2]), Parameter(base[0, 1::2]), Parameter(base[1, :9]), Parameter(base[1, 9:])]
     apart = [Parameter(p.detach().clone()) for p in interleaved]
@@ -144,7 +144,7 @@ def test_disjoint_parameters_in_one_storage_are_served(name: str):
     assert interleaved[0].data_ptr() == base.data_ptr()
 
 
-def test_empty_and_zero_dimensional_parameters_are_served(name: str):
+def test_empty_and_zero_dimensional_parameters_are_supported(name: str):
     params = [Parameter(torch.ones(0)), Parameter(torch.tensor(2.0)), Parameter(torch.ones(3, 0, 2))]
     opt = make(name, params)
     run(opt, params, range(6))
@@ -171,7 +171,7 @@ def test_a_backward_through_a_graph_from_before_the_step_is_an_error(name: str, 
         assert opt.phase == (phase + 1) % 4
 
 
-def test_eval_and_train_too_let_autograd_notice(name: str):
+def test_autograd_notices_the_writes_of_eval_and_train(name: str):
     p = Parameter(torch.ones(4))
     opt = make(name, [p])
     run(opt, [p], range(2))

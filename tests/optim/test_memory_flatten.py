@@ -43,7 +43,7 @@ def test_values_shapes_strides_and_objects_stay(name: str):
         assert (p.stride(), p.requires_grad, type(p), p.is_leaf) == (strides, requires_grad, kind, True)
 
 
-def test_the_weights_lie_in_one_buffer_each_with_a_storage_of_its_own(name: str):
+def test_the_weights_are_in_one_buffer_each_with_its_own_storage(name: str):
     params = list(Model().parameters())
     make(name, params, flatten=True)
     steps = [b.data_ptr() - a.data_ptr() for a, b in itertools.pairwise(params)]
@@ -125,7 +125,7 @@ def test_a_parameter_in_shared_memory_stays(name: str):
 
 
 @pytest.mark.parametrize("alias", ["a detached tensor", "a view", "a numpy array", "the numpy array it was made of"])
-def test_a_parameter_whose_memory_somebody_else_holds_stays_with_them(name: str, alias: str):
+def test_a_parameter_whose_memory_other_code_holds_is_not_moved(name: str, alias: str):
     array = np.ones(10, dtype=np.float32)
     p = Parameter(torch.from_numpy(array) if alias == "the numpy array it was made of" else torch.ones(10))
     held = {

@@ -57,7 +57,7 @@ def test_a_string_is_refused_by_name_at_construction(name: str, key: str, captur
 
 
 @pytest.mark.parametrize("capturable", [False, True])
-def test_a_saved_state_loads_with_weights_only_whatever_was_given(name: str, capturable: bool):
+def test_a_state_made_with_numpy_numbers_loads_with_weights_only(name: str, capturable: bool):
     opt, _ = started(name, gamma=np.float32(0.25), lr=torch.tensor(0.1), capturable=capturable)
     opt.param_groups[0]["weight_decay"] = np.float64(0.5)
     file = io.BytesIO()
@@ -80,7 +80,7 @@ def spawned() -> Iterator[Executor]:
 
 
 @pytest.mark.parametrize("capturable", [False, True])
-def test_an_optimizer_passes_to_a_spawned_process(name: str, capturable: bool, spawned: Executor):
+def test_an_optimizer_can_be_sent_to_a_spawned_process(name: str, capturable: bool, spawned: Executor):
     params = [Parameter(torch.linspace(-1, 1, 9))]
     opt = make(name, params, capturable=capturable)
     run(opt, params, range(3))

@@ -100,7 +100,7 @@ def test_groups_have_their_own_values(name: str):
     assert opt.gamma == opt.param_groups[0]["gamma"]
 
 
-def test_names_from_named_parameters_stand_in_the_group(name: str):
+def test_names_from_named_parameters_are_kept_in_the_group(name: str):
     model = nn.Linear(2, 3)
     opt = make(name, model.named_parameters())
     run(opt, list(model.parameters()), range(5))

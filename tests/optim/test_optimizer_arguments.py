@@ -68,7 +68,7 @@ def test_an_invalid_hyper_parameter_is_refused_by_name_and_value(name: str, key:
 
 
 @pytest.mark.parametrize("lr", [torch.tensor([0.1, 0.2]), torch.tensor(math.nan), torch.tensor(-1.0), "fast"])
-def test_an_lr_that_is_no_step_size_is_refused_by_name(name: str, lr: Any):
+def test_an_lr_that_is_not_a_step_size_is_refused_by_name(name: str, lr: Any):
     with pytest.raises((ValueError, TypeError), match="lr"):
         make(name, [Parameter(torch.ones(2))], lr=lr)
 
@@ -110,7 +110,7 @@ def test_unknown_arguments_are_refused(name: str):
 
 @pytest.mark.parametrize("seed", [1.5, "7", True])
 @pytest.mark.parametrize("name", ["EntropySGD", "Heat"])
-def test_a_seed_that_is_no_integer_is_refused(name: str, seed: Any):
+def test_a_seed_that_is_not_an_integer_is_refused(name: str, seed: Any):
     with pytest.raises(TypeError, match="seed"):
         make(name, [Parameter(torch.ones(2))], seed=seed)
 

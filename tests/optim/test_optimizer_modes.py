@@ -130,7 +130,7 @@ def test_heat_draws_fresh_noise_of_variance_gamma_for_every_gradient():
         assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1].item()) < 0.05
 
 
-def test_heat_stands_at_x_where_a_gradient_is_missing():
+def test_heats_parameter_is_x_where_a_gradient_is_missing():
     opt, params = started("Heat", 1)
     set_gradients(params, 1, without=[0])
     opt.step()
@@ -161,7 +161,7 @@ def test_restart_begins_a_new_cycle_at_what_the_parameters_hold(name: str, steps
     assert opt.outer_step_happened
 
 
-def test_restart_in_eval_mode_begins_at_x_and_training_goes_on(name: str):
+def test_restart_in_eval_mode_begins_at_x_and_training_continues(name: str):
     opt, params = started(name, 2)
     opt.eval()
     x = values(params)

@@ -45,7 +45,7 @@ def test_gamma_shrinks_with_every_outer_update_and_only_then(name: str):
     assert gammas == [0.25, 0.25, *[0.25 * (1 - 0.1)] * 3, *[0.25 * (1 - 0.1) * (1 - 0.1)] * 2]
 
 
-def test_a_users_gamma_is_the_new_gamma_and_scoping_goes_on_from_it(name: str):
+def test_a_users_gamma_is_the_new_gamma_and_scoping_continues_from_it(name: str):
     params, fresh = parameters(), parameters()
     opt = make(name, params, scoping=0.5)
     run(opt, params, range(2))
@@ -209,7 +209,7 @@ def test_a_late_groups_first_cycle_has_the_remaining_calls(name: str):
     assert other.outer_step_happened
 
 
-def test_a_late_group_draws_noise_of_its_own():
+def test_a_late_group_draws_its_own_noise():
     first, late = Parameter(torch.zeros(50)), Parameter(torch.zeros(50))
     opt = deeprelax.Heat([first], gamma=1.0, seed=1)
     opt.add_param_group({"params": [late]})

@@ -110,7 +110,7 @@ def test_every_bit_of_the_seed_counts_and_negative_ones_wrap(name: str):
     assert pairs == [(6, 5)]
 
 
-def test_a_seed_that_is_given_belongs_to_late_groups_as_well(name: str):
+def test_an_explicit_seed_applies_to_late_groups_as_well(name: str):
     params, late = parameters(), parameters(seed=1)
     opt = make(name, params, seed=11)
     opt.add_param_group({"params": late})

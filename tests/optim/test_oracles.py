@@ -67,9 +67,9 @@ def test_the_inner_chain_on_a_quadratic_has_the_moments_of_an_ar1(coupling: str)
 def smoothed_gradient(f: Callable[[float], float], x: float, gamma: float, viscosity: float) -> float:
     """du/dx of u = -d log(G_{d gamma} * exp(-f/d)), by quadrature of the Hopf-Cole formula."""
 
-    def u(at: float) -> float:
-        density = lambda y: math.exp(-(f(y) + (y - at) ** 2 / (2 * gamma)) / viscosity)  # noqa: E731
-        integral = quad(density, -6, 6, points=[-1, 0, 1, at], epsabs=1e-13, epsrel=1e-12, limit=200)[0]
+    def u(x: float) -> float:
+        density = lambda y: math.exp(-(f(y) + (y - x) ** 2 / (2 * gamma)) / viscosity)  # noqa: E731
+        integral = quad(density, -6, 6, points=[-1, 0, 1, x], epsabs=1e-13, epsrel=1e-12, limit=200)[0]
         return -viscosity * math.log(integral / math.sqrt(2 * math.pi * gamma * viscosity))
 
     return (u(x + 1e-3) - u(x - 1e-3)) / 2e-3
@@ -233,11 +233,11 @@ def momentum(m: np.ndarray, d: np.ndarray, mu: float, nesterov: bool) -> tuple[n
 def paper(kind: type, x: np.ndarray, gradient: Callable, draw: Callable, o: dict, calls: int) -> list[np.ndarray]:
     """Where every gradient is taken, and where the last call leads."""
     y, z, s, p, m, v = x, x, 0 * x, 0 * x, 0 * x, 0 * x
-    gamma, L, at = o["gamma"], o["inner_steps"], [x]
+    gamma, L, points = o["gamma"], o["inner_steps"], [x]
     mu, nesterov, sign = o.get("momentum", 0), o.get("nesterov", False), -1 if o.get("maximize") else 1
     for k in range(calls):
         first, last = k % L == 0, k % L == L - 1
-        g = sign * gradient(at[-1], k) + o.get("weight_decay", 0) * at[-1]
+        g = sign * gradient(points[-1], k) + o.get("weight_decay", 0) * points[-1]
         if kind is EntropySGD:  # section 6.1
             h, nu, implicit = o["inner_lr"], o.get("inner_momentum", 0), o.get("coupling") == "implicit"
             w = float(np.sqrt(np.float32(h) * np.float32(o["temperature"]))) * draw(k)
@@ -258,10 +258,10 @@ def paper(kind: type, x: np.ndarray, gradient: Callable, draw: Callable, o: dict
             x = x - o["lr"] * d
             y, z, s, p = x, x, 0 * x, 0 * x
             gamma = gamma * (1 - o.get("scoping", 1e-3))
-        at.append({EntropySGD: y, HJ: x - gamma * p}.get(kind, x))
+        points.append({EntropySGD: y, HJ: x - gamma * p}.get(kind, x))
         if kind is Heat:
-            at[-1] = x + float(np.sqrt(np.float32(gamma))) * draw(k + 1)
-    return at
+            points[-1] = x + float(np.sqrt(np.float32(gamma))) * draw(k + 1)
+    return points
 
 
 def normals(seed: int, index: int, count: int) -> Callable[[int], np.ndarray]:

@@ -141,7 +141,7 @@ def test_evaluation_sees_x_and_leaves_no_trace() -> None:
     assert same_bits(params, others)
 
 
-def test_schedulers_closures_hooks_and_scaler_meet_the_inner_optimizer() -> None:
+def test_schedulers_closures_hooks_and_scaler_act_on_the_inner_optimizer() -> None:
     (p,) = params = [Parameter(torch.ones(3))]
     opt = OuterLoop(torch.optim.SGD(params, lr=1.0), inner_steps=2, outer_lr=1.0, momentum=0.0)
     scheduler = torch.optim.lr_scheduler.StepLR(opt, step_size=1, gamma=0.5)
@@ -193,7 +193,7 @@ def test_a_short_last_cycle_is_finished() -> None:
     assert not opt.finish()
 
 
-def test_weights_loaded_in_mid_cycle_stay_and_are_warned_of() -> None:
+def test_weights_loaded_in_mid_cycle_are_kept_with_a_warning() -> None:
     params = parameters()
     opt = OuterLoop(INNER["AdamW"](params), inner_steps=4)
     run(opt, params, range(2))
@@ -229,7 +229,7 @@ def test_values_out_of_range_are_refused_by_name(options: dict[str, Any], messag
         OuterLoop(INNER["SGD"](parameters()), **options)
 
 
-def test_what_is_no_optimizer_and_a_state_of_another_kind_are_refused() -> None:
+def test_an_inner_that_is_no_optimizer_and_its_own_state_are_refused() -> None:
     with pytest.raises(TypeError, match=r"torch\.optim\.Optimizer"):
         OuterLoop(parameters())  # type: ignore[arg-type]
     params = parameters()

@@ -44,7 +44,7 @@ os._exit(0)
 SAID = r"(\S+) and every other parameter without a gradient \((\d) of 4\) is in no module.*built before fully_shard\(\)"
 
 
-def test_one_built_before_fully_shard_says_so_once(tmp_path: Path) -> None:
+def test_an_optimizer_built_before_fully_shard_warns_once(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", SHARDED, str(tmp_path / "store")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
@@ -76,7 +76,7 @@ def assigned(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("replace", [converted, assigned])
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_built_before_a_conversion_says_so(kind: str, replace: Callable[[nn.Module], None]) -> None:
+def test_an_optimizer_built_before_a_conversion_warns(kind: str, replace: Callable[[nn.Module], None]) -> None:
     model = network()
     opt = build(kind, model.parameters())
     replace(model)
@@ -93,7 +93,7 @@ def quiet(opt: Any, steps: int = 2) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_unused_frozen_and_bare_parameters_raise_no_alarm(kind: str) -> None:
+def test_unused_frozen_and_bare_parameters_do_not_warn(kind: str) -> None:
     trained = network()
     backward(trained)  # the same shapes as all that follow, with gradients
     model = network()
@@ -117,7 +117,7 @@ def test_unused_frozen_and_bare_parameters_raise_no_alarm(kind: str) -> None:
     quiet(opt)
 
 
-def test_model_to_keeps_the_parameters_and_raises_no_alarm() -> None:
+def test_model_to_keeps_the_parameters_and_does_not_warn() -> None:
     model = network()
     opt = build("HJ", model.parameters())
     model.to(torch.float64)
@@ -126,7 +126,7 @@ def test_model_to_keeps_the_parameters_and_raises_no_alarm() -> None:
     assert opt.phase == 2
 
 
-def test_modules_are_not_looked_for_once_a_step_had_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_are_not_searched_once_a_step_had_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     opt = build("HJ", model.parameters())
     backward(model)

@@ -104,7 +104,7 @@ def test_deepcopy_and_pickle_of_model_and_optimizer_continue_bit_for_bit(
         assert plain(its_opt.state_dict()) == plain(opt.state_dict())
 
 
-def test_a_copied_optimizer_is_as_good_as_the_original(name: str):
+def test_a_copied_optimizer_supports_what_the_original_does(name: str):
     opt, params = started(name, 2)
     for its_params, its_opt in (copy.deepcopy((params, opt)), pickle.loads(pickle.dumps((params, opt)))):
         assert its_opt.defaults == opt.defaults
@@ -171,7 +171,7 @@ def test_state_has_each_parameters_shape_from_construction_on(name: str):
             assert all(t.shape == (() if n == "missed" else params[key].shape) for n, t in entry.items())
 
 
-def test_saving_one_parameters_state_does_not_drag_the_flat_buffer_along(name: str):
+def test_saving_one_parameters_state_does_not_save_the_flat_buffer(name: str):
     params = [torch.nn.Parameter(torch.ones(100)), torch.nn.Parameter(torch.ones(50_000))]
     opt = make(name, params)
     run(opt, params, range(2))

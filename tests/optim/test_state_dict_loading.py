@@ -195,7 +195,7 @@ def test_momentum_switched_on_later_is_saved_and_restored(name: str):
     assert same_bits(params, restored_params)
 
 
-def test_loading_a_state_without_momentum_starts_the_momentum_anew(name: str):
+def test_loading_a_state_without_momentum_restarts_the_momentum(name: str):
     off = PLAIN[name]
     params, used = parameters(), parameters()
     plain_opt = make(name, params, **off)

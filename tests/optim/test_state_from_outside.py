@@ -61,7 +61,7 @@ PUT = [put_entry, put_tensors, update_entry, put_all, pop_and_put, moved_by_ligh
 
 @pytest.mark.parametrize("put", PUT)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_copy_put_in_place_of_the_state_changes_nothing(name: str, put: Callable[..., None], dtype: torch.dtype):
+def test_replacing_the_state_by_a_copy_changes_nothing(name: str, put: Callable[..., None], dtype: torch.dtype):
     (opt, params), (other, others) = twins(name, dtype=dtype)
     for step in range(10):
         run(opt, params, range(step, step + 1))
@@ -73,7 +73,7 @@ def test_a_copy_put_in_place_of_the_state_changes_nothing(name: str, put: Callab
     assert same_bits(params, others)
 
 
-def test_a_put_in_state_is_what_eval_and_the_kernels_use():
+def test_an_assigned_state_is_used_by_eval_and_the_kernels():
     p = Parameter(torch.zeros(2))
     opt = HJ([p], lr=1.0, inner_steps=2)
     opt.state[p] = cloned(opt, p)
@@ -85,7 +85,7 @@ def test_a_put_in_state_is_what_eval_and_the_kernels_use():
 
 
 @pytest.mark.parametrize("put", PUT)
-def test_other_values_put_in_are_used(name: str, put: Callable[..., None]):
+def test_assigned_values_are_used(name: str, put: Callable[..., None]):
     """The state of another run, with its weights and clock, continues that run."""
     params, others = parameters(), parameters(seed=1)
     opt, other = make(name, params), make(name, others)
@@ -123,7 +123,7 @@ def empty_entries(opt: Any, params: list[Parameter]) -> None:
 
 
 @pytest.mark.parametrize("remove", [clear, replace, delete, empty_entries])
-def test_state_that_is_taken_out_begins_again_momenta_too(name: str, remove: Callable[..., None]):
+def test_removed_state_is_initialised_again_with_momenta(name: str, remove: Callable[..., None]):
     opt, params = started(name, 8)
     remove(opt, params)
     opt.restart()
@@ -136,7 +136,7 @@ def test_state_that_is_taken_out_begins_again_momenta_too(name: str, remove: Cal
     assert same_bits(params, others)
 
 
-def test_state_taken_out_in_mid_cycle_begins_at_the_parameters(name: str):
+def test_state_removed_in_mid_cycle_is_initialised_at_the_parameters(name: str):
     opt, params = started(name, 2)
     opt.state.clear()
     before = values(params)
@@ -147,7 +147,7 @@ def test_state_taken_out_in_mid_cycle_begins_at_the_parameters(name: str):
     assert opt.phase == 2
 
 
-def test_entries_moved_to_a_parameter_in_anothers_place_are_used(name: str):
+def test_state_moved_to_the_replacement_of_a_parameter_is_used(name: str):
     """Pruning: half of a weight, with the half of its state."""
     params = [Parameter(torch.linspace(-1, 1, 8)), Parameter(torch.ones(3))]
     opt = make(name, params, **QUIET[name])
@@ -168,7 +168,7 @@ def test_entries_moved_to_a_parameter_in_anothers_place_are_used(name: str):
     assert set(opt.state) == {half, params[1]}
 
 
-def test_a_put_in_tensor_of_another_shape_is_refused_by_name(name: str, unchanged: Any):
+def test_an_assigned_tensor_of_another_shape_is_refused_by_name(name: str, unchanged: Any):
     params = parameters()
     opt = make(name, [(f"layer{i}", p) for i, p in enumerate(params)])
     run(opt, params, range(2))

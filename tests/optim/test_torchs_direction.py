@@ -48,14 +48,14 @@ def goes_the_right_way(losses: tuple[float, float], options: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_goes_the_right_way_with_every_setting(kind: str, contiguous: bool):
+def test_the_loss_moves_in_the_right_direction_with_every_setting(kind: str, contiguous: bool):
     for options in inputs(kind):
         problem = Problem(contiguous)
         assert goes_the_right_way(train(build(kind, problem.params, **options), problem), options), options
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_goes_the_right_way_under_every_scheduler(kind: str):
+def test_the_loss_moves_in_the_right_direction_under_every_scheduler(kind: str):
     for schedule in schedules():
         for options in inputs(kind):
             if options.get("capturable"):
@@ -66,7 +66,7 @@ def test_the_loss_goes_the_right_way_under_every_scheduler(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_groups_go_the_right_way_under_every_scheduler(kind: str):
+def test_groups_move_in_the_right_direction_under_every_scheduler(kind: str):
     for schedule in schedules():
         problem = Problem()
         opt = build(kind, [{"params": [problem.weight]}, {"params": [problem.bias], "lr": 1e-3}])
@@ -76,7 +76,7 @@ def test_groups_go_the_right_way_under_every_scheduler(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_group_without_weight_decay_goes_the_right_way(kind: str):
+def test_a_group_without_weight_decay_moves_in_the_right_direction(kind: str):
     for options in inputs(kind):
         if options.get("capturable"):
             continue  # of the optimizer, not of a group
@@ -86,7 +86,7 @@ def test_a_group_without_weight_decay_goes_the_right_way(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rate_of_nearly_zero_is_its_groups_alone(kind: str):
+def test_a_rate_of_nearly_zero_stops_its_own_group_only(kind: str):
     tiny = {"lr": 1e-28, **({} if kind in ("HJ", "Heat", "EntropyAdamW", "OuterLoop") else {"inner_lr": 1e-28})}
     start = build(kind, Problem().params).param_groups[0]
     own = {name: start[name] for name in tiny}
@@ -130,7 +130,7 @@ def test_gradients_of_zero_change_nothing(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_parameters_that_all_need_no_gradient_stay(kind: str):
+def test_parameters_that_are_all_frozen_stay_unchanged(kind: str):
     for options in inputs(kind):
         params = [torch.ones(2, 3), torch.ones(3)]
         opt = build(kind, params, **options)

@@ -36,7 +36,7 @@ def without_names(state: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("named", [(False, False), (False, True), (True, False), (True, True)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_that_share_a_saved_state_stay_equal_with_names_or_without(kind: str, named: tuple[bool, bool]):
+def test_two_with_one_saved_state_stay_equal_with_names_or_without(kind: str, named: tuple[bool, bool]):
     for options in inputs(kind):
         first, second = Problem(), Problem()
         one = build(kind, given(first, named[0]), **options)
@@ -83,7 +83,7 @@ def test_a_parameter_listed_again_has_the_same_place_in_the_saved_groups(kind: s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_hooks_around_saving_may_put_into_the_state_what_they_like(kind: str):
+def test_hooks_around_saving_may_add_anything_to_the_state(kind: str):
     def put(opt: Any) -> None:
         opt.state["test"] = 1
 
@@ -106,7 +106,7 @@ def test_hooks_around_saving_may_put_into_the_state_what_they_like(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_stands_in_the_state_under_another_key_is_saved_and_loaded(kind: str):
+def test_state_under_a_key_that_is_no_parameter_is_saved_and_loaded(kind: str):
     first, second = Problem(), Problem()
     one, two = build(kind, first.params), build(kind, second.params)
     one.state["note"] = {"of": "somebody else"}

@@ -13,18 +13,18 @@ TESTS = Path(__file__).parents[1]
 HELD = {
     "test_errors": "optim/test_torchs_direction.py::test_the_errors_that_all_of_torchs_optimizers_raise_are_raised",
     "test_forloop_goes_right_direction": (
-        "optim/test_torchs_direction.py::test_the_loss_goes_the_right_way_under_every_scheduler"
+        "optim/test_torchs_direction.py::test_the_loss_moves_in_the_right_direction_under_every_scheduler"
     ),
     "test_param_group_with_lrscheduler_goes_right_direction": (
-        "optim/test_torchs_direction.py::test_groups_go_the_right_way_under_every_scheduler"
+        "optim/test_torchs_direction.py::test_groups_move_in_the_right_direction_under_every_scheduler"
     ),
     "test_tensor_lr": "optim/test_torchs_direction.py::test_a_tensor_lr_gives_the_bits_of_a_number_with_every_setting",
     "test_param_groups_weight_decay": (
-        "optim/test_torchs_direction.py::test_a_group_without_weight_decay_goes_the_right_way"
+        "optim/test_torchs_direction.py::test_a_group_without_weight_decay_moves_in_the_right_direction"
     ),
-    "test_param_groups_lr": "optim/test_torchs_direction.py::test_a_rate_of_nearly_zero_is_its_groups_alone",
+    "test_param_groups_lr": "optim/test_torchs_direction.py::test_a_rate_of_nearly_zero_stops_its_own_group_only",
     "test_step_is_noop_when_params_have_no_grad": (
-        "optim/test_torchs_direction.py::test_parameters_that_all_need_no_gradient_stay"
+        "optim/test_torchs_direction.py::test_parameters_that_are_all_frozen_stay_unchanged"
     ),
     "test_step_is_noop_for_zero_grads": "optim/test_torchs_direction.py::test_gradients_of_zero_change_nothing",
     "test_optimizer_can_be_printed": "optim/test_torchs_direction.py::test_every_setting_can_be_printed",
@@ -36,22 +36,18 @@ HELD = {
     ),
     "test_mixed_device_dtype": "optim/test_torchs_implementations.py::test_one_group_may_mix_all_dtypes",
     "test_state_dict_deterministic": (
-        "optim/test_torchs_state.py::test_two_that_share_a_saved_state_stay_equal_with_names_or_without"
+        "optim/test_torchs_state.py::test_two_with_one_saved_state_stay_equal_with_names_or_without"
     ),
     "test_can_load_from_to_named_state_dict": (
-        "optim/test_torchs_state.py::test_two_that_share_a_saved_state_stay_equal_with_names_or_without"
+        "optim/test_torchs_state.py::test_two_with_one_saved_state_stay_equal_with_names_or_without"
     ),
     "test_save_load_equality_with_weights_only": (
         "optim/test_torchs_state.py::test_a_saved_file_reads_equal_also_with_weights_only"
     ),
-    "test_state_dict_pre_hook": (
-        "optim/test_torchs_state.py::test_hooks_around_saving_may_put_into_the_state_what_they_like"
-    ),
-    "test_state_dict_post_hook": (
-        "optim/test_torchs_state.py::test_hooks_around_saving_may_put_into_the_state_what_they_like"
-    ),
+    "test_state_dict_pre_hook": ("optim/test_torchs_state.py::test_hooks_around_saving_may_add_anything_to_the_state"),
+    "test_state_dict_post_hook": ("optim/test_torchs_state.py::test_hooks_around_saving_may_add_anything_to_the_state"),
     "test_state_dict_pre_post_hook": (
-        "optim/test_torchs_state.py::test_hooks_around_saving_may_put_into_the_state_what_they_like"
+        "optim/test_torchs_state.py::test_hooks_around_saving_may_add_anything_to_the_state"
     ),
     "test_load_state_dict_pre_hook_and_prepend": (
         "optim/test_torchs_state.py::test_hooks_before_loading_run_in_order_and_those_after_see_it_loaded"
@@ -76,7 +72,7 @@ HELD = {
     "test_peak_memory_foreach": "optim/test_memory.py::test_nothing_is_allocated_per_step",
     "test_set_default_dtype_works_with_foreach": "optim/test_memory.py::test_the_default_dtype_does_not_matter",
     "test_fused_error_on_params_on_meta": "optim/test_bad_input.py::test_a_parameter_on_the_meta_device_is_refused",
-    "test_defaults_changed_to_foreach": ("optim/test_fallback.py::test_with_the_compiled_backend_nothing_is_said"),
+    "test_defaults_changed_to_foreach": ("optim/test_fallback.py::test_the_compiled_backend_does_not_warn"),
     "test_step_iteration": "optim/test_optimizer_phases.py::test_the_phase_counts_the_gradients_of_the_cycle",
     "test_state_dict_with_cuda_params": (
         "optim/test_state_dict_loading.py::test_a_model_moved_or_cast_before_loading_is_adopted"
@@ -115,7 +111,7 @@ NO_MEANING = {
 }
 
 
-def test_every_test_of_torchs_that_it_names_is_held_or_has_its_reason() -> None:
+def test_every_torch_test_it_names_is_passed_or_has_a_reason() -> None:
     named = {rule.test_name for info in database().optim_db for rule in info.decorators if hasattr(rule, "test_name")}
     named.discard(None)  # a rule for a whole class
     assert len(named) > 15
@@ -123,7 +119,7 @@ def test_every_test_of_torchs_that_it_names_is_held_or_has_its_reason() -> None:
     assert not set(HELD) & set(NO_MEANING)
 
 
-def test_what_holds_a_promise_of_torchs_exists() -> None:
+def test_the_tests_that_stand_for_those_of_torch_exist() -> None:
     for place in HELD.values():
         file, test = place.split("::")
         assert re.search(rf"^def {test}\(", (TESTS / file).read_text(), re.MULTILINE), place

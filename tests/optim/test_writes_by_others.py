@@ -1,4 +1,4 @@
-"""What somebody else wrote into the parameters is never overwritten without a word."""
+"""What other code wrote into the parameters is never overwritten without a warning."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_write_in_mid_cycle_warns_once_at_its_end(name: str):
         run(opt, params, range(6, 8))
 
 
-def test_weights_loaded_between_two_cycles_are_taken_up_in_silence(name: str):
+def test_weights_loaded_between_cycles_are_taken_up_without_a_warning(name: str):
     if not getattr(deeprelax, name).params_hold_x:
         pytest.skip("its parameters do not hold x between two cycles: see the next test")
     (opt, params), (other, others) = twins(name, 4)
@@ -103,7 +103,7 @@ def test_weights_loaded_between_two_cycles_are_taken_up_in_silence(name: str):
     assert same_bits(params, others)
 
 
-def test_weights_loaded_in_the_place_of_heats_x_plus_w_are_taken_up():
+def test_weights_loaded_over_heats_x_plus_w_are_taken_up():
     (opt, params), (other, others) = twins("Heat", 4)
     load(params)
     load(others)
@@ -171,7 +171,7 @@ def test_at_x_shows_x_and_leaves_no_trace(name: str, dtype: torch.dtype, captura
     assert "inner" not in opt.state[params[0]]
 
 
-def test_at_x_in_eval_mode_and_before_the_first_step(name: str):
+def test_at_x_works_in_eval_mode_and_before_the_first_step(name: str):
     params = parameters()
     before = values(params)
     opt = make(name, params)

@@ -112,7 +112,7 @@ def test_the_grid_is_as_wide_as_the_options_need(changes: dict) -> None:
         assert grid.spacing[0] == pytest.approx(usual.spacing[0], rel=1e-3)
 
 
-def test_on_a_wider_grid_the_numbers_are_as_right() -> None:
+def test_numbers_on_a_wider_grid_are_as_accurate() -> None:
     numbers = figure1.compute("double-well", temperature=1.5)
     assert max(numbers["check"].values()) < 0.05
     assert numbers["mass"]["sgd"] == pytest.approx(1, abs=1e-9)

@@ -41,7 +41,7 @@ def test_non_viscous_hj_converges_to_hopf_lax_at_first_order() -> None:
     assert errors[-1] < 0.02
 
 
-def test_a_tent_sinks_as_one_piece() -> None:
+def test_a_tent_sinks_everywhere_at_the_same_rate() -> None:
     """-|x| - t/2: at the kink Godunov's flux counts the steeper side only, not both."""
     grid = Grid.uniform((-2, 2, 81))
     found = hamilton_jacobi(lambda x: -np.abs(x), grid, 0.5).u[-1]
@@ -115,7 +115,7 @@ def test_the_gradient_of_the_steps_is_the_central_difference() -> None:
 
 
 @pytest.mark.parametrize("record", [1, 7])
-def test_of_the_steps_so_many_are_kept_and_the_last_among_them(record: int) -> None:
+def test_the_given_number_of_steps_is_kept_including_the_last(record: int) -> None:
     grid = Grid.uniform((-2, 2, 101))
     everything, some = (hamilton_jacobi(WELL.f, grid, 0.5, 0.3, record=r) for r in (None, record))
     assert len(everything.times) > 60

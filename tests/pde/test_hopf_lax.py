@@ -65,7 +65,7 @@ def test_the_lower_envelope_of_many_nodes_takes_no_square_of_their_number() -> N
     ("f", "closed"),
     [(np.abs, absolute_value), (WELL, quartic_well), (lambda x: (np.abs(x) - 1) ** 2 / 2, two_parabolas)],
 )
-def test_closed_forms_of_envelope_and_proximal_point(f, closed, gamma: float) -> None:
+def test_envelope_and_proximal_point_have_the_closed_forms(f, closed, gamma: float) -> None:
     found = non_viscous(f, LINE, gamma)
     u, point = closed(X, gamma)
     curvature = 3 * 3**2 + 1 / gamma  # of f(y) + (x - y)²/2γ, at most
@@ -108,7 +108,7 @@ def test_a_deeper_well_behind_a_barrier_is_found() -> None:
     assert found.u[20, 8] == pytest.approx(-0.1128, abs=1e-3)
 
 
-def test_the_search_goes_on_where_it_finds_a_lower_value() -> None:
+def test_the_search_continues_where_it_finds_a_lower_value() -> None:
     """From -2 f rises to a barrier at 0; the well at 5 is seen only after the one at 2.5 has been."""
 
     def f(x):
@@ -162,7 +162,7 @@ def test_the_set_of_minimisers_has_one_member_or_two() -> None:
     assert proximal_points(np.abs, 0.2, 0.5, LINE) == pytest.approx(np.zeros((1, 1)), abs=1e-10)
 
 
-def test_of_values_on_a_grid_the_minimisers_are_the_tied_nodes() -> None:
+def test_the_minimisers_of_values_on_a_grid_are_the_tied_nodes() -> None:
     grid = Grid.uniform((-2, 2, 401))
     values = grid.values(WELL)
     assert proximal_points(values, 0.0, 3.0, grid) == pytest.approx(np.array([[-0.82], [0.82]]), abs=1e-12)
@@ -175,7 +175,7 @@ def test_of_values_on_a_grid_the_minimisers_are_the_tied_nodes() -> None:
     assert sorted(corners.tolist()) == [[-1, -1], [-1, 1], [1, -1], [1, 1]]
 
 
-def test_the_set_of_minimisers_in_two_dimensions() -> None:
+def test_in_two_dimensions_both_minimisers_are_found() -> None:
     plane = Grid.uniform((-2, 2, 81), (-2, 2, 81))
     found = proximal_points(lambda x, y: (x * x - 1) ** 2 + y * y, [0.0, 0.5], 2.0, plane)
     assert sorted(found.tolist()) == pytest.approx(

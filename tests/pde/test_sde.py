@@ -88,7 +88,7 @@ def test_bad_input_is_refused_by_name(changes: dict[str, float], named: str) -> 
 
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
-def test_paths_that_run_away_are_named_with_their_step() -> None:
+def test_diverging_paths_are_reported_with_their_step() -> None:
     with pytest.raises(ValueError, match=r"2 of 3 paths are not finite .* steps of 0\.5"):
         langevin(lambda x: x**3, np.array([0.0, 9.0, -9.0]), 10.0, 0.5, 0.0, np.random.default_rng(0))
     with pytest.raises(ValueError, match="1 of 1 paths"):

@@ -143,7 +143,7 @@ def test_what_the_grid_cannot_resolve_is_refused_and_what_it_can_is_right(place:
                 viscous(f, grid, gamma, viscosity)
 
 
-def test_a_dimension_is_as_well_resolved_as_where_the_density_is() -> None:
+def test_resolution_is_judged_where_the_density_is_not_negligible() -> None:
     plane = Grid.uniform((-1, 1, 41), (-2, 2, 81))
     narrowing = viscous(lambda x, y: (1 + y**8) * x**2 + 4 * y**2, plane, 0.5, 0.05)  # narrow where it is negligible
     assert np.isfinite(narrowing.u).all()
