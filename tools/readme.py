@@ -20,7 +20,7 @@ from deeprelax.experiments.compare.tasks import PRESETS
 from deeprelax.experiments.report import TITLES, with_spread
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "bench" / "gpu"))  # for whoever loads this file by its path
+sys.path.insert(0, str(ROOT / "bench" / "gpu"))  # if this file is loaded by its path
 
 import report  # noqa: E402
 
@@ -187,7 +187,7 @@ def comparison(source: Path) -> str:
     runs = runner.Results(source).all
     machine = source.parent.parent.name
     lines = [compare_report.table([r for r in runs if r["run"]["preset"] == "small"])]
-    lines += [f"`{source.relative_to(ROOT)}` ({machine}), three seeds; curves, with bands from seed to seed:", ""]
+    lines += [f"`{source.relative_to(ROOT)}` ({machine}), three seeds; curves, with bands over the seeds:", ""]
     lines += [f"![curves of all optimizers](../{(source.parent / 'curves.png').relative_to(ROOT)})", ""]
     if long := [r for r in runs if r["run"]["preset"] == "long"]:
         lines += ["After 100,000 gradients, one seed:", "", compare_report.table(long)]
@@ -221,7 +221,7 @@ def recipes(source: Path) -> str:
     results = [r for r in runner.Results(source).all if r["run"]["preset"] == "small"]
     chosen, parts = runner.best(results), []
     for task, title in KINDS.items():
-        unit = "nats a character" if task == "text-transformer" else "% error"
+        unit = "nats per character" if task == "text-transformer" else "% error"
         reached = {
             name: statistics.mean(curve[-1] for curve in compare_report.curves_of(results, chosen[task, name]))
             for name in CONTESTANTS
@@ -242,20 +242,20 @@ def workers(result: dict[str, Any], source: str) -> str:
     """Markdown for one ``bench/workers.py``: what was measured, and what the model predicts for larger groups."""
     machine, measured = result["machine"], result["measured"]
     counts = list(measured)
-    lines = ["| | " + " | ".join(f"{n} processes: ms a step | × DDP | × no exchange" for n in counts) + " |"]
+    lines = ["| | " + " | ".join(f"{n} processes: ms per step | × DDP | × no exchange" for n in counts) + " |"]
     lines.append("|---" * (1 + 3 * len(counts)) + "|")
     for rows in zip(*measured.values()):
         cells = [f"{r['ms']:.1f} | {r['by_ddp']:.2f} | {r['by_alone']:.2f}" for r in rows]
         lines.append(f"| {rows[0]['name']} | " + " | ".join(cells) + " |")
     sizes = list(next(iter(result["model"].values())))
-    lines += ["", f"By a model, not measured: {1e6 * result['latency']:g} µs until a message arrives, "]
-    lines[-1] += f"{result['bandwidth'] / 1e9:g} GB/s a link, a ring's all-reduce, "
-    lines[-1] += "during which only `overlap` computes, the computing measured above:"
-    lines += ["", "| ms a step | " + " | ".join(f"{int(n):,} workers" for n in sizes) + " |"]
+    lines += ["", f"Modelled, not measured: a latency of {1e6 * result['latency']:g} µs per message, "]
+    lines[-1] += f"{result['bandwidth'] / 1e9:g} GB/s per link, a ring all-reduce, "
+    lines[-1] += "during which only `overlap` computes, and the computing time measured above:"
+    lines += ["", "| ms per step | " + " | ".join(f"{int(n):,} workers" for n in sizes) + " |"]
     lines.append("|---" * (1 + len(sizes)) + "|")
     for name, times in result["model"].items():
         lines.append(f"| {name} | " + " | ".join(f"{times[n]:.2f}" for n in sizes) + " |")
-    about = f"{machine['cpu']}, one thread a process, torch {machine['versions']['torch']}, {result['date']}"
+    about = f"{machine['cpu']}, one thread per process, torch {machine['versions']['torch']}, {result['date']}"
     lines += ["", f"{result['elements']:,} parameters, L = {result['inner_steps']}; {about}; `{source}`.", ""]
     return "\n".join(lines)
 

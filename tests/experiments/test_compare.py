@@ -194,9 +194,9 @@ def test_one_seed_has_no_error_and_no_runs_have_no_table() -> None:
     text = report.table([result("AdamW", 0.01, 0, 0.02), result("HJ", 0.01, 0, 0.03)])
     assert "| AdamW | 2.00 (0.01↑, beta2 0.9) |" in text
     assert "| HJ | +1.00 |" in text
-    assert "As they are constructed" not in text
+    assert "Constructed without arguments" not in text
     alone = report.table([result("HJ()", 0.0, 0, 0.02)])
-    assert alone.splitlines()[0] == "As they are constructed without arguments, at constant rates:"
+    assert alone.splitlines()[0] == "Constructed without arguments, at constant rates:"
     assert alone.endswith("| HJ() | 2.00 |\n")
 
 

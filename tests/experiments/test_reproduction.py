@@ -48,7 +48,7 @@ def test_the_page_opens_with_rows_of_the_papers_length_alone(tmp_path: Path) -> 
     opening = reproduction.rendered(tmp_path).partition("Written by")[0]
     assert "LeNet with HJ (authors preset, 6 of 6 seeds)" in opening
     assert "Of these 3 rows 1 lie within two standard deviations of the paper's error and 1 do not" in opening
-    assert "do not; of 1 nothing can be said." in opening
+    assert "do not; 1 cannot be compared." in opening
     assert "Not run at that length: LeNet with Heat, All-CNN with Entropy-SGD" in opening
     assert "All-CNN with SGD; below are shorter runs of LeNet with Heat.\n" in opening
     assert [line.split(" | ")[1] for line in opening.splitlines() if line.startswith("| LeNet")] == [

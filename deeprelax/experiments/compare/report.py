@@ -18,13 +18,13 @@ OURS = ("HJ", "EntropySGD", "EntropyAdamW", "OuterLoop(Muon)")
 
 
 def curves_of(results: Sequence[dict[str, Any]], chosen: runner.Run | None) -> list[list[float]]:
-    """Of the chosen setting, one a seed; none if nothing was chosen."""
+    """The curves of the chosen setting, one per seed; none if nothing was chosen."""
     same = (r for r in results if replace(runner.Run(**r["run"]), seed=0) == chosen)
     return [r["curve"] for r in sorted(same, key=lambda r: r["run"]["seed"])]
 
 
 def deviation(*samples: Sequence[float]) -> float | None:
-    """The standard error of a mean, or of the difference of two; None where one value says nothing of it."""
+    """The standard error of a mean, or of the difference of two; None if there is only one value."""
     if min(map(len, samples)) < 2:
         return None
     return math.hypot(*(statistics.stdev(values) / math.sqrt(len(values)) for values in samples))
@@ -36,7 +36,7 @@ def number(value: float, task: str) -> str:
 
 
 def with_error(value: float, error: float | None, task: str) -> str:
-    """ "1.20 ± 0.10", or "1.20" where no error is known."""
+    """ "1.20 ± 0.10", or "1.20" if no error is known."""
     return number(value, task) + ("" if error is None else f" ± {number(error, task)}")
 
 
@@ -83,9 +83,9 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     if searched := rows(last, chosen, present, CONTESTANTS):
         parts.append([*heading, *searched])
     if defaults := rows(last, chosen, present, DEFAULTS):
-        parts.append(["As they are constructed without arguments, at constant rates:", "", *heading, *defaults])
+        parts.append(["Constructed without arguments, at constant rates:", "", *heading, *defaults])
     if differences := less_the_best_peer(last, present):
-        title = "Less the best peer, with the standard error of the difference:"
+        title = "Difference from the best peer, with its standard error:"
         heading = ["| | " + " | ".join(present) + " |", heading[1]]
         parts.append([title, "", *heading, *differences])
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
@@ -127,11 +127,11 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
             curves = curves_of(results, chosen.get((task, optimizer)))
             if not curves:
                 continue
-            at = [(k + 1) / runner.POINTS for k in range(runner.POINTS)]
+            fractions = [(k + 1) / runner.POINTS for k in range(runner.POINTS)]
             mean = [statistics.mean(values) for values in zip(*curves)]
-            (line,) = axis.plot(at, mean, label=optimizer, linestyle="-" if optimizer in OURS else "--")
+            (line,) = axis.plot(fractions, mean, label=optimizer, linestyle="-" if optimizer in OURS else "--")
             low, high = zip(*((min(values), max(values)) for values in zip(*curves)))
-            axis.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+            axis.fill_between(fractions, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         axis.set_title(task)
         axis.set_xlabel("fraction of the gradients")
         axis.set_yscale("log")

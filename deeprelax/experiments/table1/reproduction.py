@@ -31,36 +31,36 @@ deeprelax reproduce search --data DIR --out DIR                   # η, γ₀ an
 ```
 """
 
-NOTES = """## What is known not to be the paper's
+NOTES = """## Known differences from the paper
 
 - Heat is section 6.3's Gaussian average. The program that the authors published for HEAT averages along a Langevin path
   instead, so its figures are not expected to match.
 - Entropy-SGD in the authors preset is that of their program for Entropy-SGD. There weight decay, (y - x)/γ and noise
   are added after the inner momentum, and each outer step takes a further gradient that it only reports; here weight
-  decay and (y - x)/γ are part of the momentum, and L gradients are L. Their later program, for this paper, has η = 0.1
-  with momentum in the outer step and carries the inner velocity over; one recorded All-CNN setting of it scopes by
-  10⁻⁴, the row here by the 10⁻³ of section 6.4 and of the earlier program.
-- An earlier recipe had η = 1 of the one program with the momenta of the other. LeNet learned for two effective epochs
+  decay and (y - x)/γ are part of the momentum, and a cycle takes exactly L gradients. Their later program, for this
+  paper, has η = 0.1 with momentum in the outer step and carries the inner velocity over; one recorded All-CNN setting
+  of it scopes by 10⁻⁴, the row here by the 10⁻³ of section 6.4 and of the earlier program.
+- An earlier recipe combined η = 1 of one program with the momenta of the other. LeNet learned for two effective epochs
   and then collapsed: 15.5 % error after 2, 88.7 % after 4, at the schedule of the full length. Runs of 3 effective
-  epochs, the search and the ablation had too few to show it. Rows above of "settings other than the preset's", but for
-  those of the search, are of that recipe.
-- The authors' program decays weights within the inner loop alone, and their SGD, which has none, not at all; here every
-  row on All-CNN has the 10⁻³ of section 7.3.
+  epochs, the search and the ablation were too short to show it. Rows above with "settings other than the preset's",
+  except those of the search, use that recipe.
+- The authors' program applies weight decay in the inner loop only, so not in SGD, which has none; here every row on
+  All-CNN has the 10⁻³ of section 7.3.
 - A batch that is not full is left out: 468 gradients are an effective epoch of MNIST, 390 of CIFAR-10.
-- Seconds per run are those of a machine that others worked on, and no measure of speed.
-- Runs are reproducible to the bit on the same CPU (or GPU), torch, threads and backend. Elsewhere sums are taken in
+- Seconds per run were taken on a shared machine, and do not measure speed.
+- Runs are bit for bit reproducible on the same CPU (or GPU), torch, threads and backend. Elsewhere sums are taken in
   another order, and other images of the 10,000 are misclassified. Machines of one name can differ: results from an
   "AMD EPYC" without its model could not be reproduced on a later machine of that name, and were replaced.
 - Results of an older protocol, with batch norm recalibrated in the order of the files, were removed. η = 0.3 of Heat
-  in the paper preset is from a search of that time on LeNet, and the search above agrees: three times as much hardly
-  learns.
-- The paper reads its table at the effective epoch it names; runs here end there, and their schedules with them.
+  in the paper preset is from a search of that time on LeNet, and the search above agrees: at three times that value it
+  hardly learns.
+- The paper's errors are those at the effective epochs of its table; runs here, and their schedules, end there.
 """
 
 
 def distance(row: Row) -> tuple[float, float] | None:
-    """Our error less the paper's in points, and two deviations of that difference; None where nothing can be said: the
-    row differs from the paper's runs by more than fewer seeds, or one seed gives no deviation."""
+    """Our error less the paper's in points, and two deviations of that difference; None if they cannot be compared: the
+    row differs from the paper's runs in more than the number of seeds, or has one seed and so no deviation."""
     paper, few = PAPER[row.model, row.optimizer], [f"{row.seeds} of {SEEDS} seeds"]
     if row.error is None or row.deviation is None or row.caveats not in ([], few):
         return None
@@ -81,7 +81,7 @@ def verdict(row: Row) -> str:
 
 
 def whole(rows: Sequence[Row]) -> list[Row]:
-    """Rows of the table with finished runs, as a preset says and as long as the paper's, whatever their seeds."""
+    """Rows of the table with finished runs, of a preset's settings and the paper's length, of any number of seeds."""
     own = [row for row in rows if row.error is not None and row.as_preset and not row.variant]
     return [row for row in own if row.epochs >= PAPER[row.model, row.optimizer].epochs]
 
@@ -99,7 +99,7 @@ def opening(rows: Sequence[Row]) -> str:
     owed = {(model, name): f"{NAMES[model]} with {TITLES[name]}" for model, name in PAPER if (model, name) not in done}
     begun = {(row.model, row.optimizer) for row in rows if row.error is not None}
     shorter = ", ".join(title for key, title in owed.items() if key in begun)
-    silent = f"; of {len(found) - len(near)} nothing can be said" if len(near) < len(found) else ""
+    silent = f"; {len(found) - len(near)} cannot be compared" if len(near) < len(found) else ""
     lines = [
         f"Run at the paper's length: {', '.join(names) or 'nothing'}.",
         f"Of these {len(of_length)} rows {near.count(True)} lie within two standard deviations of the paper's error "
@@ -108,7 +108,7 @@ def opening(rows: Sequence[Row]) -> str:
         + (f"; below are shorter runs of {shorter}." if shorter else "."),
     ]
     if of_length:
-        lines += ["", "| model | optimizer | preset | paper | this program | says of the paper's figure |"]
+        lines += ["", "| model | optimizer | preset | paper | this program | compared with the paper |"]
         lines += ["|---|---|---|---|---|---|"]
     for row in of_length:
         paper = PAPER[row.model, row.optimizer]
@@ -186,14 +186,14 @@ def _table(rows: Sequence[Row], runs: Sequence[Stored], preset: str, machine: st
 
 
 FIRST = (2, 4, 6, 8, 10)  # effective epochs
-FIRST_TEXT = """Validation errors (%) at x, the largest of the seeds, while the rate is still that of the beginning. A
-short run, whose rate falls with its end, does not show whether a recipe holds at that rate.
+FIRST_TEXT = """Validation errors (%) at x, the largest over the seeds, while the rate is still the initial one. A short
+run, whose rate falls before its end, does not show whether a recipe is stable at that rate.
 """
 
 
 def _first(runs: Sequence[Stored], machine: str) -> list[str]:
-    """Of every row its errors in the first effective epochs at the schedule of the paper's length; which collapse: an
-    error is more than twice an earlier one, or the run diverged; and which rows were not run so far."""
+    """For every row the errors in the first effective epochs at the schedule of the paper's length; the rows that
+    collapse: an error is more than twice an earlier one, or the run diverged; and the rows that were not run so far."""
     found: dict[tuple[str, str, str], list[dict[float, float]]] = {}
     fallen: dict[tuple[str, str, str], None] = {}
     for stored in runs:
@@ -203,7 +203,7 @@ def _first(runs: Sequence[Stored], machine: str) -> list[str]:
         errors = {record["effective_epoch"]: 100 * record["validation_error"] for record in stored.records}
         if full and (stored.ended == store.DIVERGED or max(errors, default=0) >= FIRST[-1]):
             found.setdefault(key, []).append(errors)
-            early = [error for at, error in errors.items() if at <= FIRST[-1]]
+            early = [error for epoch, error in errors.items() if epoch <= FIRST[-1]]
             if stored.ended == store.DIVERGED or any(b > 2 * a for a, b in itertools.combinations(early, 2)):
                 fallen[key] = None
     if not found:
@@ -211,13 +211,13 @@ def _first(runs: Sequence[Stored], machine: str) -> list[str]:
     lines = [
         f"## The first {FIRST[-1]} effective epochs at the schedule of the paper's length, {machine}\n",
         FIRST_TEXT,
-        f"| model | optimizer | preset | seeds | {' | '.join(f'@ {at}' for at in FIRST)} |",
+        f"| model | optimizer | preset | seeds | {' | '.join(f'@ {epoch}' for epoch in FIRST)} |",
         "|---" * (4 + len(FIRST)) + "|",
     ]
     every = [(preset, model, optimizer) for preset in PRESETS for model, optimizer in PAPER]
     for key in (key for key in every if key in found):
         preset, model, optimizer = key
-        at_each = [[errors[at] for errors in found[key] if at in errors] for at in FIRST]
+        at_each = [[errors[epoch] for errors in found[key] if epoch in errors] for epoch in FIRST]
         cells = [NAMES[model], TITLES[optimizer], preset, str(len(found[key]))]
         cells += [f"{max(values):.2f}" if values else "" for values in at_each]
         lines.append(f"| {' | '.join(cells)} |")
@@ -257,10 +257,10 @@ def _search(path: Path, machine: str) -> str:
     content = json.loads(path.read_text(encoding="utf-8"))
     lines = [
         f"## Search, {content['preset']} preset, {machine}\n",
-        "Every optimizer has as many trials of as many gradients; images held out of the training set decide. The last",
-        "trials of each start from the best so far, outward where it lies at the edge of what was tried. The",
-        "presets' tables use none of it, but the values of `protocol.py`: what is best in short trials need not be",
-        "best in a long run.\n",
+        "Every optimizer has the same number of trials and of gradients; images held out of the training set decide.",
+        "The last trials of each start from the best so far, and go outward if it is at the edge of the range. The",
+        "presets' tables do not use the result but the values of `protocol.py`: what is best in short trials need not",
+        "be best in a long run.\n",
         "| model | optimizer | η | γ₀ | rate falls at | gradients | error on held-out images (%) |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -277,7 +277,7 @@ def _search(path: Path, machine: str) -> str:
 def _trial(model: str, optimizer: str, trial: dict[str, Any], best: dict[str, Any]) -> str:
     options = trial["options"]
     gamma = f"{options['gamma']:g}" if "gamma" in options else ""
-    drops = ", ".join(f"{at:.2f}" for at, _ in trial["drops"])
+    drops = ", ".join(f"{fraction:.2f}" for fraction, _ in trial["drops"])
     error = f"{100 * trial['held_out_error']:.2f}" if trial["ended"] == store.FINISHED else "diverged"
     if trial["options"] == best["options"] and trial["drops"] == best["drops"]:
         error = f"**{error}**"
@@ -286,7 +286,7 @@ def _trial(model: str, optimizer: str, trial: dict[str, Any], best: dict[str, An
 
 
 def _not_run(rows: Sequence[Row], ablated: Collection[str]) -> str:
-    """What is missing of the paper's table, and the commands that run it."""
+    """The missing rows of the paper's table, and the commands that run them."""
     lines: list[str] = []
     for preset in PRESETS:
         lacking = {}
