@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # matplotlib comes with the experiments only
 
 
 PARTIAL = ".writing-"  # begins the names of the new folders
-LONGEST_WRITE = 24 * 3600  # seconds; a folder that is older is no process's any more
+LONGEST_WRITE = 24 * 3600  # seconds; an older folder was left by a process that was killed
 
 
 def check_writable(path: Path, *, make_folder: bool = True) -> None:

@@ -31,7 +31,7 @@ model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 opt = deeprelax.ElasticSGD(model.parameters(), inner_lr=0.1, inner_momentum=0.9, inner_steps=5)
 draws = torch.Generator().manual_seed(rank)
 for _ in range(epochs):
-    # As many batches for every worker: one that ended early would stop the others with an error.
+    # The same number of batches on every worker: otherwise all of them would stop with an error.
     for batch in ours[torch.randperm(len(ours), generator=draws)][: 449 // 32 * 32].split(32):
         nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
         opt.step()

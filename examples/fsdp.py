@@ -1,4 +1,4 @@
-"""A network sharded over processes with FSDP2, validated at x, and saved; a second run resumes on any number of them.
+"""A network sharded over processes with FSDP2, validated at x, and saved; a second run resumes on any number of ranks.
 
 torchrun --nproc-per-node 3 examples/fsdp.py [--epochs 30] [--out fsdp]
 """

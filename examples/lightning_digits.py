@@ -37,7 +37,7 @@ class Digits(LightningModule):
         self.log_dict({name: value.float() for name, value in optimizer.diagnostics().items()})
 
     def validation_step(self, batch: list[torch.Tensor], index: int) -> None:
-        """The parameters are x here: ``EvalPoint`` sees to that."""
+        """``EvalPoint`` has put x into the parameters."""
         self.log("error", (self.layers(batch[0]).argmax(1) != batch[1]).float().mean())
 
     def on_validation_epoch_end(self) -> None:

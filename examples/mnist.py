@@ -1,4 +1,4 @@
-"""MNIST with HJ: the loop, a rate that falls, batch norm, validation at x; then a picture of what is read wrongly.
+"""MNIST with HJ: the loop, a rate that falls, batch norm, validation at x; then a picture of misclassified digits.
 
 python examples/mnist.py [--data .data] [--epochs 3]        # a minute; torchvision downloads what is missing
 """

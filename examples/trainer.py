@@ -2,8 +2,8 @@
 
 python examples/trainer.py [--steps 200]        # a minute; needs transformers and accelerate, downloads nothing
 
-The model is trained from scratch on one half of the text that Python itself brings, saved, loaded, and tuned on the
-other. In your own program ``from_pretrained`` takes a model's name instead of a folder.
+The model is trained from scratch on one half of a text that comes with Python, saved, loaded, and tuned on the other.
+In your own program ``from_pretrained`` takes a model's name instead of a folder.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class LogDiagnostics(TrainerCallback):
 
 
 def train(model: PreTrainedModel, opt: deeprelax.EntropyAdamW, rows: torch.Tensor, folder: str) -> None:
-    """Train on all rows but the last hundred; print nats a character on those before and after it."""
+    """Train on all rows but the last hundred; print nats per character on those before and after it."""
     examples = [{"input_ids": row, "labels": row} for row in rows]
     arguments = TrainingArguments(
         output_dir=folder,
@@ -75,7 +75,7 @@ def train(model: PreTrainedModel, opt: deeprelax.EntropyAdamW, rows: torch.Tenso
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
-    print(f"{folder}: from {before:.3f} to {after:.3f} nats a character", flush=True)
+    print(f"{folder}: from {before:.3f} to {after:.3f} nats per character", flush=True)
     trainer.save_model(folder)
 
 

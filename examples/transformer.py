@@ -1,4 +1,4 @@
-"""A character transformer with EntropyAdamW, next to AdamW at the same rate, on the text that Python itself brings.
+"""A character transformer with EntropyAdamW, next to AdamW at the same rate, on a text that comes with Python.
 
 python examples/transformer.py [--gradients 300]        # two minutes on two cores
 """
@@ -46,7 +46,7 @@ def batch(size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Te
 
 
 def loss_of(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Nats a character."""
+    """Nats per character."""
     return nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 

@@ -53,7 +53,7 @@ class Plan:
         options: arguments of the optimizer besides ``QUIET``'s, ``inner_steps`` and ``backend``.
         inner_steps: L; default the optimizer's.
         dtype: of the parameters.
-        device: where they lie.
+        device: that of the parameters.
         backend: a backend's name or "auto".
         rounds: cycles that are timed.
     """

@@ -14,7 +14,7 @@ from deeprelax.cli.common import check_writable, extras_needed, out_option, thre
     "--preset", type=click.Choice(["quick", "full"]), default="quick", show_default=True,
     help="quick: a minute or two. full: the sizes and the number of repetitions of the README's figures.",
 )  # fmt: skip
-@out_option("Store the numbers there.")
+@out_option("Where the numbers go.")
 @threads_option()
 def bench(preset: str, out: Path | None, threads: int | None) -> None:
     """How fast a step() is: nanoseconds per parameter, GB/s, and ratios to torch's own optimizers."""

@@ -22,7 +22,7 @@ EXTRAS = {"numpy", "scipy", "sklearn", "matplotlib", "rich", "filelock", "torchv
 
 
 class Number(click.FloatRange):
-    """A finite number, 0 or more: what a comparison with NaN gives would let a limit pass."""
+    """A finite number, 0 or more: NaN would pass a comparison with a limit."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -74,9 +74,9 @@ def check_writable(option: str, path: Path, *, make_folder: bool = True) -> None
 
 
 def refuse_without_gpu(device: str) -> None:
-    """ClickException where ``--device cuda`` finds no GPU."""
+    """ClickException if ``--device cuda`` finds no GPU."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise click.ClickException("--device cuda: torch finds no GPU here; deeprelax doctor says more")
+        raise click.ClickException("--device cuda: torch finds no GPU here; see deeprelax doctor")
 
 
 def out_option(what: str, **settings: Any) -> Callable[[F], F]:

@@ -47,7 +47,7 @@ def main() -> None:
     deeprelax train      compare them with SGD on a real data set: a minute or two, no download
     deeprelax doctor     what works on this machine, and what to do about the rest
     deeprelax bench      how fast a step() is, compared with torch's own optimizers
-    deeprelax profile    where a step's time goes, for a model and an optimizer of yours
+    deeprelax profile    where a step's time goes, for your model and optimizer
     deeprelax reproduce  the paper's Table 1 and Figure 2
     deeprelax compare    optimizers on a small set of real tasks, each with the same search
     deeprelax figure1    the paper's Figure 1: a loss and its smoothings

@@ -39,12 +39,12 @@ from deeprelax.experiments.runs import OPTIMIZERS
 )
 @device_option
 @backend_option
-@click.option("--noise/--no-noise", default=None, help="Entropy-SGD's; Heat always has it.  [default: with noise]")
-@click.option("--inner-steps", type=COUNT, help="L, which weighs the kinds of call.  [default: its own]")
-@click.option("--momentum", type=NUMBER, help="Of the outer update: moves one more buffer.")
-@click.option("--inner-momentum", type=NUMBER, help="Of the inner update; entropy-sgd only.")
+@click.option("--noise/--no-noise", default=None, help="For Entropy-SGD; Heat always has it.  [default: with noise]")
+@click.option("--inner-steps", type=COUNT, help="L, which weights the kinds of call.  [default: the optimizer's]")
+@click.option("--momentum", type=NUMBER, help="Momentum of the outer update: moves one more buffer.")
+@click.option("--inner-momentum", type=NUMBER, help="Momentum of the inner update; entropy-sgd only.")
 @click.option("--weight-decay", type=NUMBER)
-@click.option("--steps", type=COUNT, help="Times each kind of call is timed.  [default: 24; small: 200]")
+@click.option("--steps", type=COUNT, help="How often each kind of call is timed.  [default: 24; small: 200]")
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Also run torch's optimizers.")
 @threads_option()
 @out_option("For profile.json.")
@@ -75,7 +75,7 @@ def profile(
 ) -> None:
     """Where a step's time goes: kernels, bytes moved, bandwidth next to a copy's, launches, host.
 
-    The first, an inner and the last call of a cycle are timed apart, with torch's optimizers between them.
+    The first, an inner and the last call of a cycle are timed separately, with torch's optimizers between them.
 
     \b
     Examples:
@@ -84,7 +84,7 @@ def profile(
       deeprelax profile --model decoder-1.3b --dtype bfloat16 --device cuda --trace trace.json
     """
     if model is not None and shapes is not None:
-        raise click.UsageError("--model and --shapes exclude each other")
+        raise click.UsageError("--model and --shapes are mutually exclusive")
     options = {name: value for name, value in tuned.items() if value is not None}
     for name in [*options, *(["noise"] if noise is not None else [])]:
         if not takes(optimizer, "inner_lr" if name == "noise" else name):
@@ -100,7 +100,7 @@ def profile(
             raise click.UsageError(f"--plot {plot}: its name must end in {', '.join(profile_report.PICTURES)}")
         numbers = None if out is None else out / "profile.json"
         for option, path in (("--out", numbers), ("--plot", plot), ("--trace", trace)):
-            if path is not None:  # DIR is made; a folder in the name of a FILE is more likely a typing error
+            if path is not None:  # DIR is made; a missing folder of a FILE is more likely a typing error
                 check_writable(option, path, make_folder=option == "--out")
         try:
             workload = typed(shapes) if shapes is not None else named(model or "resnet50")

@@ -65,7 +65,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         [
             data_option(
-                "Has MNIST/raw, and cifar10.npz or cifar-10-batches-py; torchvision downloads what is missing."
+                "Folder of MNIST/raw, and cifar10.npz or cifar-10-batches-py; torchvision downloads what is missing."
             ),
             out_option("Runs, checkpoints and tables; existing runs are not run again.", default=OUT),
             click.option(
@@ -99,7 +99,7 @@ def _prepared(device: str, threads: int | None) -> Iterator[torch.device]:
         raise click.BadParameter(f"{device!r} is neither a CPU nor an NVIDIA GPU", param_hint="--device")
     if where.type == "cuda":
         if (where.index or 0) >= torch.cuda.device_count():
-            raise click.ClickException(f"--device {device}: torch finds no such GPU here; deeprelax doctor says more")
+            raise click.ClickException(f"--device {device}: torch finds no such GPU here; see deeprelax doctor")
         environment.reproducible_cublas(where)
     try:
         kernels.get("auto", where)
@@ -160,7 +160,7 @@ def reproduce() -> None:
 )  # fmt: skip
 @click.option("--evaluate-every", type=COUNT, help="Effective epochs.  [default: at about 40 points of a run]")
 @click.option("--autocast", type=click.Choice(["bf16"]), help="Mixed precision.  [default: float32]")
-@click.option("--tf32/--no-tf32", default=False, show_default=True, help="Let the GPU round factors to TF32.")
+@click.option("--tf32/--no-tf32", default=False, show_default=True, help="Allow TF32 on the GPU.")
 @click.option("--ablation", is_flag=True, help="Also Entropy-SGD without scoping, without noise, and without both.")
 @click.option(
     "--found", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
@@ -168,7 +168,7 @@ def reproduce() -> None:
 )  # fmt: skip
 @click.option(
     "--checkpoint-seconds", type=NUMBER, default=60.0, show_default=True,
-    help="Between checkpoints; what a killed run did after its last one is done again.",
+    help="Time between checkpoints; a killed run repeats what it did after its last one.",
 )  # fmt: skip
 def table1(
     folder: Path | None,
@@ -201,7 +201,7 @@ def table1(
       All-CNN   0.4 to 0.8 s on an H200 with --tf32 or --autocast bf16, longer in float32 (estimated from 90 TFLOP an
                 epoch and from public programs of that size; not measured), half an hour of one such core, and as
                 much again for an evaluation, which takes two passes over the training set (docs/reproduction.md)
-    The table's eight rows are 942 effective epochs a seed.
+    The table's eight rows are 942 effective epochs per seed.
 
     \b
     Examples:
@@ -210,7 +210,7 @@ def table1(
       deeprelax reproduce table1 --data DIR --models lenet --seeds 1 --epochs 3  a first look, on a CPU
     """
     if ablation and protocol.ABLATED not in optimizers:
-        raise click.UsageError(f"--ablation is of {protocol.ABLATED}, which --optimizers leaves out")
+        raise click.UsageError(f"--ablation needs {protocol.ABLATED}, which --optimizers leaves out")
     with _prepared(device, threads) as where:
         from deeprelax.experiments.table1 import experiment
         from deeprelax.experiments.table1 import search as searching
@@ -281,8 +281,8 @@ def figure2(out: Path, preset: str) -> None:
 @click.option("--epochs", type=COUNT, default=3, show_default=True, help="Effective epochs of a trial.")
 @click.option(
     "--images", type=COUNT, metavar="N",
-    help="Train on N images of the training set; a sixth as many others decide: a few thousand keep it cheap on a "
-    "CPU.  [default: six sevenths of them all]",
+    help="Train on N images of the training set, and judge by a sixth as many others: a few thousand keep it cheap on "
+    "a CPU.  [default: six sevenths of all]",
 )  # fmt: skip
 def search(
     folder: Path | None,
@@ -299,7 +299,7 @@ def search(
     """Search for the values that the paper leaves open: η, γ₀ and the schedule.
 
     Every optimizer, SGD included, gets the same number of trials of the same length: six around the recipe, then two
-    starting from the best, outward if it lies at the edge of the values tried. Images held out of the training set
+    starting from the best, outward if it is at the edge of the values tried. Images held out of the training set
     decide; the test set is not used. Every trial's result is stored; `table1 --found OUT/search-PRESET.json` uses the
     best.
     """

@@ -38,7 +38,7 @@ def _per_dataset(attribute: str) -> str:
 
 def _recipes() -> str:
     """The settings of every recipe, for the help."""
-    lines = ["\b", "Settings unless told otherwise (their sources: deeprelax/experiments/recipes.py):"]
+    lines = ["\b", "Default settings (sources: deeprelax/experiments/recipes.py):"]
     for dataset, plan in PLANS.items():
         for optimizer, options in plan.options.items():
             shown = "  ".join(f"{name}={value}" for name, value in options.items())
@@ -66,14 +66,14 @@ def _recipes() -> str:
 @click.option(
     "--batch-size", type=click.IntRange(2), default=BATCH_SIZE, show_default=True, help="Images per gradient."
 )
-@click.option("--lr", type=NUMBER, help="η, the step size of the (outer) update; falls in the course of the run.")
+@click.option("--lr", type=NUMBER, help="η, the step size of the (outer) update; it falls during the run.")
 @click.option("--gamma", type=NUMBER, help="γ, how much is smoothed; not for sgd. Shrinks by --scoping at each update.")
 @click.option("--inner-steps", type=COUNT, help="L, gradients per outer update; not for sgd (Remark 15 of the paper).")
 @click.option("--inner-lr", type=NUMBER, help="η′, the step size of the inner loop; entropy-sgd only.")
 @click.option("--temperature", type=NUMBER, help="β⁻¹, the strength of the noise; entropy-sgd only.")
 @click.option("--scoping", type=NUMBER, help="The fraction by which γ shrinks at each outer update; not for sgd.")
-@click.option("--momentum", type=NUMBER, help="Of the (outer) update.")
-@click.option("--weight-decay", type=NUMBER, help="Times the weights, added to every gradient.")
+@click.option("--momentum", type=NUMBER, help="Momentum of the (outer) update.")
+@click.option("--weight-decay", type=NUMBER, help="Weight decay, added to every gradient.")
 @out_option("Where the table, the picture and the JSON file go.", default=Path("out"))
 @threads_option("1 for digits, torch's choice otherwise")
 @device_option
@@ -95,7 +95,7 @@ def train(
     """Train one network with each optimizer and compare them.
 
     Prints a table of validation error and training loss, and writes a picture of their curves and a JSON file with
-    every number. Errors are those of x, the weights that an optimizer would hand over, with batch norm's statistics
+    every number. Errors are those of x, the weights that eval() puts into the model, with batch norm's statistics
     gathered again at x.
 
     \b
@@ -169,13 +169,13 @@ def join_workers(chosen: tuple[str, ...], device: str) -> int:
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if alone := [name for name in chosen if name not in WORKERS]:
             raise click.UsageError(
-                f"{', '.join(alone)} trains in one process; of several make {' or '.join(WORKERS)} use"
+                f"{', '.join(alone)} trains in one process; only {' and '.join(WORKERS)} use several"
             )
         if device == "cuda":
             torch.cuda.set_device(local)
         torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
-    except (ValueError, RuntimeError) as error:  # a variable is no number or missing, or nobody answers
-        raise click.UsageError(f"WORLD_SIZE asks for several processes, which torchrun starts: {error}") from error
+    except (ValueError, RuntimeError) as error:  # a variable is missing or not a number, or there is no answer
+        raise click.UsageError(f"WORLD_SIZE is set for several processes, which torchrun starts: {error}") from error
     return torch.distributed.get_rank()
 
 

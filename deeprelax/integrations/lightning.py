@@ -20,7 +20,7 @@ class EvalPoint(Callback):
     Lightning never calls an optimizer's ``eval()`` and ``train()``. This callback puts x into the parameters for
     validation, whenever ``state_dict()`` of the module is asked for, at the end of every epoch and of fit, and the
     inner point back before a training batch. The saved optimizer holds the inner point, so a resumed run continues with
-    the bits of one that was not interrupted. All optimizers of deeprelax in the module are served, under automatic
+    the bits of one that was not interrupted. All optimizers of deeprelax in the module are supported, under automatic
     and manual optimization. It moves itself to the front of the trainer's callbacks, so that the others see x:
     ``StochasticWeightAveraging`` and ``WeightAveraging`` average x. With the latter it exchanges the points at every
     batch.

@@ -101,7 +101,7 @@ def test_the_help_of_train_shows_examples_and_the_recipes() -> None:
     output = run("train", "--help").output
     assert "deeprelax train --dataset mnist --device cuda" in output
     assert f"{PLANS['digits'].epochs} for digits" in " ".join(output.split())
-    assert "entropy-sgd" in output.partition("Settings unless told otherwise")[2]
+    assert "entropy-sgd" in output.partition("Default settings")[2]
 
 
 def test_doctor_names_versions_and_every_backend() -> None:
@@ -203,7 +203,7 @@ def test_variables_that_torchrun_did_not_set_are_a_usage_error(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     output = " ".join(run("train", "--optimizer", "parle", "--out", tmp_path, code=2).output.split())
-    assert "WORLD_SIZE asks for several processes, which torchrun starts: " in output
+    assert "WORLD_SIZE is set for several processes, which torchrun starts: " in output
     assert named in output
 
 

@@ -81,7 +81,7 @@ def test_the_number_of_threads_is_that_asked_for_and_then_as_before(tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--model", "resnet50", "--shapes", "4"], "--model and --shapes exclude each other"),
+        (["--model", "resnet50", "--shapes", "4"], "--model and --shapes are mutually exclusive"),
         (["--shapes", "4x"], "'4x' in '4x' is not a shape"),
         (["--shapes", "4", "--optimizer", "hj", "--no-noise"], "--noise has no meaning for hj"),
         (["--shapes", "4", "--optimizer", "heat", "--inner-momentum", "0.9"], "--inner-momentum has no meaning"),

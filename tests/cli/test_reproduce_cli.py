@@ -250,7 +250,7 @@ def test_two_processes_never_write_one_run(data: Path, tmp_path: Path) -> None:
         ("table1", ["--device", "toaster"], "'toaster' is not a device"),
         ("table1", ["--device", "cuda:99"], "--device cuda:99: torch finds no such GPU here"),
         ("table1", ["--device", "meta"], "'meta' is neither a CPU nor an NVIDIA GPU"),
-        ("table1", ["--optimizers", "sgd", "--ablation"], "--ablation is of entropy-sgd, which"),
+        ("table1", ["--optimizers", "sgd", "--ablation"], "--ablation needs entropy-sgd, which"),
         ("table1", ["--out", "/proc/no"], "/proc/no"),
         ("search", ["--out", "/proc/no"], "/proc/no"),
         ("table1", ["--found", __file__], "is not a file of `deeprelax reproduce search`"),
