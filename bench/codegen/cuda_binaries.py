@@ -189,7 +189,7 @@ def loops(text: str) -> list[Loop]:
     """The innermost loops around wide loads, in the order of a kernel's SASS."""
     every = [Instruction(int(address, 16), *rest) for address, *rest in INSTRUCTION.findall(text)]
     jumps = [(re.search(r"0x([0-9a-f]+)", i.operands), i.address) for i in every if i.operation.startswith("BRA")]
-    back = [(int(to[1], 16), at) for to, at in jumps if to is not None and int(to[1], 16) < at]
+    back = [(int(to[1], 16), address) for to, address in jumps if to is not None and int(to[1], 16) < address]
     found = []
     for start, end in back:
         if any((s, e) != (start, end) and start <= s and e <= end for s, e in back):

@@ -113,8 +113,8 @@ class Grid:
             raise ValueError(f"values of shape {found.shape} on a grid of shape {self.shape}")
         if not np.isfinite(found).all():
             where = np.unravel_index(int(np.argmin(np.isfinite(found))), self.shape)
-            at = tuple(float(axis[i]) for axis, i in zip(self.axes, where))
-            raise ValueError(f"the function is {found[where]} at {at}; it must be finite on the whole grid")
+            point = tuple(float(axis[i]) for axis, i in zip(self.axes, where))
+            raise ValueError(f"the function is {found[where]} at {point}; it must be finite on the whole grid")
         return found
 
     def limited(self, nodes: tuple[int, ...]) -> tuple[int, ...]:

@@ -71,8 +71,8 @@ def lower_envelope(values: Array, y: Array, x: Array, gamma: float) -> tuple[Arr
     # Two sorted lists are merged: each x belongs to the last parabola that starts before it.
     index, k = np.empty(len(x), dtype=np.intp), 0
     starts.append(np.inf)
-    for i, at in enumerate(x.tolist()):
-        while starts[k + 1] <= at:
+    for i, position in enumerate(x.tolist()):
+        while starts[k + 1] <= position:
             k += 1
         index[i] = lowest[k]
     return values[index] + (x - y[index]) ** 2 / (2 * gamma), index
@@ -135,8 +135,8 @@ def _window(f: Function, grid: Grid, gamma: float) -> tuple[int, ...]:
         last = nodes != asked
     if last:  # as far as can be seen: where the first node's proximal point is at the edge, there is none
         objective = seen + sum((m - x[0]) ** 2 for m, x in zip(wide.mesh, grid.axes)) / (2 * gamma)
-        at = np.unravel_index(int(objective.argmin()), wide.shape)
-        if any(i in (0, n - 1) for i, n in zip(at, wide.shape)):
+        minimiser = np.unravel_index(int(objective.argmin()), wide.shape)
+        if any(i in (0, n - 1) for i, n in zip(minimiser, wide.shape)):
             raise _unbounded(wide, gamma)
     # Nor is a proximal point farther from x than the place of the lowest value.
     apart = sum((m - p) ** 2 for m, p in zip(grid.mesh, place))
@@ -189,17 +189,17 @@ def proximal_points(
     """
     positive("gamma", gamma)
     non_negative("tolerance", tolerance)
-    at = np.atleast_1d(np.asarray(x, dtype=np.float64))
-    if at.shape != (grid.dimensions,) or not np.isfinite(at).all():
-        raise ValueError(f"x is {at}; a point of {grid.dimensions} finite coordinates is needed")
-    objective = grid.values(f) + sum((m - a) ** 2 for m, a in zip(grid.mesh, at)) / (2 * gamma)
+    point = np.atleast_1d(np.asarray(x, dtype=np.float64))
+    if point.shape != (grid.dimensions,) or not np.isfinite(point).all():
+        raise ValueError(f"x is {point}; a point of {grid.dimensions} finite coordinates is needed")
+    objective = grid.values(f) + sum((m - a) ** 2 for m, a in zip(grid.mesh, point)) / (2 * gamma)
     if not callable(f):
         order = np.argsort(objective, axis=None, kind="stable")
         tied = order[objective.ravel()[order] <= objective.min() + tolerance]
         return np.stack([m.ravel()[tied] for m in grid.mesh], 1)
 
     def value(y: Array) -> float:
-        return float(f(*y)) + float(((y - at) ** 2).sum()) / (2 * gamma)
+        return float(f(*y)) + float(((y - point) ** 2).sum()) / (2 * gamma)
 
     minimal = np.ones(grid.shape, dtype=bool)
     padded = np.pad(objective, 1, constant_values=np.inf)

@@ -73,9 +73,9 @@ def sampled_proximal(
             f"x of shape {tuple(x.shape)}, {samples} samples: (batch, dimensions), neither 0, and at least 1 are needed"
         )
     wide = torch.promote_types(x.dtype, torch.float32)
-    at = x.detach().reshape(-1, x.shape[-1]).to(wide)
-    noise = torch.randn((len(at), samples, at.shape[1]), generator=generator, dtype=wide, device=x.device)
-    y = (at[:, None] + math.sqrt(viscosity * gamma) * noise).to(x.dtype)
+    base = x.detach().reshape(-1, x.shape[-1]).to(wide)
+    noise = torch.randn((len(base), samples, base.shape[1]), generator=generator, dtype=wide, device=x.device)
+    y = (base[:, None] + math.sqrt(viscosity * gamma) * noise).to(x.dtype)
     with torch.no_grad():
         values = f(y)
     if values.shape != y.shape[:2]:
@@ -91,12 +91,12 @@ def sampled_proximal(
     if float(effective.min()) < min(COLLAPSED, samples / 2):
         warnings.warn(
             f"the weights have collapsed: {float(effective.min()):.1f} of {samples} samples are effective "
-            f"(viscosity {viscosity:.3g}, {at.shape[1]} dimensions). Use a larger viscosity, a smaller gamma or more "
+            f"(viscosity {viscosity:.3g}, {base.shape[1]} dimensions). Use a larger viscosity, a smaller gamma or more "
             "samples",
             stacklevel=2,
         )
     point = (weights[:, None] @ y.to(weights.dtype))[:, 0]
-    gradient = (at - point) / gamma
+    gradient = (base - point) / gamma
     # A mean of at least 1/samples: its logarithm is safe, and 0 for a constant f.
     u = lowest[:, 0] - viscosity * relative.mean(1).log()
     if x.ndim == 1:

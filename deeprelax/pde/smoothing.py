@@ -150,9 +150,9 @@ def _resolved(squares: list[Array], grid: Grid, viscosity: float) -> None:
     for square, h in zip(squares, grid.spacing):
         if square.max() > 1 / RESTS_ON:
             where = np.unravel_index(int(square.argmax()), grid.shape)
-            at = tuple(float(axis[i]) for axis, i in zip(grid.axes, where))
+            point = tuple(float(axis[i]) for axis, i in zip(grid.axes, where))
             raise ValueError(
-                f"the grid's spacing {h:.3g} is too wide for exp(-f/viscosity): at {at} the integral rests on "
+                f"the grid's spacing {h:.3g} is too wide for exp(-f/viscosity): at {point} the integral rests on "
                 f"{1 / square.max():.2g} nodes; use more nodes, or a viscosity larger than {viscosity:.3g}"
             )
 

@@ -150,7 +150,7 @@ def run(
     """
     recipe, paper = RECIPES[preset, model, optimizer], PAPER[model, optimizer]
     epochs = epochs or paper.epochs
-    own = tuple((at / paper.epochs, factor) for at, factor in recipe.drops if at < paper.epochs)
+    own = tuple((epoch / paper.epochs, factor) for epoch, factor in recipe.drops if epoch < paper.epochs)
     return Run(
         preset=preset,
         model=model,

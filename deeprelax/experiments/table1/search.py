@@ -147,7 +147,7 @@ def best_of(
 def _chosen(best: dict[str, Any]) -> dict[str, Any]:
     return {
         "options": {name: float(value) for name, value in best["options"].items()},
-        "drops": tuple((float(at), float(factor)) for at, factor in best["drops"]),
+        "drops": tuple((float(fraction), float(factor)) for fraction, factor in best["drops"]),
     }
 
 

@@ -63,7 +63,7 @@ def after(tried: Sequence[Trial], scores: Sequence[tuple[float, float]]) -> Tria
     finer step of η. If all diverged, a smaller η."""
     best = min(scores)
     rate, smoothing, early = tried[scores.index(best)]
-    rates, smoothings = ({trial[at] for trial in tried} for at in (0, 1))
+    rates, smoothings = ({trial[k] for trial in tried} for k in (0, 1))
     if best[0] == float("inf"):
         return (min(rates) / 3, smoothing, early)
     steps = []
@@ -95,7 +95,7 @@ def run_of(preset: str, model: str, optimizer: str, epochs: int, number: int, tr
     options = {"lr": base.options["lr"] * rate}
     if "gamma" in base.options:
         options["gamma"] = base.options["gamma"] * smoothing
-    drops = tuple((at * (EARLY if early else 1.0), factor) for at, factor in base.drops)
+    drops = tuple((fraction * (EARLY if early else 1.0), factor) for fraction, factor in base.drops)
     return protocol.run(
         preset, model, optimizer, 0, epochs=epochs, variant=f"trial{number}", options=options, drops=drops,
         evaluate_every=epochs,

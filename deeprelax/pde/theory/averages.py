@@ -32,9 +32,9 @@ def measure(workers: int = 20_000, replicas: int = 400) -> Numbers:
     """Both averages of (x - y)/γ at several x, the error of the time average over its length, the printed sign."""
     points = np.linspace(-1.5, 1.5, 7)
     exact = floats(smoothed_gradient(0.5)(points))
-    at = np.repeat(points[:, None], workers, axis=1)
-    ends = langevin(lambda y: -fast(at, y), at, 8.0, STEP, 1.0, np.random.default_rng(0))
-    by_workers = [Estimate.of(row) for row in (at - ends) / GAMMA]
+    x = np.repeat(points[:, None], workers, axis=1)
+    ends = langevin(lambda y: -fast(x, y), x, 8.0, STEP, 1.0, np.random.default_rng(0))
+    by_workers = [Estimate.of(row) for row in (x - ends) / GAMMA]
     # One chain's average over a long time, a few hundred times over for its standard error.
     some = np.repeat(points[:, None], replicas, axis=1)
     start = langevin(lambda y: -fast(some, y), some, 8.0, STEP, 1.0, np.random.default_rng(1))

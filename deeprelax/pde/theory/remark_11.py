@@ -49,8 +49,8 @@ def measure(paths: int = 6000) -> Numbers:
     _, y, _ = two_scales(
         lambda x, y: 0 * x, lambda x, y: -y / GAMMA, np.zeros(many), np.zeros(many), 1.0, 8.0, np.random.default_rng(9)
     )
-    at, grid = 0.5, Grid.uniform((0, 1, 201))
-    forces = LOSS.gradient(at - y)
+    x, grid = 0.5, Grid.uniform((0, 1, 201))
+    forces = LOSS.gradient(x - y)
     return {
         **found,
         "times": floats(np.linspace(0, TIME, RECORD + 1)[1:]),

@@ -48,8 +48,8 @@ def measure(paths: int = 160_000) -> Numbers:
     smooth = viscous(LOSS.f, GRID, GAMMA, VISCOSITY)
     potentials = {"f": f, "f_gamma": smooth.u, "sum": f + smooth.u}
 
-    def force(at: Array) -> Array:
-        return np.asarray(LOSS.gradient(at) + linear(at, GRID, smooth.gradient[0]))
+    def force(x: Array) -> Array:
+        return np.asarray(LOSS.gradient(x) + linear(x, GRID, smooth.gradient[0]))
 
     stop = float(langevin(force, np.asarray([-0.9]), 20.0, 0.005, 0.0, np.random.default_rng(0))[0])
     start = np.random.default_rng(1).normal(START, 0.2, paths)

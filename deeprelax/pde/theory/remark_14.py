@@ -60,8 +60,8 @@ def draw(n: Numbers, axes: Sequence[Axes]) -> None:
 
 def tell(n: Numbers) -> str:
     """The text of the section, in Markdown."""
-    at = {step: n["gap"][step - 1] for step in (1, 5, 20, 60)}
-    shown = ", ".join(f"{gap:.1e} at L = {step}" for step, gap in at.items())
+    gaps = {step: n["gap"][step - 1] for step in (1, 5, 20, 60)}
+    shown = ", ".join(f"{gap:.1e} at L = {step}" for step, gap in gaps.items())
     return (
         f"y ← (1 − η′/γ)y + η′∇f(x − y) and `deeprelax.HJ` with α = 1 − η′/γ (η′ = {INNER_LR}, γ = {GAMMA}, x = "
         f"{X}, f = {LOSS.formula}): y and γp differ by at most {n['iterates_differ']:.0e} over {STEPS} gradients. "
