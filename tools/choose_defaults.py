@@ -30,8 +30,6 @@ from deeprelax.experiments.training import DivergedError, train
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("defaults", "plain", "recipes")
-ROOT = Path(__file__).parent.parent
-PARTS = ("defaults", "plain", "recipes")
 SEEDS = (100, 101)
 NESTEROV = {"momentum": 0.9, "nesterov": True}
 
@@ -85,13 +83,7 @@ def measure(data: Data, run: Run) -> dict[str, Any]:
 
 
 @click.command(help=__doc__)
-@click.option(
-    "--part",
-    "parts",
-    type=click.Choice(PARTS),
-    multiple=True,
-    default=PARTS,
-)
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS)
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "bench/results/choose_defaults.json")
 def main(parts: tuple[str, ...], out: Path) -> None:
     torch.set_num_threads(1)

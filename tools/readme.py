@@ -18,6 +18,7 @@ from deeprelax.experiments.compare import runner
 from deeprelax.experiments.compare.contestants import CONTESTANTS
 from deeprelax.experiments.compare.tasks import PRESETS
 from deeprelax.experiments.report import TITLES, with_spread
+from deeprelax.experiments.runs import OPTIMIZERS
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench" / "gpu"))  # if this file is loaded by its path
@@ -32,6 +33,7 @@ SHARDED_BEGIN, SHARDED_END = "<!-- sharded: written by tools/readme.py -->\n", "
 CENTRES_BEGIN, CENTRES_END = "<!-- centres: written by tools/readme.py -->\n", "<!-- /centres -->"
 COMPARE_BEGIN, COMPARE_END = "<!-- compare: written by tools/readme.py -->\n", "<!-- /compare -->"
 RECIPES_BEGIN, RECIPES_END = "<!-- recipes: written by tools/readme.py -->\n", "<!-- /recipes -->"
+DEFAULTS_BEGIN, DEFAULTS_END = "<!-- defaults: written by tools/readme.py -->\n", "<!-- /defaults -->"
 TRAIN_BEGIN, TRAIN_END = "<!-- train: written by tools/readme.py -->\n", "<!-- /train -->"
 
 
@@ -238,6 +240,20 @@ def recipes(source: Path) -> str:
     return "\n".join(parts)
 
 
+def defaults(result: dict[str, Any], source: str) -> str:
+    """Markdown for one ``tools/choose_defaults.py``: the errors of all settings, those of the defaults in bold."""
+    lines = ["| | lr | gamma | temperature | error with batch norm (%) | without batch norm (%) |", "|---" * 6 + "|"]
+    for rows in zip(result["defaults"], result["plain"], strict=True):
+        name, options = rows[0]["optimizer"], rows[0]["options"]
+        own = inspect.signature(OPTIMIZERS[name]).parameters
+        errors = [row.get("failed") or f"{100 * row['validation_error']:.1f}" for row in rows]
+        if all(value == own[key].default for key, value in options.items()):
+            errors = [f"**{error}**" for error in errors]
+        settings = [f"{options[key]:g}" if key in options else "" for key in ("lr", "gamma", "temperature")]
+        lines.append(f"| {TITLES[name]} | {' | '.join([*settings, *errors])} |")
+    return "\n".join([*lines, "", f"{len(result['seeds'])} seeds; `{source}`.", ""])
+
+
 def workers(result: dict[str, Any], source: str) -> str:
     """Markdown for one ``bench/workers.py``: what was measured, and what the model predicts for larger groups."""
     machine, measured = result["machine"], result["measured"]
@@ -318,7 +334,10 @@ PAGES: dict[str, list[tuple[str, str, str, Callable[[Path], str]]]] = {
         (WORKERS_BEGIN, WORKERS_END, "*/workers.json", of_file(workers)),
         (CENTRES_BEGIN, CENTRES_END, "*/workers-digits.json", of_file(centres)),
     ],
-    "docs/recipes.md": [(RECIPES_BEGIN, RECIPES_END, "*/compare/runs.jsonl", recipes)],
+    "docs/recipes.md": [
+        (RECIPES_BEGIN, RECIPES_END, "*/compare/runs.jsonl", recipes),
+        (DEFAULTS_BEGIN, DEFAULTS_END, "choose_defaults.json", of_file(defaults)),
+    ],
     "docs/comparison.md": [(COMPARE_BEGIN, COMPARE_END, "*/compare/runs.jsonl", comparison)],
     "docs/benchmarks.md": [
         (BEGIN, END, "*/cpu.json", of_file(table)),

@@ -50,12 +50,12 @@ class EntropySGD(Relaxation):
         inner_steps: L, gradients per outer update. Default 20 (Remark 15). A change counts from the next cycle on.
         gamma: γ₀; a larger one smooths more. The group's value is the running γ; a value written to it counts from the
             next cycle on. Stability of the explicit coupling needs inner_lr / γ < 2. Default 10.0, the upper end of the
-            paper's range (section 6.4): at lr = γ = 10 all tasks of ``deeprelax compare`` end lower than at 1.
+            paper's range (section 6.4; measured: docs/recipes.md and docs/comparison.md).
         alpha: weight of the old average in z. Default 0.75 (section 6.4).
         temperature: β⁻¹ of section 6.1. With the paper's dW (not √2 dW) in eq. 4 the chain samples
             exp(-2 (f + |x - y|²/2γ) / temperature): ρ₁^∞ of Lemma 3 exactly takes ``temperature=2``, and temperature
-            T gives ∇u of viscosity δ = T/2, u = -δ log(G_{δγ} * e^{-f/δ}). Default 2e-8, the authors' program's;
-            ``tools/choose_defaults.py``: 0 to 1e-4 differ by no more than the seeds, and 1e-2 spoils the run (10.4 %).
+            T gives ∇u of viscosity δ = T/2, u = -δ log(G_{δγ} * e^{-f/δ}). Default 2e-8, the authors' program's
+            (measured: docs/recipes.md).
         scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
         coupling: "explicit", as printed, or "implicit": y <- (y - η′g + (η′/γ) x + noise) / (1 + η′/γ), which is
             stable for every γ.

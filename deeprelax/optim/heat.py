@@ -31,13 +31,11 @@ class Heat(Relaxation):
     Args:
         params: parameters, named parameters or groups, as for ``torch.optim.SGD``. Floating-point tensors (float64,
             float32, bfloat16, float16) of any shape; state is kept in float32 for the two narrow types.
-        lr: η, a number or a tensor. Default 0.5, measured (tools/choose_defaults.py: digits, 20 effective epochs): it
-            gives 1.7 % validation error, 0.1 gives 3.0 % and 1.0 gives 1.0 %; without batch norm 6.6 %, and the others
-            21 % and 23 %. An outer update comes once in L gradients: expect a larger value than SGD's.
+        lr: η, a number or a tensor. Default 0.5 (measured: docs/recipes.md). An outer update comes once in L gradients:
+            expect a larger value than SGD's.
         inner_steps: L, gradients per outer update. Default 5 (Remark 15). A change counts from the next cycle on.
         gamma: γ₀, the variance of w. The group's value is the running γ; a value written to it counts from the next
-            cycle on. Default 1e-4, the smallest of the paper's range, measured likewise: 1.7 %, against 1.1 % at 1e-5
-            and 2.0 % at 1e-3.
+            cycle on. Default 1e-4, the smallest of the paper's range (measured likewise).
         scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
         momentum: of the outer update, as ``torch.optim.SGD``'s, acting on s/L. Default 0.
         nesterov: Nesterov's form of it.

@@ -24,15 +24,11 @@ class HJ(Relaxation):
     Args:
         params: parameters, named parameters or groups, as for ``torch.optim.SGD``. Floating-point tensors (float64,
             float32, bfloat16, float16) of any shape; state is kept in float32 for the two narrow types.
-        lr: η, a number or a tensor. Default 1.0, measured (tools/choose_defaults.py: digits, 20 effective epochs): it
-            gives 1.0 % validation error, 0.1 gives 2.8 %, 0.3 and 3 give 1.3 %. Without batch norm it gives 4.4 %, they
-            21 %, 7.8 % and 2.9 %, but 3 is far too large there for a smaller γ. With α = 0.75 and L = 5, p is 0.76 of
-            the gradient, and an outer update comes once in L gradients: expect a larger value than SGD's.
+        lr: η, a number or a tensor. Default 1.0 (measured: docs/recipes.md). With α = 0.75 and L = 5, p is 0.76 of the
+            gradient, and an outer update comes once in L gradients: expect a larger value than SGD's.
         inner_steps: L, gradients per outer update. Default 5 (Remark 15). A change counts from the next cycle on.
         gamma: γ₀. The group's value is the running γ; a value written to it counts from the next cycle on. The
-            fixed point iteration behind p converges where γ|∇²f| < 1 (Remark 6). Default 1.0, measured likewise: 1.0 %,
-            against 1.6 % at 0.1 and 1.3 % at 0.01; without batch norm 4.4 %, 4.7 % and 5.4 %, and it alone lets lr be
-            3 there.
+            fixed point iteration behind p converges where γ|∇²f| < 1 (Remark 6). Default 1.0 (measured likewise).
         alpha: weight of the old p. Default 0.75 (section 6.4).
         scoping: γ shrinks by this fraction at every outer update. Default 1e-3 (section 6.4).
         warm_start: the first call of a cycle sets p <- g, undamped, as the authors' program starts; it counts among
