@@ -7,6 +7,7 @@ are medians over the cycles, ratios medians of ratios within a cycle.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import statistics
 from collections.abc import Sequence
@@ -160,13 +161,12 @@ def check(plan: Plan, peers: bool) -> None:
         )
 
 
-def profile(plan: Plan, peers: bool = True, trace: Path | None = None) -> dict[str, Any]:
+def profile(plan: Plan, peers: bool = True) -> dict[str, Any]:
     """Run the optimizer, the peers and the copy, and say where the time went.
 
     Args:
         plan: what to profile.
         peers: also run torch's optimizers.
-        trace: where to write a Chrome trace of two cycles; None writes none.
 
     Returns:
         Plain values, as the JSON file has them: the plan, the machine, ``copy``, and a row per kind of call
@@ -192,8 +192,6 @@ def profile(plan: Plan, peers: bool = True, trace: Path | None = None) -> dict[s
     launches = {kind: statistics.median_high(s.launches for s in samples[kind]) for kind in plan.kinds}
     if plan.device.type == "cuda":
         launches = kernels_launched(opt, list(plan.kinds), plan.device)
-    if trace is not None:
-        write_trace(opt, list(plan.kinds), plan.device, trace)
     return {
         "optimizer": plan.optimizer,
         "options": plan.options,
@@ -210,6 +208,19 @@ def profile(plan: Plan, peers: bool = True, trace: Path | None = None) -> dict[s
         "yardstick": copied_how,
         **figures(plan, samples, launches),
     }
+
+
+def trace(plan: Plan, path: Path) -> None:
+    """Write a Chrome trace of two cycles, after one to warm up, of an optimizer made for it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    gc.collect()  # the optimizer that was profiled, whose memory may be needed
+    opt = plan.make()
+    for _ in plan.kinds:
+        opt.step()
+    write_trace(opt, list(plan.kinds), plan.device, path)
 
 
 def sample(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ def traced(device: torch.device, path: Path) -> Iterator[None]:
     """Write what runs inside to ``path`` as a Chrome trace (for chrome://tracing or Perfetto).
 
     Raises:
-        OSError: it cannot be written there.
+        OSError: it cannot be written there, or not all of it.
     """
     on_device = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_device else [])
@@ -31,9 +32,20 @@ def traced(device: torch.device, path: Path) -> Iterator[None]:
         if on_device:
             torch.cuda.synchronize(device)
     with replacing(path) as partial:
-        found.export_chrome_trace(str(partial))  # says nothing when it cannot write
-        if not partial.is_file() or partial.stat().st_size == 0:
-            raise OSError(f"torch's profiler has written nothing to {path}")
+        found.export_chrome_trace(str(partial))
+        if not whole(partial):  # it says nothing when it cannot write
+            raise OSError(f"torch's profiler could not write all of {path}; is the disk full?")
+
+
+def whole(trace: Path) -> bool:
+    """Whether the file is there to its end."""
+    with (
+        contextlib.suppress(OSError, EOFError, ValueError),
+        (gzip.open if trace.suffix == ".gz" else open)(trace) as file,
+    ):
+        json.load(file)
+        return True
+    return False
 
 
 def write_trace(opt: Relaxation, kinds: Sequence[str], device: torch.device, path: Path) -> None:

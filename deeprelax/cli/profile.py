@@ -114,19 +114,24 @@ def profile(
                 backend=backend,
                 rounds=steps or (24 if workload.elements > 10**6 else 200),
             )
-            result = profiler.profile(plan, peers, trace)
+            result = profiler.profile(plan, peers)
         except (ValueError, RuntimeError, OSError) as error:
             raise click.ClickException(str(error)) from error
         console = make_console(width=120)
+        written: list[Path] = []
         try:
             if numbers is not None:
                 files.write_json(numbers, result)
+                written.append(numbers)
             if plot is not None:
                 profile_report.draw(result, plot)
-        except OSError as error:  # a full disk, say
+                written.append(plot)
+            if trace is not None:
+                profiler.trace(plan, trace)
+                written.append(trace)
+        except (OSError, RuntimeError) as error:  # a full disk, say, or no memory for the traced optimizer
             raise click.ClickException(str(error)) from error
         finally:
             profile_report.show(result, console)
-        for path in (numbers, plot, trace):
-            if path is not None:
+            for path in written:
                 click.echo(f"written: {path}")

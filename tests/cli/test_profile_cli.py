@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +122,30 @@ def test_an_unwritable_file_is_refused_before_measuring(
     assert not measured
 
 
-def test_a_trace_that_was_not_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "t.json"
+@pytest.fixture
+def room() -> Iterator[Callable[[int], None]]:
+    """``room(n)``: from now on a write beyond a file's first n bytes fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda n: resource.setrlimit(resource.RLIMIT_FSIZE, (n, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.json.gz"])
+def test_a_trace_that_cannot_be_written_costs_no_timings(
+    name: str, tmp_path: Path, room: Callable[[int], None]
+) -> None:
+    path = tmp_path / name
     path.write_text("an earlier one")
-    monkeypatch.setattr(torch.profiler.profile, "export_chrome_trace", lambda self, path: None)
-    output = command("--shapes", 64, "--steps", 1, "--no-peers", "--trace", path, code=1).output
-    assert "torch's profiler has written nothing to" in " ".join(output.split())
-    assert "written: " not in output
+    room(4000)  # the numbers fit, half of the trace
+    arguments = ("--shapes", 64, "--steps", 1, "--no-peers", "--out", tmp_path, "--trace", path)
+    output = command(*arguments, code=1).output
+    assert "average" in output  # the table was shown
+    assert json.loads((tmp_path / "profile.json").read_text())["calls"]
+    assert [line for line in output.splitlines() if line.startswith(("written", "Error"))] == [
+        f"written: {tmp_path / 'profile.json'}",
+        f"Error: torch's profiler could not write all of {path}; is the disk full?",
+    ]
+    assert path.read_text() == "an earlier one"
 
 
 def test_a_disk_that_fills_up_in_a_run_is_named_without_a_traceback(
