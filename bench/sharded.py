@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import deeprelax
-from deeprelax.benchmark.throughput import measure, ratio
+from deeprelax.benchmark.throughput import exchange, measure, ratio
 from deeprelax.benchmark.timing import Step
 from deeprelax.environment import describe
 from deeprelax.files import write_json
@@ -63,18 +63,6 @@ def new_gradient(p: Tensor) -> Tensor:
     return DTensor(g, p._spec, requires_grad=False) if isinstance(p, DTensor) else g
 
 
-def exchange(params: list[Tensor]) -> Step:
-    """Gives the parameters one of two sets of gradients in turn."""
-    sets = [[p.grad for p in params], [new_gradient(p) for p in params]]
-
-    def other() -> None:
-        sets.reverse()
-        for p, grad in zip(params, sets[0]):
-            p.grad = grad
-
-    return other
-
-
 def host(mesh: DeviceMesh, rounds: int) -> list[dict[str, Any]]:
     """Rows of the host's time: of DTensors by that of plain tensors, and by SGD's on the same."""
     steps: dict[str, Step] = {}
@@ -86,7 +74,7 @@ def host(mesh: DeviceMesh, rounds: int) -> list[dict[str, Any]]:
                 made = getattr(deeprelax, kind)(params, **OPTIMIZERS[kind]) if kind in OPTIMIZERS else None
                 steps[name] = (made or torch.optim.SGD(params, lr=1e-6, foreach=True)).step
                 if new:
-                    before[name] = exchange(params)
+                    before[name] = exchange(params, [new_gradient(p) for p in params])
     times = measure(steps, rounds, before)
     return [
         {

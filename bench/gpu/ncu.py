@@ -6,13 +6,12 @@ python bench/gpu/ncu.py --backend cuda     # --calls only makes the calls, for n
 from __future__ import annotations
 
 import csv
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import torch
-from common import DTYPES, RULES, TRACEBACK, Memory, Rows, arguments, gpu
+from common import DTYPES, GPU, OUT, RULES, TRACEBACK, Memory, Rows, arguments
 
 from deeprelax import kernels
 
@@ -28,21 +27,18 @@ METRICS = {
 }
 
 
-def work() -> list[tuple[str, str]]:
-    """(rule, dtype) in the order of the calls."""
-    return [(rule.name, dtype) for dtype in DTYPES for rule in RULES]
+WORK = [(rule, dtype) for dtype in DTYPES for rule in RULES]
 
 
 def calls(backend: str, device: torch.device) -> None:
     """Make each call once to compile it, and once more for the profiler."""
     memory, found = Memory(ELEMENTS, device), kernels.get(backend, device)
-    for dtype in DTYPES.values():
-        for rule in RULES:
-            step = memory.calls(found, rule, rule.call("inner"), dtype, ELEMENTS, 1)
-            torch.cuda.profiler.start()
-            step()
-            torch.cuda.synchronize()
-            torch.cuda.profiler.stop()
+    for rule, dtype in WORK:
+        call = memory.calls(found, rule, DTYPES[dtype], ELEMENTS, 1)
+        torch.cuda.profiler.start()
+        call.step()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
 
 
 def parsed(printed: str) -> Iterator[dict[str, float]]:
@@ -56,22 +52,21 @@ def parsed(printed: str) -> Iterator[dict[str, float]]:
 
 
 def main() -> None:
-    """On the current GPU."""
-    given = arguments(str(__doc__), ("--calls", {"action": "store_true"}))
+    given = arguments(str(__doc__), "--calls")
     if given.calls:
-        calls(given.backend, gpu())
+        calls(given.backend, GPU)
         return
-    rows, program = Rows(given.out, "ncu", gpu()), shutil.which("ncu") or "/usr/local/cuda/bin/ncu"
+    rows = Rows(OUT, "ncu", GPU)
     # Nsight Compute fixes clocks by default: what it measures would not be what the other scripts measure.
     options = ["--clock-control=none", "--profile-from-start=off", "--csv", "--page=raw", "--print-units=base"]
-    command = [program, *options, "--metrics", ",".join(METRICS.values()), sys.executable, __file__, "--calls"]
+    command = ["ncu", *options, "--metrics", ",".join(METRICS.values()), sys.executable, __file__, "--calls"]
     with rows.attempt(given.backend):
         done = subprocess.run([*command, "--backend", given.backend], capture_output=True, text=True)
         found = list(parsed(done.stdout))
-        if len(found) != len(work()):
+        if len(found) != len(WORK):
             raise RuntimeError(f"ncu: {(done.stdout + done.stderr)[-TRACEBACK:]}")
-        for (rule, dtype), metrics in zip(work(), found):
-            rows.add(backend=given.backend, rule=rule, dtype=dtype, **metrics)
+        for (rule, dtype), metrics in zip(WORK, found):
+            rows.add(backend=given.backend, rule=rule.name, dtype=dtype, **metrics)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import site
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
 # The least major version: pyproject.toml.
-NEEDS = {"setuptools": 77, "pybind11": 2, "pytest": 8, "xdist": 3, "pytest_timeout": 2}
-PACKAGES = {"xdist": "pytest-xdist", "pytest_timeout": "pytest-timeout"}
+NEEDS = {"setuptools": 77, "pybind11": 2, "pytest": 8, "pytest-xdist": 3, "pytest-timeout": 2}
 ADVICE = """Install it for this Python: {python} -m pip install '{name}>={least}'. Without a network, elsewhere:
     pip download --no-deps -d wheels '{name}>={least}'
 and here: {python} -m pip install --no-index --no-deps --target DIR wheels/*.whl; export PYTHONPATH=DIR"""
@@ -18,20 +16,17 @@ READ_ONLY = """make gpu installs in place, and {folder} cannot be written: {pyth
 then make gpu PYTHON=DIR/bin/python"""
 
 
-def lacking(module: str, least: int) -> str:
+def lacking(name: str, least: int) -> str:
     """What is wrong with a package, and what to do; empty if nothing is."""
-    name = PACKAGES.get(module, module)
     try:
         found = version(name)
-        importlib.import_module(module)
-    except (PackageNotFoundError, ImportError):
+    except PackageNotFoundError:
         found = ""
     if found and int(found.split(".")[0]) >= least:
         return ""
     said = f"{name} is {found}" if found else f"no {name}"
-    return f"make gpu needs {name} {least} or newer, and {said}. " + ADVICE.format(
-        name=name, least=least, python=sys.executable
-    )
+    advice = ADVICE.format(name=name, least=least, python=sys.executable)
+    return f"make gpu needs {name} {least} or newer, and {said}. {advice}"
 
 
 def main() -> None:

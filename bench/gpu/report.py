@@ -1,9 +1,9 @@
 """The results of a run on a GPU as tables and a picture, and whether it proved what it was meant to prove.
 
-    python bench/gpu/report.py [--out out/gpu]
+    python bench/gpu/report.py [out/gpu]
 
-Reads rows.jsonl and pytest.xml, writes gpu.md and bandwidth.png. Exit status 1 if a backend did not run, a test failed
-or the sanitizer found something, 3 if something was not proven.
+Reads rows.jsonl, pytest.xml and what compute-sanitizer printed; writes gpu.md and bandwidth.png. Exit status 1 if a
+backend did not run, a test failed or the sanitizer found something, 3 if something was not proven.
 """
 
 from __future__ import annotations
@@ -16,42 +16,55 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from common import OUT, RULES
+from common import KINDS, OUT, RULES, WORKLOADS
 
 Results = list[dict[str, Any]]
 
-# Least bandwidth of a whole cycle relative to a copy: rules, dtype, bound by backend. Heat draws noise in every call.
-# Then the predictions for an H200, made before any GPU had run this.
-BANDWIDTHS: list[tuple[tuple[str, ...], str, dict[str, float]]] = [
-    (("HJ", "EntropySGD", "EntropyAdamW"), "fp32", {"cuda": 0.95, "triton": 0.93}),
-    (("Heat", "EntropySGD, noise"), "fp32", {"cuda": 0.93, "triton": 0.90}),
-    (("HJ", "EntropySGD", "Heat", "EntropySGD, noise", "EntropyAdamW"), "bf16", {"cuda": 0.90, "triton": 0.88}),
-]
-PREDICTED = {
-    ("HJ", "fp32", "cuda"): "0.96 to 1.00",
-    ("EntropySGD", "fp32", "cuda"): "0.97 to 1.01",
-    ("EntropySGD, noise", "fp32", "cuda"): "0.94 to 0.99",
-    ("Heat", "fp32", "cuda"): "0.94 to 0.99",
-    ("EntropyAdamW", "fp32", "cuda"): "0.95 to 1.00",
-    ("EntropyAdamW", "bf16", "cuda"): "0.92 to 0.98",
-    **{(rule, "bf16", "cuda"): "0.94 to 0.99" for rule in ("HJ", "EntropySGD")},
-    **{(rule, "bf16", "cuda"): "0.90 to 0.96" for rule in ("EntropySGD, noise", "Heat")},
+# By rule and dtype: the least bandwidth of a whole cycle relative to a copy, with CUDA and with Triton, and what was
+# predicted for CUDA on an H200 before any GPU had run it. Heat draws noise in every call.
+BANDWIDTHS = {
+    ("HJ", "fp32"): (0.95, 0.93, "0.96 to 1.00"),
+    ("EntropySGD", "fp32"): (0.95, 0.93, "0.97 to 1.01"),
+    ("EntropyAdamW", "fp32"): (0.95, 0.93, "0.95 to 1.00"),
+    ("Heat", "fp32"): (0.93, 0.90, "0.94 to 0.99"),
+    ("EntropySGD, noise", "fp32"): (0.93, 0.90, "0.94 to 0.99"),
+    ("HJ", "bf16"): (0.90, 0.88, "0.94 to 0.99"),
+    ("EntropySGD", "bf16"): (0.90, 0.88, "0.94 to 0.99"),
+    ("EntropyAdamW", "bf16"): (0.90, 0.88, "0.92 to 0.98"),
+    ("Heat", "bf16"): (0.90, 0.88, "0.90 to 0.96"),
+    ("EntropySGD, noise", "bf16"): (0.90, 0.88, "0.90 to 0.96"),
 }
-LENGTHS = {rule.name: rule.length for rule in RULES}
 MOST_BY_BYTE = 1.0  # time per byte of a step, relative to fused AdamW
 HOST = {"cuda": 1.0, "triton": 2.0}  # most time, relative to fused SGD
-WORKLOADS = ("resnet50", "decoder-1.3b")
+SANITIZED = ("memcheck-cuda", "memcheck-triton", "racecheck-triton")
 # Reasons of tests/gpu/on_gpu.py for skipping a test: of no consequence, and what leaves something unproven.
 ALLOWED, NOT_PROVEN = "one GPU", "GPU memory"
 
 
 def load(folder: Path) -> Results:
-    """The rows, without a last line that an interruption truncated, and pytest's outcomes."""
+    """The rows, without a last line that an interruption truncated, pytest's outcomes and the sanitizer's."""
     lines = (folder / "rows.jsonl").read_text().splitlines() if (folder / "rows.jsonl").exists() else []
     rows: Results = [json.loads(line) for line in lines if line.endswith("}")]
     if (folder / "pytest.xml").exists():
         rows.append({"script": "tests", **outcomes((folder / "pytest.xml").read_text())})
+    for name in SANITIZED:
+        path = folder / f"{name}.txt"
+        verdict, said = sanitized(path.read_text() if path.exists() else "")
+        rows.append({"script": "sanitizer", "what": f"compute-sanitizer, {name}", "verdict": verdict, "said": said})
     return rows
+
+
+def sanitized(printed: str) -> tuple[str, str]:
+    """The verdict on a run, and the reason, from what it printed and its exit status in the last line."""
+    if "Device not supported" in printed:  # under gVisor, for example: nothing is seen then
+        return "not proven", "Device not supported"
+    *lines, status = printed.splitlines() or [""]
+    if not status.startswith("exit status"):
+        return "not proven", "it did not end"
+    said = next((line.strip("= ") for line in reversed(lines) if "SUMMARY" in line), " ".join(lines[-3:]))
+    code = int(status.split()[-1])
+    verdicts = {0: "passed", 124: "not proven", 127: "not proven", 137: "not proven"}  # no time, no program, killed
+    return verdicts.get(code, "failed"), f"{said}; {status}"
 
 
 def outcomes(junit: str) -> dict[str, Any]:
@@ -74,18 +87,23 @@ def only(rows: Results, script: str, **wanted: Any) -> Results:
     return [r for r in rows if r["script"] == script and all(r.get(name) == value for name, value in wanted.items())]
 
 
-def of_cycle(rows: Results, rule: str, dtype: str, backend: str) -> float | None:
+def first(rows: Results, script: str) -> dict[str, Any]:
+    """The script's first row; empty without one."""
+    return next(iter(only(rows, script)), {})
+
+
+def of_cycle(rows: Results, name: str, dtype: str, backend: str) -> float | None:
     """Bandwidth of a whole cycle of L as a fraction of a copy's, if all kinds of call were measured at the largest
     size."""
-    found = only(rows, "bandwidth", rule=rule, dtype=dtype, backend=backend)
+    found = only(rows, "bandwidth", rule=name, dtype=dtype, backend=backend)
     most = max((r["elements"] for r in found), default=0)
     kinds = {r["kind"]: r for r in found if r["elements"] == most}
-    if set(kinds) != {"first", "inner", "last"}:
+    if set(kinds) != set(KINDS):
         return None
-    weights = {"first": 1, "inner": LENGTHS[rule] - 2, "last": 1}
-    moved = sum(n * kinds[kind]["bytes"] for kind, n in weights.items())
+    (rule,) = (rule for rule in RULES if rule.name == name)
+    moved = rule.per_cycle({kind: r["bytes"] for kind, r in kinds.items()})
     # Each kind's time over that of a copy in the same rounds: bytes by that is the fraction.
-    return float(moved / sum(n * kinds[k]["bytes"] / kinds[k]["of_copy"]["median"] for k, n in weights.items()))
+    return moved / rule.per_cycle({kind: r["bytes"] / r["bandwidth_ratio"]["median"] for kind, r in kinds.items()})
 
 
 def judge(rows: Results) -> Results:
@@ -97,18 +115,16 @@ def judge(rows: Results) -> Results:
         entry = {"promise": promise, "bound": bound, "at_least": at_least, "measured": measured, "met": met}
         found.append(entry | {"predicted": predicted})
 
-    for names, dtype, bounds in BANDWIDTHS:
-        for backend, bound in bounds.items():
-            for rule in names:
-                predicted = PREDICTED.get((rule, dtype, backend), "")
-                promise = f"{rule}, {dtype} [{backend}]: bandwidth relative to a copy"
-                add(promise, bound, True, of_cycle(rows, rule, dtype, backend), predicted)
+    for (name, dtype), (cuda, triton, predicted) in BANDWIDTHS.items():
+        for backend, bound, guess in (("cuda", cuda, predicted), ("triton", triton, "")):
+            measured = of_cycle(rows, name, dtype, backend)
+            add(f"{name}, {dtype} [{backend}]: bandwidth relative to a copy", bound, True, measured, guess)
     for workload in WORKLOADS:
         for backend in HOST:
             steps = [r for r in only(rows, "steps", backend=backend) if r["workload"].startswith(workload)]
-            values = {r["name"]: r["by_adamw_per_byte"] for r in steps if r["name"] in LENGTHS}
-            promise = f"{workload} [{backend}]: time of step() per byte relative to AdamW, slowest of {len(LENGTHS)}"
-            add(promise, MOST_BY_BYTE, False, max(values.values()) if len(values) == len(LENGTHS) else None)
+            ours = {r["name"]: 1 / r["bandwidth_ratio"]["median"] for r in steps if not r["name"].startswith("torch")}
+            promise = f"{workload} [{backend}]: time of step() per byte relative to AdamW, slowest of {len(RULES)}"
+            add(promise, MOST_BY_BYTE, False, max(ours.values()) if len(ours) == len(RULES) else None)
     for backend, bound in HOST.items():
         for new in (False, True):
             timed = only(rows, "host", backend=backend, capturable=False, new_gradients=new)
@@ -120,30 +136,23 @@ def judge(rows: Results) -> Results:
 
 def wrong(rows: Results) -> list[str]:
     """What failed, or did not run."""
-    about = next(iter(only(rows, "about")), {})
+    about, tests = first(rows, "about"), first(rows, "tests")
     found = [f"the {name} backend did not run: {why}" for name, why in about.get("why_not", {}).items() if why]
     found += [f"{r['what']} failed" for r in only(rows, "error")]
-    tests = only(rows, "tests")
-    if not tests or not tests[-1]["counts"].get("passed"):
+    if not tests.get("counts", {}).get("passed"):
         found.append("no GPU test passed")
-    for each in tests[-1:]:
-        found += [f"{name} failed" for name in each["failed"]]
-        unknown = {why: n for why, n in each["skips"].items() if why != ALLOWED and not why.startswith(NOT_PROVEN)}
-        found += [f"{n} GPU tests were skipped, which nothing allows: {why}" for why, n in unknown.items()]
-    checks = only(rows, "sanitizer", verdict="failed")
-    return found + [f"compute-sanitizer, {r['tool']} [{r['backend']}]: {r['said']}" for r in checks]
+    found += [f"{name} failed" for name in tests.get("failed", [])]
+    for why, n in tests.get("skips", {}).items():
+        if why != ALLOWED and not why.startswith(NOT_PROVEN):
+            found.append(f"{n} GPU tests were skipped, which nothing allows: {why}")
+    return found + [f"{r['what']}: {r['said']}" for r in only(rows, "sanitizer", verdict="failed")]
 
 
 def not_proven(rows: Results) -> list[str]:
     """What this machine or the time did not allow."""
-    skips = [each["skips"].items() for each in only(rows, "tests")[-1:]]
-    found = [f"not proven: {n} GPU tests: {why}" for each in skips for why, n in each if why.startswith(NOT_PROVEN)]
-    done = {(r["tool"], r["backend"]): r for r in only(rows, "sanitizer")}
-    for key in (("memcheck", "cuda"), ("memcheck", "triton"), ("racecheck", "triton")):
-        said = done[key]["said"] if key in done else "it did not end"
-        if key not in done or done[key]["verdict"] not in ("passed", "failed"):
-            found.append(f"not proven: compute-sanitizer, {key[0]} [{key[1]}]: {said}")
-    return found
+    skips = first(rows, "tests").get("skips", {})
+    found = [f"not proven: {n} GPU tests: {why}" for why, n in skips.items() if why.startswith(NOT_PROVEN)]
+    return found + [f"not proven: {r['what']}: {r['said']}" for r in only(rows, "sanitizer", verdict="not proven")]
 
 
 def table(headings: list[str], rows: list[list[Any]]) -> list[str]:
@@ -156,12 +165,10 @@ def table(headings: list[str], rows: list[list[Any]]) -> list[str]:
 
 def about_line(rows: Results) -> str:
     """GPU, versions, commit, date."""
-    found = next(iter(only(rows, "about")), {})
-    versions = ", ".join(f"{name} {found.get('versions', {}).get(name)}" for name in ("torch", "triton"))
-    tools = f"driver {found.get('driver, most clocks, power limit')}, CUDA {found.get('cuda')}, {versions}"
-    return (
-        f"**{found.get('gpu')}**: {tools}, nvcc {found.get('nvcc')}; commit {found.get('commit')}, {found.get('date')}"
-    )
+    found = first(rows, "about")
+    versions = [f"{name} {found.get('versions', {}).get(name)}" for name in ("torch", "triton")]
+    shown = [f"{name} {found.get(name)}" for name in ("driver", "kernels", "commit", "date")]
+    return f"**{found.get('gpu')}**: {', '.join([*versions, *shown])}"
 
 
 def targets(entries: Results) -> list[str]:
@@ -170,9 +177,8 @@ def targets(entries: Results) -> list[str]:
     for t in entries:
         measured = "not measured" if t["measured"] is None else f"{t['measured']:.3f}"
         missed = " (missed)" if t["measured"] is not None and not t["met"] else ""
-        lines.append(
-            [t["promise"], f"{'≥' if t['at_least'] else '≤'} {t['bound']:g}", t["predicted"], measured + missed]
-        )
+        bound = f"{'≥' if t['at_least'] else '≤'} {t['bound']:g}"
+        lines.append([t["promise"], bound, t["predicted"], measured + missed])
     return table(["target", "bound", "predicted", "measured"], lines)
 
 
@@ -180,7 +186,7 @@ def summary(rows: Results) -> list[str]:
     """The part of the results that the docs show."""
     lines = [about_line(rows), "", *(f"- **{' '.join(said.split())}**" for said in wrong(rows) + not_proven(rows)), ""]
     checks = [["GPU tests", ", ".join(f"{n} {kind}" for kind, n in r["counts"].items())] for r in only(rows, "tests")]
-    checks += [[f"{r['tool']} [{r['backend']}]", f"{r['verdict']}: {r['said']}"] for r in only(rows, "sanitizer")]
+    checks += [[r["what"], f"{r['verdict']}: {r['said']}"] for r in only(rows, "sanitizer")]
     return lines + table(["check", "outcome"], checks) + targets(judge(rows))
 
 
@@ -211,37 +217,33 @@ def draw(rows: Results, path: Path) -> None:
     panels = sorted({r["dtype"] for r in inner}, reverse=True)
     if not panels:
         return
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(1 + 6.5 * len(panels), 5), sharey=True, squeeze=False)
-    for ax, dtype in zip(axes[0], panels):
-        here = sorted((r for r in inner if r["dtype"] == dtype), key=lambda r: r["elements"])
-        copies = {r["elements"]: r["copy_gb_per_s"] for r in here}
-        ax.plot(list(copies), list(copies.values()), color="black", linewidth=2.5, label="copy of as many fp32")
+    figure = Figure(figsize=(1 + 6.5 * len(panels), 5), layout="constrained")
+    names = [rule.name for rule in RULES]
+    for ax, dtype in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
+        here = only(inner, "bandwidth", dtype=dtype)
         for rule, backend in dict.fromkeys((r["rule"], r["backend"]) for r in here):
-            points = [(r["elements"], r["gb_per_s"]) for r in here if (r["rule"], r["backend"]) == (rule, backend)]
-            style = {"linestyle": "-" if backend == "cuda" else "--", "color": f"C{list(LENGTHS).index(rule)}"}
-            ax.plot(*zip(*points), marker=".", label=f"{rule} [{backend}]", **style)
+            found = only(here, "bandwidth", rule=rule, backend=backend)
+            points = sorted((r["elements"], r["gb_per_s"]) for r in found)
+            style = {"linestyle": "-" if backend == "cuda" else "--", "label": f"{rule} [{backend}]"}
+            color = f"C{names.index(rule)}" if rule in names else "black"  # of the copy
+            ax.plot(*zip(*points), marker=".", color=color, **style)
         ax.set(title=f"inner call, {dtype}", xlabel="elements of one launch", ylabel="GB/s, reads and writes")
         ax.set_xscale("log", base=2)
         ax.set_ylim(bottom=0)
         ax.legend(fontsize="small")
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
 
 
 def main() -> int:
-    """Write the files, print gpu.md."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=OUT)
-    out = parser.parse_args().out
-    rows = load(out)
-    (out / "gpu.md").write_text(markdown(rows))
-    print((out / "gpu.md").read_text())
-    draw(rows, out / "bandwidth.png")
+    parser.add_argument("folder", type=Path, nargs="?", default=OUT)
+    folder = parser.parse_args().folder
+    rows = load(folder)
+    (folder / "gpu.md").write_text(markdown(rows))
+    print((folder / "gpu.md").read_text())
+    draw(rows, folder / "bandwidth.png")
     return 1 if wrong(rows) else 3 if not_proven(rows) else 0
 
 

@@ -1,23 +1,18 @@
-"""A small run of every rule, dtype, kind of call and path of the kernels, under compute-sanitizer.
+"""A small run of every rule, dtype, kind of call and path of the kernels, for compute-sanitizer.
 
-python bench/gpu/sanitize.py --backend cuda --tool memcheck     # without --tool it only runs
+compute-sanitizer --tool memcheck python bench/gpu/sanitize.py --backend cuda
 """
 
 from __future__ import annotations
 
 import importlib
-import os
-import shutil
-import subprocess
-import sys
 from array import array
-from pathlib import Path
+from dataclasses import replace
 
 import torch
-from common import KINDS, RULES, Rows, Rule, arguments, gpu
+from common import GPU, KINDS, RULES, Rule, arguments
 from torch import Tensor
 
-import deeprelax
 from deeprelax import kernels
 from deeprelax.kernels import Backend, Flag, Scalars, Table
 from deeprelax.optim.bucket import buffers_of, new_buffer
@@ -28,7 +23,6 @@ DTYPES = {
     "triton": (torch.float32, torch.bfloat16),
 }
 SETTINGS = {"cuda": ((0.0, 0), (0.0, 1), (0.01, 0), (0.01, 3)), "triton": ((0.0, 0), (0.0, 1))}
-FOUND_ERRORS = 86  # the sanitizer's exit status, set by an option
 
 
 def at_offset(size: int, offset: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -68,58 +62,24 @@ def everything(backend: Backend, chunk: int, device: torch.device) -> int:
 
 def captured_steps(backend: str, device: torch.device) -> int:
     """Two cycles of every capturable optimizer; the gradients of the second step overflow."""
-    names = ("EntropySGD", "HJ", "Heat", "EntropyAdamW")
-    for name in names:
+    for rule in RULES:
         params = [torch.nn.Parameter(torch.randn(size, device=device)) for size in (5, 4100)]
-        opt = getattr(deeprelax, name)(params, inner_steps=2, capturable=True, backend=backend)
+        opt = replace(rule, length=2).make(params, backend, capturable=True)
         for step in range(4):
             for p in params:
                 p.grad = torch.randn_like(p)
             opt.grad_scale = torch.full((), 4.0, device=device)
             opt.found_inf = torch.full((), float(step == 1), device=device)
             opt.step()
-    return 4 * len(names)
-
-
-def program() -> str | None:
-    """compute-sanitizer on the PATH or in CUDA's folder."""
-    homes = [Path(home) for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
-    places = [home / sub / "compute-sanitizer" for home in homes for sub in ("bin", "compute-sanitizer")]
-    return shutil.which("compute-sanitizer") or next((str(place) for place in places if place.is_file()), None)
-
-
-def verdict(status: int, printed: str) -> tuple[str, str]:
-    """The verdict on a run that ended by itself ("passed", "failed" or "not supported"), and its message."""
-    last = [line for line in printed.splitlines() if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line]
-    if not last and "Device not supported" in printed:  # under gVisor, for example: nothing is seen then
-        return "not supported", "compute-sanitizer says: Device not supported"
-    said = last[-1].strip("= ") if last else f"exit status {status}: {printed[-500:]}"
-    return "passed" if status == 0 else "failed", said
+    return 4 * len(RULES)
 
 
 def main() -> None:
-    """Run on the current GPU, with ``--tool`` under that tool of the sanitizer."""
-    given = arguments(str(__doc__), ("--tool", {"choices": ("memcheck", "racecheck")}))
-    device = gpu()
-    if not given.tool:
-        backend = kernels.get(given.backend, device)
-        chunk = importlib.import_module("deeprelax._cuda").chunk if given.backend == "cuda" else 2048
-        count = everything(backend, chunk, device) + captured_steps(given.backend, device)
-        torch.cuda.synchronize()
-        print(f"{count} calls")
-        return
-    rows, found = Rows(given.out, "sanitizer", device), program()
-    result = "not installed", "looked for compute-sanitizer on the PATH and in CUDA_HOME"
-    if found:
-        # Calls that fail inside torch or the driver are no fault of these kernels. Every tensor gets its own memory:
-        # torch's pool would hide what reaches past the end of one.
-        options = [f"--error-exitcode={FOUND_ERRORS}", "--report-api-errors=no"]
-        command = [found, "--tool", given.tool, *options, sys.executable, __file__, "--backend", given.backend]
-        environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-        (given.out / f"{given.tool}-{given.backend}.txt").write_text(done.stdout)
-        result = verdict(done.returncode, done.stdout)
-    rows.add(tool=given.tool, backend=given.backend, verdict=result[0], said=result[1])
+    given = arguments(str(__doc__))
+    chunk = importlib.import_module("deeprelax._cuda").chunk if given.backend == "cuda" else 2048
+    count = everything(kernels.get(given.backend, GPU), chunk, GPU) + captured_steps(given.backend, GPU)
+    torch.cuda.synchronize()
+    print(f"{count} calls")
 
 
 if __name__ == "__main__":

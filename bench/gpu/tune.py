@@ -6,35 +6,22 @@ python bench/gpu/tune.py --backend cuda      # macros of csrc/; each variant is 
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import (
-    COPY_BYTES,
-    DTYPES,
-    ROOT,
-    RULES,
-    Memory,
-    Rows,
-    Rule,
-    arguments,
-    figures,
-    gpu,
-    ratios,
-    sample,
-    timer_of,
-)
+from common import DTYPES, GPU, OUT, ROOT, RULES, TRACEBACK, Memory, Rows, Rule, arguments, compare
 
 from deeprelax import kernels
-from deeprelax.benchmark.timing import Step, Timer
+from deeprelax.benchmark.timing import Timer
 from deeprelax.kernels import Backend
 from deeprelax.kernels.cuda import Cuda
 
@@ -74,30 +61,25 @@ def triton_backends(rule: Rule, dtype: str) -> dict[str, Backend]:
     return {str(sizes): Triton({**SIZES, kind: sizes}) for sizes in every}
 
 
-def cuda_backends(folder: Path, variants: dict[str, str]) -> dict[str, Backend]:
-    """By the name of the variant, built by setup.py with nvcc's own way to append flags; RuntimeError if one fails."""
-    running = []
-    for k, flags in enumerate(variants.values()):
-        out = folder / str(k)
-        environment = {**os.environ, "NVCC_APPEND_FLAGS": flags, "DEEPRELAX_CPU": "0", "DEEPRELAX_CUDA": "1"}
-        command = [sys.executable, "setup.py", "-q", "build_ext", f"--build-lib={out}", f"--build-temp={out}/temp"]
-        running.append(
-            subprocess.Popen(
-                command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-            )
-        )
-    found: dict[str, Backend] = {}
-    for k, (name, build) in enumerate(zip(variants, running)):
-        if said := build.communicate()[1] if build.wait() else "":
-            raise RuntimeError(f"{name}: {said[-1000:]}")
-        (path,) = (folder / str(k)).glob("deeprelax/_cuda.*")
-        spec = importlib.util.spec_from_file_location(f"variant{k}._cuda", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found[name] = Cuda(module)
-    return found
+def cuda_backend(out: Path, flags: str) -> Backend:
+    """The CUDA kernels with these flags, built by setup.py in a folder whose name becomes part of the module's."""
+    environment = {**os.environ, "NVCC_APPEND_FLAGS": flags, "DEEPRELAX_CPU": "0", "DEEPRELAX_CUDA": "1"}
+    command = [sys.executable, "setup.py", "-q", "build_ext", f"--build-lib={out}", f"--build-temp={out}/temp"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{flags}: {done.stderr[-TRACEBACK:]}")
+    (path,) = out.glob("deeprelax/_cuda.*")
+    loader = ExtensionFileLoader(f"{out.name}._cuda", str(path))
+    module = module_from_spec(ModuleSpec(loader.name, loader, origin=loader.path))
+    loader.exec_module(module)
+    return Cuda(module)
+
+
+def cuda_backends(folder: Path) -> dict[str, Backend]:
+    """By the name of the variant; all are built at a time."""
+    with ThreadPoolExecutor(len(VARIANTS)) as pool:
+        outs = [folder / f"variant{k}" for k in range(len(VARIANTS))]
+        return dict(zip(VARIANTS, pool.map(cuda_backend, outs, VARIANTS.values())))
 
 
 def try_all(
@@ -105,20 +87,16 @@ def try_all(
 ) -> str:
     """Add a row for each that runs; the first is what is installed. Returns the fastest, or the first if the fastest
     gains no more than noise."""
-    contestants: dict[str, Step] = {"copy": memory.copies(memory.elements, CALLS)}
+    contestants = {"copy": memory.copies(memory.elements, CALLS)}
     for name, backend in backends.items():
         with rows.attempt(f"{name}: {rule.name}, {dtype}"):
-            contestants[name] = memory.calls(backend, rule, rule.call("inner"), DTYPES[dtype], memory.elements, CALLS)
-    samples = sample(contestants, timer, rounds)
-    present, running = next(iter(backends)), [name for name in contestants if name != "copy"]
-    moved = rule.bytes(DTYPES[dtype], "inner") * memory.elements
-    for name in running:
-        by_present = statistics.median(ratios(samples, name, present)) if present in running else None
-        found = figures(samples, name, CALLS, moved, COPY_BYTES * memory.elements)
-        rows.add(variant=name, rule=rule.name, dtype=dtype, by_present=by_present, **found)
-    best = min(running, key=lambda name: statistics.median(s.cost for s in samples[name]))
-    gains = present not in running or statistics.median(ratios(samples, present, best)) >= NOISE
-    return best if gains else present
+            contestants[name] = memory.calls(backend, rule, DTYPES[dtype], memory.elements, CALLS)
+    found = compare(contestants, timer, rounds, "copy")
+    for name, figures in found.items():
+        rows.add(variant=name, rule=rule.name, dtype=dtype, **figures)
+    reached = {name: found[name]["bandwidth_ratio"]["median"] for name in backends if name in found}
+    best, present = max(reached, key=reached.__getitem__), next(iter(backends))
+    return best if reached[best] >= NOISE * reached.get(present, 0.0) else present
 
 
 def line(rule: Rule, dtype: str, sizes: str) -> str:
@@ -127,15 +105,14 @@ def line(rule: Rule, dtype: str, sizes: str) -> str:
 
 
 def main() -> None:
-    """On the current GPU."""
     given = arguments(str(__doc__))
-    rows = Rows(given.out, "tune", gpu())
+    rows = Rows(OUT, "tune", GPU)
     with tempfile.TemporaryDirectory() as folder:
         built: dict[str, Backend] = {BUILT: kernels.get(given.backend, rows.device)}
         if given.backend == "cuda":
-            built |= cuda_backends(Path(folder), VARIANTS)
+            built |= cuda_backends(Path(folder))
         memory = Memory(ELEMENTS, rows.device)
-        timer = timer_of(memory)
+        timer = memory.timer()
         for dtype in DTYPES:
             for rule in RULES:
                 with rows.attempt(f"{rule.name}, {dtype}"):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import deeprelax
 from deeprelax.benchmark.baselines import PEERS
-from deeprelax.benchmark.shapes import Workload
+from deeprelax.benchmark.shapes import Workload, parameters
 from deeprelax.benchmark.throughput import ratio
 from deeprelax.benchmark.timing import DeviceTimer, HostTimer, Sample, Step, Timer, alternate, watched
 from deeprelax.benchmark.trace import kernels_launched, write_trace
@@ -106,12 +106,7 @@ class Plan:
 
     def parameters(self) -> list[Tensor]:
         """Random weights, each with a random gradient."""
-        params: list[Tensor] = []
-        for shape in self.workload.shapes:
-            p = torch.nn.Parameter(torch.randn(shape, dtype=self.dtype, device=self.device))
-            p.grad = torch.randn_like(p)
-            params.append(p)
-        return params
+        return parameters(self.workload.shapes, self.device, self.dtype)
 
     def memory(self, peers: bool) -> int:
         """Bytes that a profile keeps: weights, gradients and state, the peers' (which share weights and gradients),

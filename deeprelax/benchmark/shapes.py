@@ -1,4 +1,4 @@
-"""Lists of parameter shapes to measure a step on: built in, torchvision's, or typed by hand."""
+"""What a step is measured on: lists of parameter shapes, built in, torchvision's, or typed by hand, and parameters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -26,6 +27,16 @@ class Workload:
     def elements(self) -> int:
         """Of all tensors together."""
         return sum(torch.Size(shape).numel() for shape in self.shapes)
+
+
+def parameters(
+    shapes: Iterable[tuple[int, ...]], device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """Random weights, each with a random gradient; ``device`` defaults to torch's."""
+    params: list[Tensor] = [torch.nn.Parameter(torch.randn(shape, device=device, dtype=dtype)) for shape in shapes]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    return params
 
 
 def resnet50_shapes() -> Shapes:

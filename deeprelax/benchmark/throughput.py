@@ -21,7 +21,7 @@ from torch import Tensor
 
 import deeprelax
 from deeprelax.benchmark.baselines import PEERS, CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
-from deeprelax.benchmark.shapes import Workload, resnet50_shapes
+from deeprelax.benchmark.shapes import Workload, parameters, resnet50_shapes
 from deeprelax.benchmark.timing import Step, alternate
 from deeprelax.benchmark.traffic import PEER_OPERANDS, bytes_moved, peer_bytes_moved
 from deeprelax.environment import describe
@@ -67,30 +67,25 @@ def is_host(workload: Workload) -> bool:
 
 def contestants(shapes: Sequence[tuple[int, ...]], preset: str) -> dict[str, Step]:
     """Steps by name; each has its own parameters, with random values. The first call is not an inner one."""
-
-    def parameters() -> list[Tensor]:
-        params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
-        for p in params:
-            p.grad = torch.randn_like(p)
-        return list(params)
-
     inner: dict[str, Any] = {"lr": 1e-3, "inner_steps": 10**9}
-    entropy_sgd = deeprelax.EntropySGD(parameters(), inner_lr=1e-3, temperature=0.0, **inner)
-    hj = deeprelax.HJ(parameters(), **inner)
+    entropy_sgd = deeprelax.EntropySGD(parameters(shapes), inner_lr=1e-3, temperature=0.0, **inner)
+    hj = deeprelax.HJ(parameters(shapes), **inner)
     steps: dict[str, Step] = {
         "EntropySGD": entropy_sgd.step,
-        "EntropySGD, noise": deeprelax.EntropySGD(parameters(), inner_lr=1e-3, temperature=1e-8, seed=0, **inner).step,
+        "EntropySGD, noise": deeprelax.EntropySGD(
+            parameters(shapes), inner_lr=1e-3, temperature=1e-8, seed=0, **inner
+        ).step,
         "HJ": hj.step,
-        "Heat": deeprelax.Heat(parameters(), seed=0, **inner).step,
-        "EntropyAdamW": deeprelax.EntropyAdamW(parameters(), inner_steps=10**9).step,
-        OUTER_PASS: outer_pass(parameters()),
-        **{name: build(parameters()).step for name, build in PEERS.items()},
-        "EntropySGD, noise, eager torch": EagerEntropySGD(parameters()).step,
-        "EntropySGD, noise, torch._foreach": ForeachEntropySGD(parameters()).step,
+        "Heat": deeprelax.Heat(parameters(shapes), seed=0, **inner).step,
+        "EntropyAdamW": deeprelax.EntropyAdamW(parameters(shapes), inner_steps=10**9).step,
+        OUTER_PASS: outer_pass(parameters(shapes)),
+        **{name: build(parameters(shapes)).step for name, build in PEERS.items()},
+        "EntropySGD, noise, eager torch": EagerEntropySGD(parameters(shapes)).step,
+        "EntropySGD, noise, torch._foreach": ForeachEntropySGD(parameters(shapes)).step,
     }
     if len(shapes) == 1 and shapes[0][0] > 1_000_000:
         if preset == "full":
-            steps[COMPILED] = CompiledEntropySGD(parameters()).step
+            steps[COMPILED] = CompiledEntropySGD(parameters(shapes)).step
         steps["C++ loop, streams of EntropySGD"] = plain_loop(entropy_sgd, "z", update_w=True)
         steps["C++ loop, streams of HJ and Heat"] = plain_loop(hj, "p", update_w=False)
     return steps
@@ -133,6 +128,19 @@ def measure(
 
     alternate({name: timed(name) for name in steps}, rounds)
     return {name: values[1:] for name, values in times.items()}  # the first warms up
+
+
+def exchange(params: list[Tensor], others: list[Tensor]) -> Step:
+    """Give the parameters the other gradients and their own in turn, as after ``zero_grad(set_to_none=True)``: new
+    addresses at every step."""
+    sets: list[list[Tensor | None]] = [[p.grad for p in params], [*others]]
+
+    def other() -> None:
+        sets.reverse()
+        for p, grad in zip(params, sets[0]):
+            p.grad = grad
+
+    return other
 
 
 def ratio(times: dict[str, list[float]], a: str, b: str) -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,17 +19,17 @@ import bandwidth
 import common
 import host
 import ncu
+import preflight
 import pytest
 import report
 import sanitize
 import steps
 import torch
 import tune
-from common import COPY_BYTES, KINDS, RULES, Memory, Rows, Rule
+from common import KINDS, RULES, Memory, Rows, Rule
 from torch import Tensor
 
 from deeprelax import kernels
-from deeprelax.benchmark.baselines import EagerEntropySGD
 from deeprelax.benchmark.shapes import Workload
 from deeprelax.benchmark.timing import HostTimer, Sample, Step, Watch
 from deeprelax.benchmark.traffic import bytes_moved, peer_bytes_moved
@@ -59,8 +61,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Backend:
     backend, real = Cuda(module, emulated=True), kernels.get
     for place in ("deeprelax.optim.bucket.get", "deeprelax.optim.device_clock.get"):
         monkeypatch.setattr(place, lambda name, device: backend if name == "cuda" else real(name, device))
-    for script in (bandwidth, steps, tune):
-        monkeypatch.setattr(script, "sample", made_up)
+    monkeypatch.setattr(common, "sample", made_up)
     return backend
 
 
@@ -78,14 +79,15 @@ def written(rows: Rows) -> report.Results:
 def test_every_rule_kind_dtype_and_size_is_measured_by_a_copy(
     emulated: Backend, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bandwidth, "SIZES", (2**7, 2**10))
+    monkeypatch.setattr(bandwidth, "SIZES", (2**7,))
     bandwidth.measure(rows, Memory(2**10, CPU), emulated, TIMER, 2)
     found = written(rows)
     for rule in RULES:
         for dtype, kind in (("fp32", "first"), ("bf16", "last"), ("bf16", "inner")):
             (row,) = report.only(found, "made", rule=rule.name, dtype=dtype, kind=kind, elements=2**10)
             moved = bytes_moved(rule.optimizer, common.DTYPES[dtype], kind)
-            assert row["of_copy"]["median"] == pytest.approx(moved / 8 / 2)  # in twice the time of a copy
+            assert row["bandwidth_ratio"]["median"] == pytest.approx(moved / 8 / 2)  # in twice the time of a copy
+            assert row["time_ratio"] == pytest.approx(2)
             calls = bandwidth.MOST_CALLS
             assert row["gb_per_s"] == pytest.approx(moved * 2**10 * calls / 6e-3 / 1e9)
         assert len(report.only(found, "made", rule=rule.name, elements=2**7)) == 2
@@ -102,8 +104,8 @@ def test_what_is_timed_is_the_reference_call(rule: Rule, dtype: torch.dtype, emu
 
     def run(backend: Backend, kind: str, unaligned: str = "") -> list[Tensor]:
         torch.manual_seed(0)
-        memory = Memory(2**9, CPU, cache=0)
-        memory.calls(backend, rule, rule.call(kind), dtype, 2**7, 2, unaligned)
+        memory = Memory(2**9, CPU)
+        memory.calls(backend, rule, dtype, 2**7, 2, kind=kind, unaligned=unaligned)
         return [memory.wide["w"], memory.narrow["w"], memory.x, memory.y, memory.average, memory.square]
 
     runs = [(kind, "") for kind in KINDS] + [("inner", name) for name in ("w", "g")]
@@ -116,60 +118,64 @@ def test_what_is_timed_is_the_reference_call(rule: Rule, dtype: torch.dtype, emu
     assert torch.equal(seen[0][0][2**8 :], untouched[2**8 :])
 
 
-def test_a_slice_is_reused_only_after_four_times_the_cache() -> None:
-    memory = Memory(2**12, CPU, cache=2**11)
+def test_no_call_finds_its_operands_in_a_cache() -> None:
+    """Those of a step lie on different slices, or are long; what comes before it is ``test_timing.py``'s."""
+    for size in (*bandwidth.SIZES, bandwidth.ELEMENTS):
+        calls = bandwidth.calls_of(size)
+        found = common.slices(bandwidth.ELEMENTS, size, calls)
+        assert len({part.start for part in found}) == calls or len(found) * size >= 2**26
+        assert all(part.stop - part.start == size and part.stop <= bandwidth.ELEMENTS for part in found)
     order: list[int] = []
-    launches: list[Step] = [lambda k=k: order.append(k) for k in range(len(memory.slices(2**7, 3)))]
-    assert len(launches) == 3 + 4 * 2**11 // (COPY_BYTES * 2**7)
-    ours, copies = (memory.rotated(launches, 2**7, 3) for _ in range(2))
-    for step in (ours, copies, ours, copies):
-        step()
-    assert order == [k % len(launches) for k in range(12)]
+    common.in_turn([partial(order.append, k) for k in range(2)], 5)()
+    assert order == [0, 1, 0, 1, 0]
 
 
 def test_a_captured_call_is_an_inner_one_under_a_scaler(emulated: Backend) -> None:
     torch.manual_seed(0)
-    memory = Memory(2**7, CPU)
+    memory, rule = Memory(2**7, CPU), RULES[0]
     before = memory.wide["w"].clone()
-    memory.captured(emulated, RULES[0], torch.float32, 1)
+    memory.calls(emulated, rule, torch.float32, 2**7, 1, call=rule.tick(emulated, CPU))
     torch.manual_seed(0)
     plain = Memory(2**7, CPU)
     plain.wide["g"] /= 1024
-    plain.calls(Eager(), RULES[0], RULES[0].call("inner"), torch.float32, 2**7, 1)
+    plain.calls(Eager(), rule, torch.float32, 2**7, 1)
     assert not torch.equal(memory.wide["w"], before)
     assert torch.equal(memory.wide["w"], plain.wide["w"])
 
 
 def test_whole_steps_are_compared_per_byte_with_adamw(emulated: Backend, rows: Rows) -> None:
     workload = Workload("resnet50, tiny", ((5, 3), (70,)))
-    for capturable in (False, True):
-        steps.group(rows, workload, "cuda", capturable, TIMER, 2)
-    steps.plain(rows, workload, {"eager": EagerEntropySGD}, TIMER, 2)
+    for what, capturable in (("cuda", False), ("cuda, graph", True)):
+        builds = steps.ours("cuda", capturable) | steps.theirs(*steps.PEERS)
+        steps.measure(rows, workload, what, builds, TIMER, 2)
+    steps.measure(rows, workload, "plain torch", steps.plain(False) | steps.theirs(steps.ADAMW), TIMER, 2)
     found = written(rows)
     (hj,) = report.only(found, "made", name="HJ", backend="cuda, graph")
     time = (6 / 5) / (20 / 5)  # ms of a step of ours by AdamW's
-    assert hj["by_adamw"] == pytest.approx(time)
+    assert hj["time_ratio"] == pytest.approx(time)
     moved = (20 + 3 * 20 + 16) / 5
-    assert hj["by_adamw_per_byte"] == pytest.approx(time / (moved / peer_bytes_moved(steps.ADAMW, torch.float32)))
+    of_adamw = moved / peer_bytes_moved(steps.ADAMW, torch.float32) / time
+    assert hj["bandwidth_ratio"]["median"] == pytest.approx(of_adamw)
     assert {r["name"] for r in found if r["backend"] == "cuda"} == {*(r.name for r in RULES), *steps.PEERS}
-    assert report.only(found, "made", name="eager")
+    assert len(report.only(found, "made", backend="plain torch")) == 3
 
 
 def test_the_hosts_time_is_compared_with_sgds(emulated: Backend, rows: Rows) -> None:
     host.measure(rows, "cuda", rounds=2, tensors=2)
     found = written(rows)
     keys = {(r["name"], r["capturable"], r["new_gradients"]) for r in found}
-    ours = {(name, *pair) for name in host.OPTIMIZERS for pair in ((False, False), (False, True), (True, False))}
+    ours = {(rule.name, capturable, new) for rule in RULES for capturable in (False, True) for new in (False, True)}
     assert keys == ours | {(host.SGD, False, False), (host.SGD, False, True)}
     assert all(r["by_sgd"] == 1 for r in found if r["name"] == host.SGD)
     assert all(r["us"]["median"] > 1 for r in found)
-    params = host.parameters(CPU, 2)
-    before, exchange = [p.grad for p in params], host.Exchange(params)
-    exchange()
-    assert all(p.grad is not g for p, g in zip(params, before))
+    params = host.parameters([(3,)] * 2, CPU)
+    before, prepare = [p.grad for p in params], host.before(params, new=True)
+    for same in (False, True):
+        prepare()
+        assert all((p.grad is g) == same for p, g in zip(params, before))
 
 
-def test_a_failure_is_a_row_and_the_others_are_measured(
+def test_what_fails_is_a_row_and_the_others_are_measured(
     emulated: Backend, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = emulated.bind
@@ -184,7 +190,7 @@ def test_a_failure_is_a_row_and_the_others_are_measured(
     with rows.path.open("a") as file:
         file.write('{"script": "made", "rule": "cut')
     found = report.load(rows.path.parent)
-    assert {r["rule"] for r in report.only(found, "made")} == {r.name for r in RULES} - {"HJ"}
+    assert {r["rule"] for r in report.only(found, "made")} == {"copy", *(r.name for r in RULES)} - {"HJ"}
     (error,) = report.only(found, "error")
     assert "made up" in error["said"]
     assert any("HJ [cuda]" in said for said in report.wrong(found))
@@ -210,18 +216,34 @@ def test_a_variant_that_nvcc_refuses_says_what_it_said(tmp_path: Path, monkeypat
     nvcc.write_text('#!/bin/sh\necho "no such option: $NVCC_APPEND_FLAGS" >&2; exit 1\n')
     nvcc.chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    with pytest.raises(RuntimeError, match=r"bad: [\s\S]*no such option: -DBAD"):
-        tune.cuda_backends(tmp_path, {"bad": "-DBAD"})
+    with pytest.raises(RuntimeError, match=r"-DBAD: [\s\S]*no such option: -DBAD"):
+        tune.cuda_backend(tmp_path / "variant", "-DBAD")
 
 
 def test_the_sanitizers_program_calls_every_rule_kind_and_dtype(emulated: Backend) -> None:
     per_dtype = len(RULES) * len(KINDS) * 4
     rounded = sum(rule.kernel.keeps_y for rule in RULES) * len(KINDS) * 4
     assert sanitize.everything(emulated, 256, CPU) == 4 * per_dtype + rounded
-    assert sanitize.captured_steps("cuda", CPU) == 16
-    assert sanitize.verdict(0, "========= ERROR SUMMARY: 0 errors") == ("passed", "ERROR SUMMARY: 0 errors")
-    assert sanitize.verdict(86, "========= ERROR SUMMARY: 3 errors")[0] == "failed"
-    assert sanitize.verdict(1, "Device not supported")[0] == "not supported"
+    assert sanitize.captured_steps("cuda", CPU) == 20
+
+
+@pytest.mark.parametrize(
+    ("printed", "verdict", "said"),
+    [
+        ("1 calls\n========= ERROR SUMMARY: 0 errors\nexit status 0\n", "passed", "ERROR SUMMARY: 0 errors"),
+        ("========= ERROR SUMMARY: 3 errors\nexit status 86\n", "failed", "ERROR SUMMARY: 3 errors; exit status 86"),
+        ("a Traceback\nNameError\nexit status 1\n", "failed", "NameError; exit status 1"),
+        ("========= Device not supported\nexit status 1\n", "not proven", "Device not supported"),
+        ("timeout: no compute-sanitizer\nexit status 127\n", "not proven", "no compute-sanitizer; exit status 127"),
+        ("exit status 124\n", "not proven", "exit status 124"),
+        ("========= COMPUTE-SANITIZER\n", "not proven", "it did not end"),
+        ("", "not proven", "it did not end"),
+    ],
+)
+def test_what_the_sanitizer_printed_is_judged(printed: str, verdict: str, said: str) -> None:
+    found = report.sanitized(printed)
+    assert found[0] == verdict
+    assert said in found[1]
 
 
 def test_ncus_table_is_read_launch_by_launch() -> None:
@@ -235,8 +257,6 @@ def test_ncus_table_is_read_launch_by_launch() -> None:
 
 
 JUNIT = """<testsuites><testsuite><testcase classname="a" name="good"/>{more}</testsuite></testsuites>"""
-CHECKS = [{"script": "sanitizer", "tool": t, "backend": b, "verdict": "passed", "said": ""} for t, b in
-          (("memcheck", "cuda"), ("memcheck", "triton"), ("racecheck", "triton"))]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -249,20 +269,23 @@ CHECKS = [{"script": "sanitizer", "tool": t, "backend": b, "verdict": "passed", 
         ('<testcase classname="a" name="why"><skipped message="because"/></testcase>', 1, "nothing allows: because"),
     ],
 )
-def test_the_report_says_what_was_not_proved(more: str, status: int, said: str, tmp_path: Path) -> None:
+def test_the_report_says_what_was_not_proved(
+    more: str, status: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "pytest.xml").write_text(JUNIT.format(more=more))
     about = {"script": "about", "gpu": "a GPU", "why_not": {"cuda": ""}}
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [about, *CHECKS]))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, ROOT / "bench" / "gpu" / "report.py", "--out", tmp_path]
-    assert subprocess.run(command, env=environment, stdout=subprocess.PIPE).returncode == status
+    (tmp_path / "rows.jsonl").write_text(json.dumps(about) + "\n")
+    for name in report.SANITIZED:
+        (tmp_path / f"{name}.txt").write_text("exit status 0\n")
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
+    assert report.main() == status
     assert said in (tmp_path / "gpu.md").read_text()
 
 
 def test_targets_are_judged_by_whole_cycles_and_by_the_slowest(tmp_path: Path) -> None:
-    common_part: dict[str, Any] = {"script": "bandwidth", "backend": "cuda", "rule": "HJ", "dtype": "fp32", "bytes": 20}
+    hj: dict[str, Any] = {"script": "bandwidth", "backend": "cuda", "rule": "HJ", "dtype": "fp32", "bytes": 20}
     found: report.Results = [
-        {**common_part, "kind": kind, "elements": n, "of_copy": {"median": of}, "gb_per_s": 1.0, "copy_gb_per_s": 2.0}
+        {**hj, "kind": kind, "elements": n, "bandwidth_ratio": {"median": of}, "gb_per_s": 1.0}
         for kind, n, of in (("inner", 64, 9.0), ("inner", 128, 1.0), ("first", 128, 0.5), ("last", 128, 0.5))
     ]
     timed = {"script": "host", "backend": "cuda", "capturable": False, "new_gradients": True}
@@ -281,29 +304,31 @@ def test_targets_are_judged_by_whole_cycles_and_by_the_slowest(tmp_path: Path) -
     ("name", "found", "said"),
     [("setuptools", "68.1.2", "needs setuptools 77 or newer, and setuptools is 68"), ("pybind11", None, "no pybind11")],
 )
-def test_make_gpu_says_what_it_lacks_before_it_builds(name: str, found: str | None, said: str, tmp_path: Path) -> None:
-    setup = f"sys.modules[{name!r}] = None"
-    if found is not None:
-        info = tmp_path / f"{name}-{found}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {found}\n")
-        setup = f"sys.path.insert(0, {str(tmp_path)!r})"
-    script = ROOT / "bench" / "gpu" / "preflight.py"
-    code = f"import sys, runpy; {setup}; runpy.run_path({str(script)!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert said in done.stderr
-    assert "pip download --no-deps" in done.stderr
-    if not torch.cuda.is_available():
-        assert "torch.cuda.is_available() is False" in done.stderr
+def test_make_gpu_says_what_it_lacks_before_it_builds(
+    name: str, found: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(of: str) -> str:
+        if of == name and found is None:
+            raise PackageNotFoundError
+        return found if of == name and found else metadata.version(of)
+
+    monkeypatch.setattr(preflight, "version", version)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as end:
+        preflight.main()
+    for expected in (said, "pip download --no-deps", "torch.cuda.is_available() is False"):
+        assert expected in str(end.value)
 
 
-def test_a_script_that_dies_loses_only_its_own_rows(tmp_path: Path, runner: Callable[[str], list[str]]) -> None:
+def test_a_script_that_dies_costs_only_its_own_rows(tmp_path: Path, runner: Callable[[str], list[str]]) -> None:
     called = runner("bandwidth host")
     assert called == [
         "preflight.py", "-m pip", "bandwidth.py --backend cuda", "bandwidth.py --backend triton",
         "host.py --backend cuda", "host.py --backend triton", "report.py",
     ]  # fmt: skip
     assert "-m pytest" in runner("tests")
+    for name in report.SANITIZED:
+        assert "exit status 127" in (tmp_path / "out" / "gpu" / f"{name}.txt").read_text()
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def test_every_rule_is_tried_with_other_sizes(rule: Any, tmp_path: Path, monkeyp
     """The interpreter is slow: one other candidate, one call."""
     monkeypatch.setattr(tune, "CALLS", 1)
     monkeypatch.setattr(tune, "candidates", lambda bytes_each, noise: [Sizes(256, 8 if bytes_each == 2 else 4, 1)])
-    rows, memory = Rows(tmp_path, "tune", CPU), Memory(2**8, CPU, cache=0)
+    rows, memory = Rows(tmp_path, "tune", CPU), Memory(2**8, CPU)
     for dtype in DTYPES:
         backends = tune.triton_backends(rule, dtype)
         best = tune.try_all(rows, memory, backends, rule, dtype, HostTimer(Watch()), 1)
@@ -39,7 +39,7 @@ def test_every_rule_is_tried_with_other_sizes(rule: Any, tmp_path: Path, monkeyp
         assert best in backends
         (line,) = eval("{" + tune.line(rule, dtype, best) + "}", {"Sizes": Sizes}).items()
         assert (line[0], str(line[1])) == (kind, best)
-    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1 + 2 * len(DTYPES)
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1 + 3 * len(DTYPES)
 
 
 def test_other_sizes_change_the_programs_of_their_kind_alone() -> None:
