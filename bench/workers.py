@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
 import json
 import os
 import statistics
@@ -38,9 +37,10 @@ import deeprelax
 from deeprelax.benchmark.throughput import ratio
 from deeprelax.benchmark.timing import alternate
 from deeprelax.environment import describe
+from deeprelax.files import write_json
 
-L, ROUNDS, BATCH = 20, 12, 32
-WIDTHS = (784, 1536, 1536, 10)
+L, BATCH = 20, 32
+INPUTS, CLASSES = 784, 10
 DDP = "DDP + SGD"
 ALONE = "EntropySGD with noise, no exchange"
 # The model of larger groups: seconds until a message arrives, bytes a second of a link, seconds of computing a step.
@@ -48,25 +48,23 @@ LATENCY, BANDWIDTH = 20e-6, 12.5e9
 SIZES = (2, 8, 64, 1024)
 
 
-def network() -> nn.Module:
+def network(width: int) -> nn.Module:
     """The same on every process."""
     torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(WIDTHS):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    hidden = [nn.Linear(INPUTS, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*hidden, nn.Linear(width, CLASSES))
 
 
-def contestants() -> dict[str, tuple[nn.Module, Any]]:
+def contestants(width: int) -> dict[str, tuple[nn.Module, Any]]:
     """(model, optimizer) by name."""
     found: dict[str, tuple[nn.Module, Any]] = {}
-    model: nn.Module = DistributedDataParallel(network())
+    model: nn.Module = DistributedDataParallel(network(width))
     found[DDP] = model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    model = network()
+    model = network(width)
     averager = PeriodicModelAverager(period=L)
     sgd = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     found["PostLocalSGDOptimizer"] = model, PostLocalSGDOptimizer(sgd, averager)
-    model = network()
+    model = network(width)
     found["DiLoCo of torchft"] = model, diloco(model)
     options = {"inner_lr": 0.01, "inner_steps": L, "temperature": 1e-8, "seed": 0}
     for name, make, more in (
@@ -75,7 +73,7 @@ def contestants() -> dict[str, tuple[nn.Module, Any]]:
         ("Parle, overlap", deeprelax.Parle, {"overlap": True}),
         (ALONE, deeprelax.EntropySGD, {}),
     ):
-        model = network()
+        model = network(width)
         found[name] = model, make(model.parameters(), **options, **more)
     return found
 
@@ -102,32 +100,35 @@ def diloco(model: nn.Module) -> torch.optim.Optimizer:
     return sgd
 
 
-def cycle(model: nn.Module, opt: Any, inputs: Tensor, targets: Tensor) -> None:
-    """L steps."""
-    for _ in range(L):
+def train(model: nn.Module, opt: Any, inputs: Tensor, targets: Tensor, steps: int = L) -> None:
+    """So many steps."""
+    for _ in range(steps):
         opt.zero_grad()
         cross_entropy(model(inputs), targets).backward()
         opt.step()
 
 
-def measure() -> dict[str, list[float]]:
+def batch() -> tuple[Tensor, Tensor]:
+    """Inputs and classes, others on every process."""
+    torch.manual_seed(dist.get_rank())
+    return torch.randn(BATCH, INPUTS), torch.randint(CLASSES, (BATCH,))
+
+
+def measure(width: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of a step, the slowest process's, one a round."""
     torch.set_num_threads(1)
-    rank = dist.get_rank()
-    torch.manual_seed(rank)
-    inputs, targets = torch.randn(BATCH, WIDTHS[0]), torch.randint(WIDTHS[-1], (BATCH,))
-    everyone = contestants()
+    (inputs, targets), everyone = batch(), contestants(width)
     times: dict[str, list[float]] = {name: [] for name in everyone}
 
     def timed(name: str) -> None:
         dist.barrier()
         begin = time.perf_counter()
-        cycle(*everyone[name], inputs, targets)
+        train(*everyone[name], inputs, targets)
         slowest = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
         times[name].append(float(slowest) / L)
 
-    alternate({name: partial(timed, name) for name in everyone}, ROUNDS)
+    alternate({name: partial(timed, name) for name in everyone}, rounds)
     return {name: found[1:] for name, found in times.items()}  # the first warms up
 
 
@@ -143,13 +144,13 @@ def row(times: dict[str, list[float]], name: str) -> dict[str, Any]:
     return {**found, "by_ddp": ratio(times, name, DDP), "by_alone": ratio(times, name, ALONE)}
 
 
-def run(size: int) -> list[dict[str, Any]]:
+def run(size: int, width: int, rounds: int) -> list[dict[str, Any]]:
     """The rows of so many processes, started here."""
     lighthouse = LighthouseServer("[::]:0", min_replicas=size)
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "WORLD_SIZE": str(size), "STORE": f"{folder}/store", "OMP_NUM_THREADS": "1"}
         environment["TORCHFT_LIGHTHOUSE"] = lighthouse.address()
-        command = [sys.executable, __file__, "--out", f"{folder}/rows.json"]
+        command = [sys.executable, __file__, "--out", f"{folder}/rows.json", f"--width={width}", f"--rounds={rounds}"]
         started = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(size)]
         for each in started:
             each.wait()
@@ -162,7 +163,9 @@ def main() -> None:
     """One process of a group, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/workers.json"))
-    out: Path = parser.parse_args().out
+    parser.add_argument("--width", type=int, default=1536, help="of the hidden layers")
+    parser.add_argument("--rounds", type=int, default=12)
+    given = parser.parse_args()
     if "STORE" in os.environ:
         dist.init_process_group(
             "gloo",
@@ -170,13 +173,13 @@ def main() -> None:
             rank=int(os.environ["RANK"]),
             world_size=int(os.environ["WORLD_SIZE"]),
         )
-        times = measure()
+        times = measure(given.width, given.rounds)
         if dist.get_rank() == 0:
-            out.write_text(json.dumps([row(times, name) for name in times]))
+            write_json(given.out, [row(times, name) for name in times])
         dist.barrier()
         os._exit(0)  # tearing a gloo group down crashes now and then
-    elements = sum(a * b + b for a, b in itertools.pairwise(WIDTHS))
-    measured = {size: run(size) for size in (2, 3)}
+    elements = sum(p.numel() for p in network(given.width).parameters())
+    measured = {size: run(size, given.width, given.rounds) for size in (2, 3)}
     compute = 1e-3 * next(r["ms"] for r in measured[2] if r["name"] == ALONE)
     every: dict[str, Callable[[int], float]] = {
         DDP: lambda size: model_of(compute, 4 * elements, 1, size),
@@ -188,8 +191,7 @@ def main() -> None:
         **{"inner_steps": L, "measured": measured, "latency": LATENCY, "bandwidth": BANDWIDTH},
         "model": {name: {size: 1e3 * of(size) for size in SIZES} for name, of in every.items()},
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(given.out, result)
     print(json.dumps(result["measured"], indent=1))
 
 
