@@ -5,77 +5,84 @@ python bench/gpu/bandwidth.py --backend cuda
 
 from __future__ import annotations
 
-from typing import Any
+import gc
+from dataclasses import replace
+from functools import partial
 
+import common
 import torch
-from common import DTYPES, GPU, OUT, RULES, Contestant, Memory, Rows, Rule, arguments, compare
+from common import DTYPES, GPU, KINDS, OUT, RULES, Contestant, Rows, Rule, compare, copies, inner
 
 from deeprelax import kernels
+from deeprelax.benchmark.profiler import sample
 from deeprelax.benchmark.timing import Timer
+from deeprelax.benchmark.traffic import bytes_moved
 from deeprelax.kernels import Backend
 
-ELEMENTS, ROUNDS = 2**28, 15
-SIZES = tuple(2**n for n in range(26, 15, -2))  # besides ELEMENTS
-CALLS = 3  # between two events: some 5 ms at 2^28 elements
-TOGETHER, MOST_CALLS = 2**24, 128  # below that many elements a call is short: more of them, at most so many
+ELEMENTS, ROUNDS = 2**28, 15  # of the kinds of call
+SIZES = tuple(2**n for n in range(26, 15, -2))  # of inner calls; the settings are compared at the first
+CALLS = 3  # between two events, and more where they are short: as many as TOGETHER elements take
+TOGETHER, MOST_CALLS = 2**24, 64
 
 
-def calls_of(size: int) -> int:
-    """The calls of a step, of so many elements each."""
-    return max(CALLS, min(MOST_CALLS, TOGETHER // size))
+def measure(rows: Rows, backend: Backend, timer: Timer) -> None:
+    """Each row is written as soon as it is measured, the targets' first."""
+    work = {f"{r.name}, {d}": partial(kinds, rows, r, backend, d, ELEMENTS, timer) for d in DTYPES for r in RULES}
+    for size in SIZES:
+        work |= {f"{size}, {dtype}": partial(inner_calls, rows, backend, dtype, size, timer) for dtype in DTYPES}
+    work |= {f"settings, {dtype}": partial(settings, rows, backend, dtype, SIZES[0], timer) for dtype in DTYPES}
+    for what, run in work.items():
+        with rows.attempt(f"{what} [{backend.name}]"):
+            run()
+        gc.collect()  # optimizers and their memory are in reference cycles
 
 
-def measure(rows: Rows, memory: Memory, backend: Backend, timer: Timer, rounds: int = ROUNDS) -> None:
-    """The largest size first, then the others, then the extras; each row is written as soon as it is measured."""
-    work = [(dtype, kind, memory.elements) for dtype in DTYPES for kind in ("inner", "first", "last")]
-    work += [(dtype, "inner", size) for size in SIZES for dtype in DTYPES]
-    for dtype, kind, size in work:
-        with rows.attempt(f"{dtype}, {kind}, {size} elements"):
-            group(rows, memory, backend, timer, rounds, dtype, kind, size)
-    for dtype in DTYPES:
-        with rows.attempt(f"{dtype}, extras"):
-            extras(rows, memory, backend, timer, rounds, dtype)
+def kinds(rows: Rows, rule: Rule, backend: Backend, dtype: str, size: int, timer: Timer) -> None:
+    """A row for each kind of call, told apart by their order in short cycles."""
+    opt = replace(rule, length=len(KINDS)).make([common.parameter(size, DTYPES[dtype], rows.device)], backend)
+    contestants = {"copy": copies(size, 1, rows.device)}
+    for kind in KINDS:
+        contestants[kind] = Contestant(opt.step, 1, bytes_moved(rule.optimizer, DTYPES[dtype], kind) * size)
+    samples = sample(opt.step, KINDS, {"copy": contestants["copy"].step}, timer, ROUNDS)
+    for kind in KINDS:
+        found = common.figures(samples, contestants, kind, "copy")
+        rows.add(rule=rule.name, backend=backend.name, dtype=dtype, elements=size, kind=kind, **found)
 
 
-def group(
-    rows: Rows, memory: Memory, backend: Backend, timer: Timer, rounds: int, dtype: str, kind: str, size: int
-) -> None:
-    """A row for each rule and the copy: calls of ``size`` elements."""
-    contestants = {"copy": memory.copies(size, calls_of(size))}
+def inner_calls(rows: Rows, backend: Backend, dtype: str, size: int, timer: Timer) -> None:
+    """A row for each rule and the copy."""
+    calls = max(CALLS, min(MOST_CALLS, TOGETHER // size))
+    contestants = {"copy": copies(size, calls, rows.device)}
     for rule in RULES:
-        with rows.attempt(f"{rule.name} [{backend.name}], {dtype}, {kind}, {size} elements"):
-            contestants[rule.name] = memory.calls(backend, rule, DTYPES[dtype], size, calls_of(size), kind=kind)
-    for name, figures in compare(contestants, timer, rounds, "copy").items():
-        rows.add(rule=name, backend=backend.name, dtype=dtype, kind=kind, elements=size, **figures)
+        with rows.attempt(f"{rule.name} [{backend.name}], {dtype}, {size} elements"):
+            contestants[rule.name] = inner(rule, backend, DTYPES[dtype], size, calls, rows.device)
+    for name, found in compare(contestants, timer, ROUNDS, "copy").items():
+        rows.add(rule=name, backend=backend.name, dtype=dtype, elements=size, **found)
 
 
-def extras(rows: Rows, memory: Memory, backend: Backend, timer: Timer, rounds: int, dtype: str) -> None:
-    """The plain inner call of Entropy-SGD, and settings that move no more bytes than it."""
+def settings(rows: Rows, backend: Backend, dtype: str, size: int, timer: Timer) -> None:
+    """A row for the inner call of Entropy-SGD, and for each setting that moves no more bytes than it."""
     plain, noisy = RULES[:2]
-
-    def calls(rule: Rule, **options: Any) -> Contestant:
-        return memory.calls(backend, rule, DTYPES[dtype], memory.elements, CALLS, **options)
-
+    calls = partial(inner, backend=backend, dtype=DTYPES[dtype], size=size, calls=CALLS, device=rows.device)
     contestants = {
         "plain": calls(plain),
         "gradient unaligned": calls(plain, unaligned="g"),
         "weight unaligned": calls(plain, unaligned="w"),
         "noise": calls(noisy),
         "noise, weight unaligned": calls(noisy, unaligned="w"),
-        "weight decay": calls(plain, call=plain.call("inner", weight_decay=1e-4)),
-        "captured, GradScaler": calls(plain, call=plain.tick(backend, memory.device)),
+        "weight decay": calls(plain, weight_decay=1e-4),
+        "capturable, GradScaler": calls(plain, capturable=True),
     }
-    for name, figures in compare(contestants, timer, rounds, "plain").items():
-        rows.add(extra=name, backend=backend.name, dtype=dtype, **figures)
+    for name, found in compare(contestants, timer, ROUNDS, "plain").items():
+        rows.add(setting=name, backend=backend.name, dtype=dtype, **found)
 
 
 def main() -> None:
-    given = arguments(str(__doc__))
+    given = common.arguments(str(__doc__))
     torch.manual_seed(0)
     rows = Rows(OUT, "bandwidth", GPU)
-    memory = Memory(ELEMENTS, rows.device)
     with rows.loaded():
-        measure(rows, memory, kernels.get(given.backend, rows.device), memory.timer())
+        measure(rows, kernels.get(given.backend, GPU), common.timer_of(ELEMENTS, GPU))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the scripts of ``make gpu`` share: the rules and their calls, memory, comparisons, and the file of results.
+"""What the scripts of ``make gpu`` share: the optimizers, contestants, their comparison, and the file of results.
 
 A result is one JSON line of OUT/rows.jsonl, appended as soon as it is measured: an interrupted run loses nothing.
 """
@@ -8,14 +8,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import statistics
 import subprocess
 import traceback
-from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,9 +27,7 @@ from deeprelax import kernels
 from deeprelax.benchmark.timing import DeviceTimer, Sample, Step, Timer, Watch, alternate
 from deeprelax.benchmark.traffic import bytes_moved
 from deeprelax.environment import cuda_kernels, describe
-from deeprelax.kernels import Backend, ClockMemory, CycleState, Hyper, Scalars, Table, Tick
-from deeprelax.kernels.scalars import ENTROPY_ADAMW, ENTROPY_SGD, HEAT, HJ
-from deeprelax.optim.bucket import buffers_of
+from deeprelax.kernels import Backend
 
 ROOT = Path(__file__).parents[2]
 OUT = Path(os.environ.get("OUT") or "out") / "gpu"
@@ -40,63 +36,42 @@ BACKENDS = ("cuda", "triton")
 KINDS = ("first", "inner", "last")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WORKLOADS = ("resnet50", "decoder-1.3b")
+LARGE = 2**25  # elements; a call on as many leaves no operand of a call before it in a cache
 TRACEBACK = 1500  # characters: its end says what went wrong and where
 
 
 @dataclass(frozen=True)
 class Rule:
-    """An update rule with cycles of ``length`` calls, and an optimizer that has it, with these options."""
+    """An optimizer with these options, and its cycle's length; ``noise``: whether its calls draw some."""
 
     name: str
     optimizer: str
-    kernel: kernels.Rule
     noise: bool
     length: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any]
 
-    def make(self, params: list[Tensor], backend: str, capturable: bool = False) -> Any:
+    @property
+    def kernel(self) -> kernels.Rule:
+        """The rule as the backends know it."""
+        return getattr(deeprelax, self.optimizer).rule
+
+    def make(self, params: Any, backend: str | Backend, **options: Any) -> Any:
         """The optimizer, with rates so small that weights keep their size."""
-        common = {"lr": 1e-6, "inner_steps": self.length, "backend": backend, "capturable": capturable}
-        return getattr(deeprelax, self.optimizer)(params, **common, **self.options)
-
-    def hyper(self, weight_decay: float = 0.0) -> Hyper:
-        """Of a run with the rule."""
-        alpha, temperature = 0.0 if self.kernel is ENTROPY_ADAMW else 0.75, 1e-8 if self.noise else 0.0
-        common = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "keep": 1 - 1e-3}
-        return Hyper(inner_steps=self.length, weight_decay=weight_decay, alpha=alpha, temperature=temperature, **common)
-
-    def call(self, kind: str, weight_decay: float = 0.0, flags: int = 0) -> Scalars:
-        """The scalars of the call of that kind, in mid-run."""
-        gamma = {"Heat": 1e-4, "EntropyAdamW": math.inf}.get(self.optimizer, 1.0)
-        phase = {"first": 0, "inner": 1, "last": self.length - 1}[kind]
-        cycle = CycleState(1e-3, 1e-3, gamma, gamma, step=7, phase=phase, cycle_steps=self.length, fresh=False, seed=1)
-        scalars = self.kernel.scalars(self.hyper(weight_decay), cycle)
-        scalars.flags |= flags
-        return scalars
-
-    def tick(self, backend: Backend, device: torch.device) -> Tick:
-        """What an inner call takes in a captured step under a GradScaler; the clock is not advanced again."""
-        clock, lr = ClockMemory(device), torch.tensor(1e-3, device=device)
-        start = {"gamma": 1.0, "cycle_gamma": 1.0, "phase": 1, "step": 7, "cycle_steps": self.length, "seed": 1}
-        for name, value in start.items():
-            clock.set(name, value)
-        scale = torch.full((), 1024.0, device=device)
-        tick = Tick(self.kernel, self.hyper(), clock, lr, lr, scale, torch.zeros_like(scale))
-        backend.tick(tick)
-        return tick
+        known = {"lr": 1e-6, "inner_steps": self.length, **self.options, **options}
+        return getattr(deeprelax, self.optimizer)(params, backend=backend, **known)
 
     def per_cycle(self, values: Mapping[str, float]) -> float:
         """The mean over a cycle of a value per kind of call."""
         return (values["first"] + (self.length - 2) * values["inner"] + values["last"]) / self.length
 
 
-NOISELESS = {"inner_lr": 1e-6, "gamma": 1.0, "temperature": 0.0}
+QUIET = {"inner_lr": 1e-6, "gamma": 1.0, "temperature": 0.0}
 RULES = (
-    Rule("EntropySGD", "EntropySGD", ENTROPY_SGD, False, 20, NOISELESS),
-    Rule("EntropySGD, noise", "EntropySGD", ENTROPY_SGD, True, 20, {**NOISELESS, "temperature": 1e-8, "seed": 0}),
-    Rule("HJ", "HJ", HJ, False, 5),
-    Rule("Heat", "Heat", HEAT, True, 5, {"seed": 0}),
-    Rule("EntropyAdamW", "EntropyAdamW", ENTROPY_ADAMW, False, 20, {"momentum": 0.0}),
+    Rule("EntropySGD", "EntropySGD", False, 20, QUIET),
+    Rule("EntropySGD, noise", "EntropySGD", True, 20, {**QUIET, "temperature": 1e-8, "seed": 0}),
+    Rule("HJ", "HJ", False, 5, {}),
+    Rule("Heat", "Heat", True, 5, {"seed": 0}),
+    Rule("EntropyAdamW", "EntropyAdamW", False, 20, {"momentum": 0.0, "weight_decay": 0.0}),
 )
 
 
@@ -109,78 +84,59 @@ class Contestant:
     bytes: float
 
 
-def in_turn(runs: list[Step], calls: int) -> Step:
-    """A step that makes so many calls of the runs."""
-
-    def step() -> None:
-        for k in range(calls):
-            runs[k % len(runs)]()
-
-    return step
+def in_turn(runs: list[Step], calls: int) -> None:
+    """Make so many calls of the runs."""
+    for k in range(calls):
+        runs[k % len(runs)]()
 
 
-def slices(elements: int, size: int, calls: int) -> list[slice]:
-    """Where the calls of a step lie, each on a slice by itself as long as there are any."""
-    return [slice(size * k, size * (k + 1)) for k in range(min(calls, elements // size))]
+def apart(size: int, calls: int) -> int:
+    """On how many tensors calls are made in turn, so that none finds its operands in a cache. Before the first, the
+    timer copies more than a cache holds."""
+    return calls if size < LARGE else 1
 
 
-class Memory:
-    """Random weights, gradients and state of ``elements``, a multiple of 128, and a buffer to copy to.
+def parameter(size: int, dtype: torch.dtype, device: torch.device, unaligned: str = "") -> Tensor:
+    """Random, with a random gradient; ``unaligned``: "w" or "g", which of them begins one element into its memory."""
+    w, g = (torch.randn(size + 1, device=device, dtype=dtype)[name == unaligned :][:size] for name in ("w", "g"))
+    p: Tensor = torch.nn.Parameter(w)
+    p.grad = g
+    return p
 
-    No call finds its operands in a cache: those of a step run on different slices, and the timer copies all of ``x``
-    before each step.
-    """
 
-    def __init__(self, elements: int, device: torch.device) -> None:
-        self.elements, self.device = elements, device
-        self.wide = {name: torch.randn(elements + 1, device=device) for name in ("w", "g")}
-        self.narrow = {name: t.to(torch.bfloat16) for name, t in self.wide.items()}
-        self.x, self.y, self.average, self.target = (torch.randn(elements, device=device) for _ in range(4))
-        self.square = torch.randn(elements, device=device).abs_()
-        self.missed = torch.zeros(1, dtype=torch.int64, device=device)
+def inner(
+    rule: Rule,
+    backend: str | Backend,
+    dtype: torch.dtype,
+    size: int,
+    calls: int,
+    device: torch.device,
+    unaligned: str = "",
+    **options: Any,
+) -> Contestant:
+    """Inner calls on tensors of that size, each an optimizer's only one."""
+    steps = []
+    for _ in range(apart(size, calls)):
+        opt = rule.make([parameter(size, dtype, device, unaligned)], backend, inner_steps=10**9, **options)
+        if options.get("capturable"):
+            opt.grad_scale, opt.found_inf = torch.full((), 1024.0, device=device), torch.zeros((), device=device)
+        opt.step()  # the first call of the cycle; errors show
+        steps.append(opt.step)
+    synchronize(device)
+    return Contestant(partial(in_turn, steps, calls), calls, bytes_moved(rule.optimizer, dtype, "inner") * size)
 
-    def launch(
-        self, backend: Backend, rule: Rule, call: Scalars | Tick, dtype: torch.dtype, part: slice, unaligned: str
-    ) -> Step:
-        """A call on that slice; ``unaligned``: "w" or "g", weights or gradients begin one element later."""
-        own = self.wide if dtype == torch.float32 else self.narrow
-        state = {name: self.average[part] for name in ("z", "p", "s", "exp_avg")}
-        state |= {"x": self.x[part], "y": self.y[part], "exp_avg_sq": self.square[part], "missed": self.missed}
-        buffers = {name: state[name] for name in buffers_of(rule.kernel, dtype != torch.float32, False)}
-        weight, grad = (own[name][part.start + (name == unaligned) :][: part.stop - part.start] for name in ("w", "g"))
-        update = backend.bind(rule.kernel, Table([weight], [0]), buffers)
-        run = update.run_ticked if isinstance(call, Tick) else update.run
-        return partial(run, call, [grad], array("q", [grad.data_ptr()]))
 
-    def calls(
-        self,
-        backend: Backend,
-        rule: Rule,
-        dtype: torch.dtype,
-        size: int,
-        count: int,
-        *,
-        kind: str = "inner",
-        call: Scalars | Tick | None = None,
-        unaligned: str = "",
-    ) -> Contestant:
-        """``count`` calls a step, of that kind or as given. Every slice gets one before this returns: tables are
-        uploaded, and errors show."""
-        call = rule.call(kind) if call is None else call
-        runs = [self.launch(backend, rule, call, dtype, part, unaligned) for part in slices(self.elements, size, count)]
-        for run in runs:
-            run()
-        synchronize(self.device)
-        return Contestant(in_turn(runs, count), count, bytes_moved(rule.optimizer, dtype, kind) * size)
+def copies(size: int, calls: int, device: torch.device) -> Contestant:
+    """Copies of as many fp32 elements."""
+    pairs = [torch.randn(2, size, device=device) for _ in range(apart(size, calls))]
+    runs: list[Step] = [partial(to.copy_, source) for to, source in pairs]
+    return Contestant(partial(in_turn, runs, calls), calls, 8 * size)
 
-    def copies(self, size: int, count: int) -> Contestant:
-        """Copies of fp32 elements on the same slices."""
-        runs = [partial(self.target[part].copy_, self.x[part]) for part in slices(self.elements, size, count)]
-        return Contestant(in_turn(runs, count), count, 8 * size)
 
-    def timer(self) -> Timer:
-        """Times work on the device between events; copies before them keep the device from waiting for the host."""
-        return DeviceTimer(Watch(), lambda: self.target.copy_(self.x))
+def timer_of(elements: int, device: torch.device) -> Timer:
+    """Times work on the device between events. Copies before it empty the caches, and keep the device from waiting for
+    the host."""
+    return DeviceTimer(Watch(), copies(elements, 1, device).step)
 
 
 def synchronize(device: torch.device) -> None:
@@ -203,28 +159,33 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def compare(contestants: Mapping[str, Contestant], timer: Timer, rounds: int, other: str) -> dict[str, dict[str, Any]]:
-    """Figures of a call of each contestant.
+    """The figures of all, from samples of each in every round."""
+    samples = sample({name: c.step for name, c in contestants.items()}, timer, rounds)
+    return {name: figures(samples, contestants, name, other) for name in contestants}
+
+
+def figures(
+    samples: Mapping[str, list[Sample]], contestants: Mapping[str, Contestant], name: str, other: str
+) -> dict[str, Any]:
+    """Figures of a contestant's calls.
 
     Returns:
-        By name: ``us`` and ``host_us``, the bytes moved and the bandwidth, the fraction of samples in which the device
-        ``waited`` for the host; time and bandwidth by those of the contestant ``other``, a ratio for each round.
+        ``us`` and ``host_us``; the fraction of samples in which the device ``waited`` for the host; the bytes moved and
+        the bandwidth; time and bandwidth by those of the contestant ``other``, a ratio for each round.
     """
-    samples = sample({name: c.step for name, c in contestants.items()}, timer, rounds)
-    found = {}
-    for name, c in contestants.items():
-        seconds = [s.cost / c.calls for s in samples[name]]
-        by = [t / (s.cost / contestants[other].calls) for t, s in zip(seconds, samples[other], strict=True)]
-        found[name] = {
-            "us": spread([1e6 * t for t in seconds]),
-            "host_us": statistics.median(1e6 * s.host / c.calls for s in samples[name]),
-            "waited": statistics.mean(s.waited for s in samples[name]),
-            "bytes": c.bytes,
-            "gb_per_s": c.bytes / statistics.median(seconds) / 1e9,
-            "time_ratio": statistics.median(by),
-            "bandwidth_ratio": spread([c.bytes / contestants[other].bytes / ratio for ratio in by]),
-            "relative_to": other,
-        }
-    return found
+    this, that = contestants[name], contestants[other]
+    seconds = [s.cost / this.calls for s in samples[name]]
+    ratios = [t / (s.cost / that.calls) for t, s in zip(seconds, samples[other], strict=True)]
+    return {
+        "us": spread([1e6 * t for t in seconds]),
+        "host_us": statistics.median(1e6 * s.host / this.calls for s in samples[name]),
+        "waited": statistics.mean(s.waited for s in samples[name]),
+        "bytes": this.bytes,
+        "gb_per_s": this.bytes / statistics.median(seconds) / 1e9,
+        "time_ratio": statistics.median(ratios),
+        "bandwidth_ratio": spread([this.bytes / that.bytes / ratio for ratio in ratios]),
+        "relative_to": other,
+    }
 
 
 class Rows:

@@ -40,7 +40,7 @@ def measure(rows: Rows, backend: str, rounds: int = ROUNDS, tensors: int = TENSO
     for name, capturable, new in names:
         with rows.attempt(f"{name} [{backend}{', capturable' * capturable}]"):
             params = parameters([(ELEMENTS,)] * tensors, rows.device)
-            opt = rules[name].make(params, backend, capturable) if name in rules else PEERS[SGD](params)
+            opt = rules[name].make(params, backend, capturable=capturable) if name in rules else PEERS[SGD](params)
             opt.step()
             key = f"{name} {capturable} {new}"
             steps[key], prepare[key] = opt.step, before(params, new)

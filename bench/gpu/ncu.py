@@ -11,11 +11,8 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from common import DTYPES, GPU, OUT, RULES, TRACEBACK, Memory, Rows, arguments
+from common import DTYPES, GPU, LARGE, OUT, RULES, TRACEBACK, Rows, arguments, inner
 
-from deeprelax import kernels
-
-ELEMENTS = 2**26
 STALLS = "long_scoreboard short_scoreboard wait math_pipe_throttle lg_throttle mio_throttle no_instruction not_selected"
 METRICS = {
     "dram_percent": "dram__throughput.avg.pct_of_peak_sustained_elapsed",
@@ -30,11 +27,11 @@ METRICS = {
 WORK = [(rule, dtype) for dtype in DTYPES for rule in RULES]
 
 
-def calls(backend: str, device: torch.device) -> None:
+def calls(backend: str) -> None:
     """Make each call once to compile it, and once more for the profiler."""
-    memory, found = Memory(ELEMENTS, device), kernels.get(backend, device)
     for rule, dtype in WORK:
-        call = memory.calls(found, rule, DTYPES[dtype], ELEMENTS, 1)
+        call = inner(rule, backend, DTYPES[dtype], LARGE, 1, GPU)
+        call.step()
         torch.cuda.profiler.start()
         call.step()
         torch.cuda.synchronize()
@@ -54,7 +51,7 @@ def parsed(printed: str) -> Iterator[dict[str, float]]:
 def main() -> None:
     given = arguments(str(__doc__), "--calls")
     if given.calls:
-        calls(given.backend, GPU)
+        calls(given.backend)
         return
     rows = Rows(OUT, "ncu", GPU)
     # Nsight Compute fixes clocks by default: what it measures would not be what the other scripts measure.

@@ -93,11 +93,8 @@ def first(rows: Results, script: str) -> dict[str, Any]:
 
 
 def of_cycle(rows: Results, name: str, dtype: str, backend: str) -> float | None:
-    """Bandwidth of a whole cycle of L as a fraction of a copy's, if all kinds of call were measured at the largest
-    size."""
-    found = only(rows, "bandwidth", rule=name, dtype=dtype, backend=backend)
-    most = max((r["elements"] for r in found), default=0)
-    kinds = {r["kind"]: r for r in found if r["elements"] == most}
+    """Bandwidth of a whole cycle of L as a fraction of a copy's, if all kinds of call were measured."""
+    kinds = {r["kind"]: r for r in only(rows, "bandwidth", rule=name, dtype=dtype, backend=backend) if "kind" in r}
     if set(kinds) != set(KINDS):
         return None
     (rule,) = (rule for rule in RULES if rule.name == name)
@@ -122,9 +119,9 @@ def judge(rows: Results) -> Results:
     for workload in WORKLOADS:
         for backend in HOST:
             steps = [r for r in only(rows, "steps", backend=backend) if r["workload"].startswith(workload)]
-            ours = {r["name"]: 1 / r["bandwidth_ratio"]["median"] for r in steps if not r["name"].startswith("torch")}
+            costs = {r["name"]: 1 / r["bandwidth_ratio"]["median"] for r in steps if not r["name"].startswith("torch")}
             promise = f"{workload} [{backend}]: time of step() per byte relative to AdamW, slowest of {len(RULES)}"
-            add(promise, MOST_BY_BYTE, False, max(ours.values()) if len(ours) == len(RULES) else None)
+            add(promise, MOST_BY_BYTE, False, max(costs.values()) if len(costs) == len(RULES) else None)
     for backend, bound in HOST.items():
         for new in (False, True):
             timed = only(rows, "host", backend=backend, capturable=False, new_gradients=new)
@@ -213,7 +210,7 @@ def markdown(rows: Results) -> str:
 
 def draw(rows: Results, path: Path) -> None:
     """Plot the bandwidth of inner calls and of a copy over their size, a panel per dtype; nothing without rows."""
-    inner = only(rows, "bandwidth", kind="inner")
+    inner = [r for r in only(rows, "bandwidth", kind=None) if "rule" in r]
     panels = sorted({r["dtype"] for r in inner}, reverse=True)
     if not panels:
         return

@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
+import common
 import torch
-from common import GPU, KINDS, OUT, RULES, WORKLOADS, Contestant, Memory, Rows, arguments, compare, in_turn, synchronize
+from common import GPU, KINDS, OUT, RULES, WORKLOADS, Contestant, Rows, compare, in_turn
 from torch import Tensor
 
 from deeprelax.benchmark.baselines import PEERS, CompiledEntropySGD, EagerEntropySGD, ForeachEntropySGD
@@ -68,13 +69,7 @@ def graph(step: Step, device: torch.device) -> Step:
 
 
 def measure(
-    rows: Rows,
-    workload: Workload,
-    what: str,
-    builds: dict[str, Build],
-    timer: Timer,
-    rounds: int = ROUNDS,
-    graphs: Collection[str] = (),
+    rows: Rows, workload: Workload, what: str, builds: dict[str, Build], timer: Timer, graphs: Collection[str] = ()
 ) -> None:
     """A row for each, all on the same parameters; those in ``graphs`` are captured."""
     params, contestants = parameters(workload.shapes, rows.device), {}
@@ -84,26 +79,26 @@ def measure(
             if name in graphs:
                 step = graph(step, rows.device)
             step()
-            synchronize(rows.device)  # what does not run at all must not take the others with it
-            contestants[name] = Contestant(in_turn([step], calls), calls, moved * workload.elements)
-    for name, figures in compare(contestants, timer, rounds, ADAMW).items():
+            common.synchronize(rows.device)  # what does not run at all must not take the others with it
+            contestants[name] = Contestant(partial(in_turn, [step], calls), calls, moved * workload.elements)
+    for name, figures in compare(contestants, timer, ROUNDS, ADAMW).items():
         rows.add(workload=workload.name, backend=what, name=name, **figures)
 
 
 def main() -> None:
-    given = arguments(str(__doc__), "--plain", "--compiled")
+    given = common.arguments(str(__doc__), "--plain", "--compiled")
     rows = Rows(OUT, "steps", GPU)
-    timer = Memory(2**26, rows.device).timer()
+    timer = common.timer_of(2**26, GPU)
     with rows.loaded():
         if given.plain or given.compiled:
-            measure(rows, named(WORKLOADS[0]), "plain torch", plain(given.compiled) | theirs(ADAMW), timer, 3)
+            measure(rows, named(WORKLOADS[0]), "plain torch", plain(given.compiled) | theirs(ADAMW), timer)
             return
         for which in WORKLOADS:
             for what, graphs in ((given.backend, {}), (f"{given.backend}, graph", ours(given.backend, True))):
                 with rows.attempt(which):
                     builds = ours(given.backend, False) | graphs | theirs(*PEERS)
-                    measure(rows, named(which), what, builds, timer, graphs=graphs)
-                gc.collect()
+                    measure(rows, named(which), what, builds, timer, graphs)
+                gc.collect()  # optimizers and their memory are in reference cycles
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python bench/gpu/tune.py --backend cuda      # macros of csrc/; each variant is 
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -17,15 +18,14 @@ from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-from common import DTYPES, GPU, OUT, ROOT, RULES, TRACEBACK, Memory, Rows, Rule, arguments, compare
+from common import DTYPES, GPU, OUT, ROOT, RULES, TRACEBACK, Rows, Rule, arguments, compare, copies, inner, timer_of
 
 from deeprelax import kernels
 from deeprelax.benchmark.timing import Timer
 from deeprelax.kernels import Backend
 from deeprelax.kernels.cuda import Cuda
 
-ELEMENTS, ROUNDS, CALLS = 2**27, 15, 3
+ELEMENTS, ROUNDS, CALLS = 2**26, 15, 3
 NOISE = 1.005  # what the fastest has to gain for the present sizes to be changed
 BUILT = "as built"
 # Macros of csrc/cuda.h and csrc/scalar.h. Four packs a thread and 460 tensors are what the kernels are built with.
@@ -82,16 +82,14 @@ def cuda_backends(folder: Path) -> dict[str, Backend]:
         return dict(zip(VARIANTS, pool.map(cuda_backend, outs, VARIANTS.values())))
 
 
-def try_all(
-    rows: Rows, memory: Memory, backends: dict[str, Backend], rule: Rule, dtype: str, timer: Timer, rounds: int = ROUNDS
-) -> str:
+def try_all(rows: Rows, backends: dict[str, Backend], rule: Rule, dtype: str, size: int, timer: Timer) -> str:
     """Add a row for each that runs; the first is what is installed. Returns the fastest, or the first if the fastest
     gains no more than noise."""
-    contestants = {"copy": memory.copies(memory.elements, CALLS)}
+    contestants = {"copy": copies(size, CALLS, rows.device)}
     for name, backend in backends.items():
         with rows.attempt(f"{name}: {rule.name}, {dtype}"):
-            contestants[name] = memory.calls(backend, rule, DTYPES[dtype], memory.elements, CALLS)
-    found = compare(contestants, timer, rounds, "copy")
+            contestants[name] = inner(rule, backend, DTYPES[dtype], size, CALLS, rows.device)
+    found = compare(contestants, timer, ROUNDS, "copy")
     for name, figures in found.items():
         rows.add(variant=name, rule=rule.name, dtype=dtype, **figures)
     reached = {name: found[name]["bandwidth_ratio"]["median"] for name in backends if name in found}
@@ -108,18 +106,17 @@ def main() -> None:
     given = arguments(str(__doc__))
     rows = Rows(OUT, "tune", GPU)
     with tempfile.TemporaryDirectory() as folder:
-        built: dict[str, Backend] = {BUILT: kernels.get(given.backend, rows.device)}
+        built: dict[str, Backend] = {BUILT: kernels.get(given.backend, GPU)}
         if given.backend == "cuda":
             built |= cuda_backends(Path(folder))
-        memory = Memory(ELEMENTS, rows.device)
-        timer = memory.timer()
+        timer = timer_of(ELEMENTS, GPU)
         for dtype in DTYPES:
             for rule in RULES:
                 with rows.attempt(f"{rule.name}, {dtype}"):
                     backends = built if given.backend == "cuda" else triton_backends(rule, dtype)
-                    best = try_all(rows, memory, backends, rule, dtype, timer)
+                    best = try_all(rows, backends, rule, dtype, ELEMENTS, timer)
                     print(line(rule, dtype, best) if given.backend == "triton" else f"{rule.name}, {dtype}: {best}")
-                torch.cuda.empty_cache()
+                gc.collect()  # optimizers and their memory are in reference cycles
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from interpreter import INTERPRETED, interpreted, run_interpreted
 pytest.importorskip("triton")
 
 import tune
-from common import DTYPES, RULES, Memory, Rows
+from common import DTYPES, RULES, Rows
 
 from deeprelax.benchmark.timing import HostTimer, Watch
 from deeprelax.kernels.triton.backend import Triton
@@ -29,11 +29,12 @@ if not INTERPRETED:
 def test_every_rule_is_tried_with_other_sizes(rule: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter is slow: one other candidate, one call."""
     monkeypatch.setattr(tune, "CALLS", 1)
+    monkeypatch.setattr(tune, "ROUNDS", 1)
     monkeypatch.setattr(tune, "candidates", lambda bytes_each, noise: [Sizes(256, 8 if bytes_each == 2 else 4, 1)])
-    rows, memory = Rows(tmp_path, "tune", CPU), Memory(2**8, CPU)
+    rows = Rows(tmp_path, "tune", CPU)
     for dtype in DTYPES:
         backends = tune.triton_backends(rule, dtype)
-        best = tune.try_all(rows, memory, backends, rule, dtype, HostTimer(Watch()), 1)
+        best = tune.try_all(rows, backends, rule, dtype, 2**8, HostTimer(Watch()))
         kind = rule.kernel.name, DTYPES[dtype].itemsize, rule.noise
         assert next(iter(backends)) == str(SIZES[kind])
         assert best in backends
