@@ -30,7 +30,7 @@ def before(params: list[Tensor], new: bool) -> Step:
     return prepare
 
 
-def measure(rows: Rows, backend: str, rounds: int = ROUNDS, tensors: int = TENSORS) -> None:
+def measure(rows: Rows, backend: str) -> None:
     """All optimizers, capturable and not, and SGD, with the gradients of the step before and with new ones."""
     steps: dict[str, Step] = {}
     prepare: dict[str, Step] = {}
@@ -39,17 +39,17 @@ def measure(rows: Rows, backend: str, rounds: int = ROUNDS, tensors: int = TENSO
     names += [(SGD, False, new) for new in (False, True)]
     for name, capturable, new in names:
         with rows.attempt(f"{name} [{backend}{', capturable' * capturable}]"):
-            params = parameters([(ELEMENTS,)] * tensors, rows.device)
+            params = parameters([(ELEMENTS,)] * TENSORS, rows.device)
             opt = rules[name].make(params, backend, capturable=capturable) if name in rules else PEERS[SGD](params)
             opt.step()
             key = f"{name} {capturable} {new}"
             steps[key], prepare[key] = opt.step, before(params, new)
-    times = throughput.measure(steps, rounds, prepare)
+    times = throughput.measure(steps, ROUNDS, prepare)
     for name, capturable, new in names:
         if (key := f"{name} {capturable} {new}") in times:
             common = {"name": name, "backend": backend, "capturable": capturable, "new_gradients": new}
             by_sgd = throughput.ratio(times, key, f"{SGD} False {new}")
-            rows.add(**common, tensors=tensors, us=spread([1e6 * t for t in times[key]]), by_sgd=by_sgd)
+            rows.add(**common, tensors=TENSORS, us=spread([1e6 * t for t in times[key]]), by_sgd=by_sgd)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from common import DTYPES, GPU, LARGE, OUT, RULES, TRACEBACK, Rows, arguments, inner
+from common import DTYPES, GPU, LARGE, OUT, RULES, TRACEBACK, Rows, arguments, inner, synchronize
 
 STALLS = "long_scoreboard short_scoreboard wait math_pipe_throttle lg_throttle mio_throttle no_instruction not_selected"
 METRICS = {
@@ -34,7 +34,7 @@ def calls(backend: str) -> None:
         call.step()
         torch.cuda.profiler.start()
         call.step()
-        torch.cuda.synchronize()
+        synchronize(GPU)
         torch.cuda.profiler.stop()
 
 

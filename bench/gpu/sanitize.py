@@ -5,12 +5,11 @@ compute-sanitizer --tool memcheck python bench/gpu/sanitize.py --backend cuda
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from typing import Any
 
 import torch
-from common import GPU, KINDS, RULES, Rule, arguments
+from common import GPU, KINDS, RULES, Rule, arguments, synchronize
 from torch import Tensor
 
 from deeprelax import kernels
@@ -23,6 +22,7 @@ DTYPES = {
 }
 # Weight decay, and the elements by which weights and gradients begin later than their memory.
 SETTINGS = {"cuda": ((0.0, 0), (0.0, 1), (0.01, 0), (0.01, 3)), "triton": ((0.0, 0), (0.0, 1))}
+BLOCKS = 2**13  # elements: whole blocks of every kernel
 # In mid-call of Philox every element is taken by itself.
 STARTS = (0, 1, 0, 4, 0, 2, 8)
 
@@ -32,11 +32,9 @@ def at_end(size: int, offset: int, dtype: torch.dtype, device: torch.device) -> 
     return torch.randn(size + offset, device=device).to(dtype)[offset:]
 
 
-def run(
-    rule: Rule, backend: Backend, chunk: int, dtype: torch.dtype, offset: int, device: torch.device, **options: Any
-) -> None:
+def run(rule: Rule, backend: Backend, dtype: torch.dtype, offset: int, device: torch.device, **options: Any) -> None:
     """Two cycles, since only the first call of a run reads x from the parameter."""
-    sizes = [0, 1, 5, 64, chunk, chunk + 3, 2 * chunk - 1]  # tails of elements, of packs, several blocks, nothing
+    sizes = [0, 1, 5, 64, BLOCKS, BLOCKS + 3, 2 * BLOCKS - 1]  # tails of elements, of packs, several blocks, nothing
     params = [torch.nn.Parameter(at_end(size, offset, dtype, device)) for size in sizes]
     for p in params[:3] + params[4:]:  # one has no gradient
         p.grad = at_end(p.numel(), offset, dtype, device)
@@ -46,7 +44,7 @@ def run(
         opt.step()
 
 
-def everything(backend: Backend, chunk: int, device: torch.device) -> None:
+def everything(backend: Backend, device: torch.device) -> None:
     """Every rule on every dtype, in all settings."""
     for dtype in DTYPES[backend.name]:
         for rule in RULES:
@@ -54,7 +52,7 @@ def everything(backend: Backend, chunk: int, device: torch.device) -> None:
             for weight_decay, offset in SETTINGS[backend.name]:
                 for rounded in rounding:
                     options = {"stochastic_rounding": True} if rounded else {}
-                    run(rule, backend, chunk, dtype, offset, device, weight_decay=weight_decay, **options)
+                    run(rule, backend, dtype, offset, device, weight_decay=weight_decay, **options)
 
 
 def captured_steps(backend: Backend, device: torch.device) -> None:
@@ -72,10 +70,9 @@ def captured_steps(backend: Backend, device: torch.device) -> None:
 
 def main() -> None:
     backend = kernels.get(arguments(str(__doc__)).backend, GPU)
-    chunk = importlib.import_module("deeprelax._cuda").chunk if backend.name == "cuda" else 2048
-    everything(backend, chunk, GPU)
+    everything(backend, GPU)
     captured_steps(backend, GPU)
-    torch.cuda.synchronize()
+    synchronize(GPU)
 
 
 if __name__ == "__main__":

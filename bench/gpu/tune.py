@@ -18,7 +18,8 @@ from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
-from common import DTYPES, GPU, OUT, ROOT, RULES, TRACEBACK, Rows, Rule, arguments, compare, copies, inner, timer_of
+import common
+from common import DTYPES, GPU, OUT, ROOT, RULES, TRACEBACK, Rows, Rule, arguments, compare, copies, inner
 
 from deeprelax import kernels
 from deeprelax.benchmark.timing import Timer
@@ -109,7 +110,7 @@ def main() -> None:
         built: dict[str, Backend] = {BUILT: kernels.get(given.backend, GPU)}
         if given.backend == "cuda":
             built |= cuda_backends(Path(folder))
-        timer = timer_of(ELEMENTS, GPU)
+        timer = common.timer_of(ELEMENTS, GPU)
         for dtype in DTYPES:
             for rule in RULES:
                 with rows.attempt(f"{rule.name}, {dtype}"):
