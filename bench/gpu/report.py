@@ -240,7 +240,10 @@ def main() -> int:
     rows = load(folder)
     (folder / "gpu.md").write_text(markdown(rows))
     print((folder / "gpu.md").read_text())
-    draw(rows, folder / "bandwidth.png")
+    try:
+        draw(rows, folder / "bandwidth.png")
+    except ModuleNotFoundError as error:
+        print(f"no picture ({error}): run this again where matplotlib is")
     return 1 if wrong(rows) else 3 if not_proven(rows) else 0
 
 

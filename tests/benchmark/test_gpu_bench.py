@@ -123,7 +123,7 @@ def optimizers(contestant: Contestant) -> list[Any]:
 def test_what_is_timed_is_an_inner_call_of_the_reference(
     rule: Rule, dtype: torch.dtype, unaligned: str, emulated: Backend
 ) -> None:
-    """On tensors of their own, aligned or not as they are said to be."""
+    """Each on a separate tensor, aligned or not as asked."""
     found = []
     for backend in (emulated, Eager()):
         torch.manual_seed(0)
@@ -192,7 +192,7 @@ def test_the_hosts_time_is_compared_with_sgds(run: Callable[..., report.Results]
         assert all((p.grad is g) == same for p, g in zip(params, before))
 
 
-def test_what_fails_is_a_row_and_the_others_are_measured(emulated: Backend, tmp_path: Path) -> None:
+def test_a_failure_is_a_row_and_the_others_are_measured(emulated: Backend, tmp_path: Path) -> None:
     real = emulated.bind
 
     def bind(rule: Any, *rest: Any) -> Any:
