@@ -36,8 +36,8 @@ def compare(
 
     Every optimizer gets the same search: three rates and two values of one more hyper-parameter, with one seed; the
     best is repeated with the other seeds. "HJ()" and the like are the classes' defaults, at constant rates.
-    OUT/runs.jsonl has a line for each run; an interrupted comparison resumes with the first missing run. OUT/table.md
-    and OUT/curves.png show all runs so far.
+    OUT/runs.jsonl has a line for each run, with a checksum of its data; an interrupted comparison resumes with the
+    first missing run, on the same data only. OUT/table.md and OUT/curves.png show all runs so far.
     """
     from deeprelax.experiments.compare import report, runner
     from deeprelax.experiments.compare.contestants import EVERY
@@ -77,5 +77,6 @@ def compare(
         finally:
             click.echo(report.table(shown))
     except (KeyboardInterrupt, DataError, OSError, RuntimeError) as error:  # memory, say, or a process was killed
-        kept = f"{len(results.all)} runs are in {results.path}; the same command resumes"
-        raise click.ClickException(f"{str(error) or 'interrupted'}; {kept}") from error
+        kept = f"{len(results.all)} runs are in {results.path}"
+        resumes = "" if isinstance(error, DataError) else "; the same command resumes"
+        raise click.ClickException(f"{str(error) or 'interrupted'}; {kept}{resumes}") from error

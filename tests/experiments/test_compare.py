@@ -16,13 +16,16 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
+from test_cli import write_mnist
+from test_whitening import write_cifar
 
 from deeprelax import files
 from deeprelax.cli import compare as command
 from deeprelax.cli.main import main
 from deeprelax.experiments.compare import report, runner, tasks
 from deeprelax.experiments.compare.contestants import CONTESTANTS
+from deeprelax.experiments.data.datasets import DataError
 from deeprelax.terminal import Interruptions, handling
 
 RUN = vars(runner.Run("test", "digits-mlp", "HJ", 1.0, 1.0, 0))
@@ -109,7 +112,7 @@ def test_an_interrupted_comparison_resumes_with_what_is_missing(tmp_path: Path, 
     [
         b"123", b"\xff\xfe", b'{"run": {"preset": "test"}}', b'{"run": 7, "curve": [], "seconds": 1}', b"{}",
         GOOD.replace(b"0.5", b'"0.5"', 1), GOOD.replace(b"0.5, ", b"", 1),
-        GOOD.replace(b'"seed"', b'"more": 1, "seed"'),
+        GOOD.replace(b'"seed"', b'"more": 1, "seed"'), GOOD.replace(b"1.0}", b'1.0, "data": 7}'),
     ],
 )  # fmt: skip
 def test_a_damaged_line_is_named_and_nothing_lost(damaged: bytes, tmp_path: Path) -> None:
@@ -129,6 +132,50 @@ def test_two_comparisons_do_not_share_a_folder(tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert f"{tmp_path / 'runs.jsonl'} is being written by another process" in refused.output
     assert not list(tmp_path.iterdir())
+
+
+def test_a_comparison_resumes_on_the_data_of_its_runs_only(tmp_path: Path) -> None:
+    for name, images in (("first", 64), ("second", 65)):
+        write_mnist(tmp_path / name, train=images)
+    given = ["compare", "--preset", "test", "--task", "mnist-cnn", "--out", str(tmp_path), "--processes", "1"]
+
+    def run(*more: str) -> Result:
+        return CliRunner().invoke(main, [*given, "--data", *more])
+
+    alone = ["--optimizer", "HJ()", "--seeds", "1"]
+    assert run(str(tmp_path / "first"), *alone).exit_code == 0
+    stored = (tmp_path / "runs.jsonl").read_text()
+    assert json.loads(stored)["data"] == tasks.digest("mnist-cnn", tmp_path / "first")
+    for more in (["--optimizer", "AdamW()"], ["--optimizer", "HJ()"], alone):  # search, seeds, and nothing is missing
+        refused = run(str(tmp_path / "second"), *more)
+        assert refused.exit_code == 1
+        assert f"{tmp_path / 'runs.jsonl'} has runs of mnist-cnn on other data, checksum" in refused.output
+        assert "1 runs are in" in refused.output
+        assert "the same command" not in refused.output
+    shown = CliRunner().invoke(main, [*given, *alone])  # without --data finished runs are shown, and no data needed
+    assert shown.exit_code == 0
+    assert (tmp_path / "runs.jsonl").read_text() == stored
+
+
+def test_a_checksum_counts_for_its_own_task_and_may_be_missing(tmp_path: Path) -> None:
+    other = json.dumps({**json.loads(GOOD), "run": {**RUN, "task": "mnist-cnn"}, "data": "there"}).encode()
+    (tmp_path / "runs.jsonl").write_bytes(b"\n".join((GOOD, other, b"")))
+    results = runner.Results(tmp_path / "runs.jsonl")
+    results.take("digits-mlp", "now")  # stored before checksums were kept
+    with pytest.raises(DataError, match="runs of mnist-cnn on other data, checksum there there, now now"):
+        results.take("mnist-cnn", "now")
+    assert results.data == {"digits-mlp": "now"}
+
+
+@pytest.mark.parametrize("name", tasks.NAMES)
+def test_the_checksum_is_of_the_tasks_data_as_they_lie_in_files(name: str, tmp_path: Path) -> None:
+    found = []
+    for folder, images in (("first", 64), ("again", 64), ("other", 65)):
+        write_mnist(tmp_path / folder, train=images)
+        write_cifar(tmp_path / folder, "npz", train=images)
+        found.append(tasks.digest(name, tmp_path / folder))
+    assert found[0] == found[1]
+    assert (found[0] != found[2]) == (name in ("mnist-cnn", "cifar-resnet"))  # the others bring their data along
 
 
 def test_a_worker_that_dies_is_reported_with_what_is_kept(tmp_path: Path, monkeypatch: Any) -> None:

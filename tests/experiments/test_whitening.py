@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10
 
-from deeprelax.experiments.data import inputs, whitening
+from deeprelax.experiments.data import whitening
 from deeprelax.experiments.data.cifar import cifar10_arrays
-from deeprelax.experiments.data.datasets import DataError
+from deeprelax.experiments.data.datasets import DataError, digest
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:
@@ -216,5 +216,5 @@ def test_the_checksum_of_the_data_tells_sets_apart(tmp_path: Path) -> None:
     for folder, count in zip(folders, (50, 60)):
         folder.mkdir()
         write_cifar(folder, "npz", train=count)
-    digests = [inputs._digest(*cifar10_arrays(folder)) for folder in (folders[0], folders[0], folders[1])]
+    digests = [digest(*cifar10_arrays(folder)) for folder in (folders[0], folders[0], folders[1])]
     assert digests[0] == digests[1] != digests[2]

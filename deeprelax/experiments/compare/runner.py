@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from deeprelax.experiments import lines
 from deeprelax.experiments.compare import tasks
 from deeprelax.experiments.compare.contestants import EVERY, parameters
+from deeprelax.experiments.data.datasets import DataError
 from deeprelax.experiments.evaluation import at_x
 from deeprelax.files import append_text, write_text
 
@@ -128,12 +129,16 @@ class Results:
     Args:
         path: the file; created if it does not exist.
 
+    Attributes:
+        data: by task the checksum of the data that runs take now.
+
     Raises:
         ValueError: a line is damaged; the message names file and line.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.data: dict[str, str] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self.all: list[dict[str, Any]] = []
         if path.exists():
@@ -150,6 +155,21 @@ class Results:
         done = {Run(**result["run"]) for result in self.all}
         return [run for run in runs if run not in done]
 
+    def take(self, task: str, data: str) -> None:
+        """Let runs of a task take the data of that checksum.
+
+        Raises:
+            DataError: a stored run of the task took other data. (Lines from before checksums were kept have none.)
+        """
+        for result in self.all:
+            there = result.get("data", data)
+            if result["run"]["task"] == task and there != data:
+                raise DataError(
+                    f"{self.path} has runs of {task} on other data, checksum {there} there, {data} now: give the "
+                    "--data of those runs, or another --out"
+                )
+        self.data[task] = data
+
     def add(self, result: dict[str, Any]) -> None:
         """Append one, on the disk before this returns."""
         append_text(self.path, _line(result))
@@ -165,20 +185,31 @@ def _check(result: dict[str, Any]) -> None:
     lines.check_kinds(result, {"run": dict, "curve": list, "seconds": lines.NUMBER})
     lines.check_kinds(result["run"], RUN)
     Run(**result["run"])  # no further names
+    if not isinstance(result.get("data", ""), str):
+        raise ValueError(f"data is {result['data']!r}")
     if len(result["curve"]) != POINTS or not all(isinstance(value, lines.NUMBER) for value in result["curve"]):
         raise ValueError(f"curve is {result['curve']!r}")
 
 
 def perform(runs: Sequence[Run], results: Results, folder: Path | None, processes: int) -> Iterator[dict[str, Any]]:
     """Those of the runs that have no result yet, each in a process of a pool; yields results as they come. If this
-    ends early, or its process is killed, so do they."""
+    ends early, or its process is killed, so do they.
+
+    Raises:
+        DataError: as ``Results.take``; of tasks without a missing run only where ``folder`` names the data, since
+            finished runs are shown without them.
+    """
+    for task in dict.fromkeys(run.task for run in (results.missing(runs) if folder is None else runs)):
+        if task not in results.data:
+            results.take(task, tasks.digest(task, folder))
     context = get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
     with ProcessPoolExecutor(processes, context, _end_with_parent, (theirs,)) as pool, ours:
         with _sigint_blocked():  # the processes inherit it: a Ctrl-C is for the parent
             waiting = [pool.submit(execute, run, folder) for run in results.missing(runs)]
         for future in as_completed(waiting):
-            results.add(future.result())
+            result = future.result()
+            results.add({**result, "data": results.data[result["run"]["task"]]})
             yield results.all[-1]
 
 

@@ -204,6 +204,21 @@ PRESETS: dict[str, dict[str, tuple[int, ...]]] = {
 NAMES = ("digits-mlp", "digits-cnn", "mnist-cnn", "cifar-resnet", "text-transformer")
 
 
+def digest(name: str, folder: Path | None) -> str:
+    """A checksum of all that the task of that name trains and measures on, before it is scaled.
+
+    Raises:
+        DataError: as ``make``.
+    """
+    if name == "mnist-cnn":
+        return datasets.digest(*datasets.mnist_arrays(folder))
+    if name == "cifar-resnet":
+        return datasets.digest(*cifar.cifar10_arrays(folder))
+    if name == "text-transformer":
+        return datasets.digest(python_topics()[0].numpy())
+    return datasets.digest(*datasets.digits_arrays())
+
+
 def make(name: str, preset: str, folder: Path | None) -> Task:
     """The task of that name.
 

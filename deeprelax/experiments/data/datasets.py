@@ -71,8 +71,18 @@ def _standardised(name: str, train: tuple[np.ndarray, np.ndarray], validation: t
     return Data(name, *tensors)
 
 
-def _digits() -> Data:
-    """1,347 training and 450 validation images of 8x8, the classes in equal proportion in both; always the same."""
+def digest(*arrays: np.ndarray) -> str:
+    """A checksum, 16 hexadecimal digits, of dtypes, shapes and values."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()[:16]
+
+
+def digits_arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """1,347 training images of 8x8 and their labels, 450 for validation and theirs, the classes in equal proportion in
+    both; always the same."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -80,6 +90,11 @@ def _digits() -> Data:
     train_x, val_x, train_y, val_y = train_test_split(
         images.reshape(-1, 8, 8), labels, test_size=450, stratify=labels, random_state=0
     )
+    return train_x, train_y, val_x, val_y
+
+
+def _digits() -> Data:
+    train_x, train_y, val_x, val_y = digits_arrays()
     return _standardised("digits", (train_x, train_y), (val_x, val_y))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from deeprelax.experiments.data import whitening
 from deeprelax.experiments.data.cifar import cifar10_arrays
-from deeprelax.experiments.data.datasets import Data, mnist_arrays
+from deeprelax.experiments.data.datasets import Data, digest, mnist_arrays
 from deeprelax.experiments.table1.protocol import WHITENING
 
 
@@ -28,23 +27,15 @@ def load(dataset: str, preset: str, folder: Path | None, cache: Path) -> tuple[D
     """
     if dataset == "mnist":
         train_x, train_y, test_x, test_y = mnist_arrays(folder)
-        digest = _digest(train_x, train_y, test_x, test_y)
+        checksum = digest(train_x, train_y, test_x, test_y)
         train_x, test_x = train_x[:, None].astype(np.float32), test_x[:, None].astype(np.float32)
     else:
         train_x, train_y, test_x, test_y = cifar10_arrays(folder)
-        digest = _digest(train_x, train_y, test_x, test_y)
+        checksum = digest(train_x, train_y, test_x, test_y)
         chosen = WHITENING[preset]
         shape = train_x.shape[1:]
         train, test = (whitening.normalise(x, whitening.PRESETS[chosen]) for x in (train_x, test_x))
-        transform = whitening.cached(train, chosen, digest, cache)
+        transform = whitening.cached(train, chosen, checksum, cache)
         train_x, test_x = (transform.apply(x).reshape(-1, *shape) for x in (train, test))
     targets = (torch.from_numpy(y.astype(np.int64)) for y in (train_y, test_y))
-    return Data(dataset, torch.from_numpy(train_x), next(targets), torch.from_numpy(test_x), next(targets)), digest
-
-
-def _digest(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]
+    return Data(dataset, torch.from_numpy(train_x), next(targets), torch.from_numpy(test_x), next(targets)), checksum
