@@ -225,7 +225,7 @@ def table1(
             )  # fmt: skip
             left = experiment.execute(
                 runs, experiment.Loader(folder, out / "cache", where), out, console, budget_minutes=budget_minutes,
-                checkpoint_seconds=checkpoint_seconds, stop=stop,
+                checkpoint_seconds=checkpoint_seconds, compare=folder is not None, stop=stop,
             )  # fmt: skip
             _report(out, preset, models, console)
     if left:

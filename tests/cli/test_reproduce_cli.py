@@ -225,8 +225,11 @@ def test_runs_of_one_table_are_of_one_data_set(data: Path, tmp_path: Path) -> No
     write_mnist(tmp_path / "other", train=401, test=40)
     base = ["--out", tmp_path, "--models", "lenet", "--optimizers", "sgd", "--epochs", 1]
     run("table1", *base, "--data", data, "--seeds", 1)
-    assert "is of other data" in run("table1", *base, "--data", tmp_path / "other", "--seeds", 2, code=1).output
+    for more in (["--seeds", 2], ["--seeds", 1], ["--seeds", 1, "--epochs", 2], ["--seeds", 1, "--optimizers", "hj"]):
+        refused = run("table1", *base, "--data", tmp_path / "other", *more, code=1).output
+        assert "sgd-1ep-seed0.jsonl is of other data" in refused.replace("\n", "")
     assert len(store.read_all(tmp_path)) == 1
+    assert "1 of 6 seeds" in run("table1", *base, "--seeds", 1).output  # without --data: what is stored, and no data
 
 
 def test_two_processes_never_write_one_run(data: Path, tmp_path: Path) -> None:

@@ -85,8 +85,10 @@ def test_trials_on_other_images_are_refused(data: Path, sgd_searched: Path, tmp_
     base = [*SEARCH, "--data", data, "--out", tmp_path, "--images", 256, "--optimizers"]
     assert "is of other data" in run("search", *base, "sgd", code=1).output
     trials = search_trials.plan("authors", ["lenet"], ["hj"], 1)
+    assert "is of other data" in run("search", *base, "hj", code=1).output
     load = search.held_out(experiment.Loader(data, tmp_path, torch.device("cpu")), 256)
-    experiment.execute(trials[:1], load, tmp_path / "search", Console(quiet=True))
+    experiment.execute(trials[:1], load, tmp_path / "apart", Console(quiet=True))
+    shutil.copytree(tmp_path / "apart", tmp_path / "search", dirs_exist_ok=True)  # by hand
     with pytest.raises(StoreError, match="the trials of lenet are of different data"):
         search.write(tmp_path, "authors", 1)
 

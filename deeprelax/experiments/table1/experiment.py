@@ -84,7 +84,7 @@ def execute(
     Args:
         load: gives a run's data.
         budget_minutes: no run is begun after it, and one that is under way is saved and left for the next call.
-        compare: load the data of every model, even if no run is missing, to check that existing runs used them.
+        compare: load the data of every model, even if no run is missing, to check that stored runs used them.
         stop: when it returns True, the run under way is saved, and it and the rest are left for the next call.
 
     Returns:
@@ -101,7 +101,7 @@ def execute(
         data, digest = load(run)
         if run.model in unseen:
             unseen.discard(run.model)
-            _check_data(runs, run.model, digest, out)
+            store.check_data(run.model, digest, out)
         return data, digest
 
     for run in runs if compare else ():
@@ -151,13 +151,6 @@ class _Bar:
         """A run of so many epochs has ended."""
         self._before += epochs
         self.show(0)
-
-
-def _check_data(runs: Sequence[Run], model: str, digest: str, out: Path) -> None:
-    """StoreError unless all finished runs of a model used these data, since they share the rows of the table."""
-    for run in runs:
-        if run.model == model:
-            store.ended(run, digest, out)
 
 
 def _has_ended(run: Run, out: Path) -> bool:

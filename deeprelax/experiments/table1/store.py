@@ -130,8 +130,24 @@ def check_same(run: Run, digest: str, stored: Stored, path: Path) -> None:
         there = stored.settings.get(name)
         if there != value:
             raise StoreError(f"{path} is of other settings: {name} is {there} there, {value} now; give another --out")
-    if stored.header["data"] != digest:
-        raise StoreError(f"{path} is of other data: checksum {stored.header['data']} there, {digest} now")
+    _check_digest(digest, stored, path)
+
+
+def check_data(model: str, digest: str, out: Path) -> None:
+    """StoreError unless every run of the model in ``out`` used these data: they are shown in one table."""
+    for path in sorted((out / "runs").glob("*.jsonl")):
+        stored = read(path)
+        if stored.settings["model"] == model:
+            _check_digest(digest, stored, path)
+
+
+def _check_digest(digest: str, stored: Stored, path: Path) -> None:
+    there = stored.header["data"]
+    if there != digest:
+        raise StoreError(
+            f"{path} is of other data: checksum {there} there, {digest} now; give the --data of that run, or another "
+            "--out"
+        )
 
 
 def ended(run: Run, digest: str, out: Path) -> bool:
