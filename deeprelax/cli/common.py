@@ -22,10 +22,10 @@ EXTRAS = {"numpy", "scipy", "sklearn", "matplotlib", "rich", "filelock", "torchv
 
 
 class Number(click.FloatRange):
-    """A finite number, 0 or more: NaN would pass a comparison with a limit."""
+    """A finite number, 0 or more, or more than 0: NaN would pass a comparison with a limit."""
 
-    def __init__(self) -> None:
-        super().__init__(0)
+    def __init__(self, positive: bool = False) -> None:
+        super().__init__(0, min_open=positive)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number."""
@@ -35,7 +35,7 @@ class Number(click.FloatRange):
         return number
 
 
-NUMBER = Number()
+NUMBER, POSITIVE = Number(), Number(positive=True)
 COUNT = click.IntRange(1, 1_000_000)
 PARALLEL = click.IntRange(1, 1_000)  # threads, processes, and seeds, for each of which runs are planned
 

@@ -74,18 +74,26 @@ def test_other_losses_and_numbers_can_be_asked_for(tmp_path: Path, name: str) ->
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "code", "named"),
     [
-        (["--function", "parabola"], "no loss 'parabola'; there are rugged, double-well, tilted-well"),
-        (["--time", "0"], "time is 0.0"),
-        (["--beta", "0"], "beta is 0.0"),
-        (["--temperature", "0"], "temperature is 0.0"),
-        (["--temperature", "1e6"], "temperature 1e+06 spread 0.15(x − 1)²"),
+        (["--function", "parabola"], 1, "no loss 'parabola'; there are rugged, double-well, tilted-well"),
+        (["--time", "0"], 2, "'--time': 0.0 is not in the range x>0"),
+        (["--beta", "0"], 2, "'--beta': 0.0 is not in the range x>0"),
+        (["--temperature", "0"], 2, "'--temperature': 0.0 is not in the range x>0"),
+        (["--temperature", "1e6"], 1, "temperature 1e+06 spread 0.15(x − 1)²"),
     ],
 )
-def test_bad_input_is_refused_by_name_and_writes_nothing(arguments: list[str], named: str, tmp_path: Path) -> None:
-    assert named in " ".join(run("--out", tmp_path / "new", *arguments, code=1).output.split())
+def test_bad_input_is_refused_by_name_and_writes_nothing(
+    arguments: list[str], code: int, named: str, tmp_path: Path
+) -> None:
+    assert named in " ".join(run("--out", tmp_path / "new", *arguments, code=code).output.split())
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["time", "beta", "temperature"])
+def test_a_number_of_zero_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is 0; a finite number > 0 is needed"):
+        figure1.compute(**{name: 0})
 
 
 @pytest.mark.parametrize("option", [("--beta", 1e9), ("--time", 1e-6)])
