@@ -51,7 +51,8 @@ def extras_needed() -> Iterator[None]:
             raise
         raise click.ClickException(
             f"this command needs the package {error.name.partition('.')[0]!r}, which is not installed; "
-            "pip install '.[experiments]' in the source folder"
+            f"pip install 'torch=={torch.__version__}' '.[experiments]' in the source folder (without torch's version "
+            "pip may replace it by the newest)"
         ) from error
 
 
