@@ -29,6 +29,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
     def linked(found: re.Match[str]) -> str:
         mark, text, path = found[1], found[2], found[3]
-        return f"![{text}]({path})" if mark else f"{text} (`{path}`)"
+        if mark:
+            return f"![{text}]({path})"
+        before = markdown[: found.start()].rpartition("\n\n")[2]
+        return f"{text}: `{path}`" if before.count("(") > before.count(")") else f"{text} (`{path}`)"
 
     return LINK.sub(linked, markdown)
