@@ -129,14 +129,17 @@ def train(
         count = range(seeds or plan.seeds)
         runs = [recipes.run(dataset, name, seed, **common) for name in chosen for seed in count]
         console = make_console(quiet=rank > 0)
+        try:  # `check` asks for none where only SGD runs
+            used = kernels.get(backend, torch.device(device)).name
+        except (ValueError, RuntimeError) as error:
+            raise click.ClickException(str(error)) from error
         with environment.threads(threads or plan.threads):
+            about = {**environment.describe(torch.device(device)), "backend": used}
             for run in runs[:: len(count)]:
                 try:
                     check(run, data, backend)
                 except (ValueError, RuntimeError) as error:
                     raise click.ClickException(f"{run.optimizer}: {error}") from error
-            about = environment.describe(torch.device(device))
-            about["backend"] = kernels.get(backend, torch.device(device)).name
             results: dict[str, list[Result]] = {}
             unfinished = ""
             try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeprelax.experiments.data.datasets import DEFAULT_FOLDER, DataError, check_varied
+from deeprelax.experiments.data.datasets import DEFAULT_FOLDER, DataError, check_varied, torchvision_datasets
 
 ARCHIVE = "cifar10.npz"
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -37,17 +37,16 @@ def cifar10_arrays(folder: Path | None) -> Arrays:
 
 def _read_batches(folder: Path) -> Arrays:
     """The published files. torchvision compares their MD5 before it unpickles any, but does not say which differs."""
+    torchvision = torchvision_datasets()
+    CIFAR10 = torchvision.CIFAR10
     try:
-        from torchvision.datasets import CIFAR10  # fails on import where it was built for another torch
-        from torchvision.datasets.utils import check_integrity
-
         batches = folder / CIFAR10.base_folder
         files = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
         is_new = not any((batches / name).is_file() for name, _ in files)
         for name, md5 in () if is_new else files:
             if not (batches / name).is_file():
                 raise DataError(f"{batches / name} is missing; other files of CIFAR-10 exist")
-            if not check_integrity(batches / name, md5):
+            if not torchvision.utils.check_integrity(batches / name, md5):
                 raise DataError(f"{batches / name} is damaged: its MD5 is not {md5}, that of the published file")
         parts = [CIFAR10(folder, train, download=is_new) for train in (True, False)]
     except (OSError, RuntimeError) as error:

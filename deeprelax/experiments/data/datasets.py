@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib
 import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,11 +153,26 @@ def _find(raw: Path, name: str) -> Path | None:
     return next((path for path in (raw / name, raw / f"{name}.gz") if path.is_file()), None)
 
 
-def _download(folder: Path) -> None:
-    try:
-        from torchvision.datasets import MNIST  # fails on import where it was built for another torch
+def torchvision_datasets() -> Any:
+    """``torchvision.datasets``.
 
-        MNIST(str(folder), download=True)
+    Raises:
+        DataError: it is a build for another torch.
+        ImportError: it is not installed.
+    """
+    try:
+        return importlib.import_module("torchvision.datasets")
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            "torchvision, which downloads data sets and reads cifar-10-batches-py, is not a build for torch "
+            f"{torch.__version__}, CPU or CUDA: install one ({error})"
+        ) from error
+
+
+def _download(folder: Path) -> None:
+    torchvision = torchvision_datasets()
+    try:
+        torchvision.MNIST(str(folder), download=True)
     except (OSError, RuntimeError) as error:
         raise DataError(f"MNIST is not in {folder / 'MNIST' / 'raw'}, and downloading it failed: {error}") from error
 
