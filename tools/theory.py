@@ -46,12 +46,14 @@ def rounded(value: Any) -> Any:
 
 
 def wrapped(text: str) -> str:
-    """``text`` in lines of at most 120 characters, but for tables, and with minus signs before numbers."""
+    """``text`` in lines of at most 120 characters, but for tables, and with minus signs before numbers. In a formula an
+    asterisk does not begin italics, nor a plus at the start of a line a list: ** for bold is all that is Markdown's."""
+    text = re.sub(r"(?<!\*)\*(?!\*)", r"\\*", text).replace(" + ", "\0+ ")
     parts = re.sub(r"(?<![\w-])-(?=\d)", "−", text).split("\n\n")
     return "\n\n".join(
         part if part.startswith("|") else textwrap.fill(part, 120, break_long_words=False, break_on_hyphens=False)
         for part in parts
-    )
+    ).replace("\0", " ")
 
 
 def rendered(numbers: dict[str, Any]) -> str:

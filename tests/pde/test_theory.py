@@ -6,6 +6,7 @@ Every check is made twice: on freshly measured numbers, and on the stored ones t
 import functools
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -299,6 +300,13 @@ def test_adapting_gamma_from_a_wide_start_comes_closer_to_the_minimum(of) -> Non
 def test_the_page_is_what_the_stored_numbers_say() -> None:
     assert (ROOT / "docs" / "theory.md").read_text() == theory.rendered(stored())
     assert list(stored()) == [statement.key for statement in STATEMENTS]
+
+
+def test_no_part_of_a_formula_is_markdown() -> None:
+    page = (ROOT / "docs" / "theory.md").read_text()
+    assert page.count("\\*") > 10
+    assert not re.search(r"(?<![\\*])\*(?!\*)", page)  # italics
+    assert not re.search(r"^ *[+-] ", page, re.MULTILINE)  # a list
 
 
 def test_every_statement_has_a_small_picture() -> None:

@@ -181,7 +181,7 @@ def tell(n: Numbers) -> str:
     scaled = [
         [f"{c:g}", shown("scaled_cost", i), shown("excess", i), shown("mistake", i)] for i, c in enumerate(n["scales"])
     ]
-    text = (
+    return (
         f"f = {LOSS.formula}, V = {STRENGTH:g}f, x(0) = {START:g}, {TIME:g} units of time. The value u of (HJB) and "
         "v = E V(x_sgd) by monotone finite differences, and by another way (u = −log E exp(−V(x_sgd)), from the "
         f"exponential of (FP)'s matrix); order {n['u_order']:.2f} and {n['v_order']:.2f} (expected: 1):\n\n"
@@ -199,7 +199,6 @@ def tell(n: Numbers) -> str:
         + table(["α/α*", "cost", "more than α*, on the same noise", "½E∫(α − α*)²"], scaled)
         + "\n\n(u = −log E exp(−V) ≤ E V = v is also Jensen's inequality.)"
     )
-    return text.replace("α*", "α\\*")  # two of them would print what is between in italics
 
 
 STATEMENT = Statement("theorem_12", "Theorem 12: improvement by control", measure, draw, tell, panels=4)
