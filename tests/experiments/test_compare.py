@@ -247,6 +247,18 @@ def test_one_seed_has_no_error_and_no_runs_have_no_table() -> None:
     assert alone.endswith("| HJ() | 2.00 |\n")
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_picture_names_every_curve_whichever_task_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(report, "write_picture", lambda path, figure, **_: drawn.append(figure))
+    results = [result("HJ()", 0.0, 0, 0.02), result("AdamW", 0.01, 0, 0.02)]
+    results[1]["run"] = {**results[1]["run"], "task": "text-transformer"}  # the first task has no curve
+    report.draw(results[:1], tmp_path / "curves.png")
+    report.draw(results, tmp_path / "curves.png")
+    assert drawn[0].axes[0].get_legend() is None
+    assert [text.get_text() for text in drawn[1].axes[0].get_legend().get_texts()] == ["AdamW"]
+
+
 def test_an_unknown_optimizer_is_named(tmp_path: Path) -> None:
     refused = CliRunner().invoke(main, ["compare", "--optimizer", "Adam", "--out", str(tmp_path)])
     assert refused.exit_code == 2

@@ -135,7 +135,9 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set_title(task)
         axis.set_xlabel("fraction of the gradients")
         axis.set_yscale("log")
-    axes[0][0].legend(fontsize=7)
+    lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
+    if lines:
+        axes[0][0].legend(lines.values(), lines, fontsize=7)
     figure.tight_layout()
     write_picture(path, figure, dpi=120)
     plt.close(figure)
