@@ -111,6 +111,8 @@ def train(
     for name in options:
         if not any(takes(optimizer, name) for optimizer in chosen):
             raise click.UsageError(f"--{name.replace('_', '-')} has no meaning for {', '.join(chosen)}")
+    if folder is not None and dataset == "digits":
+        raise click.UsageError("--data has no meaning for digits, which come with scikit-learn")
     refuse_without_gpu(device)
     rank = join_workers(chosen, device)
     with extras_needed():

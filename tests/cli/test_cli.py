@@ -163,6 +163,7 @@ def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--optimizer", "adam"], "'adam' is not one of 'sgd', 'heat', 'entropy-sgd', 'hj'"),
         (["--scoping", "2"], "invalid scoping: 2.0"),
         (["--optimizer", "sgd", "--gamma", "1"], "--gamma has no meaning for sgd"),
+        (["--data", "folder"], "--data has no meaning for digits"),
         (["--batch-size", "100000"], "batch size 100000: 2 to 1347 are possible"),
         (["--model", "lenet"], "lenet takes images of shape (1, 28, 28)"),
         (["--dataset", "mnist", "--data", "no/such/folder"], "no folder no/such/folder"),
