@@ -15,9 +15,16 @@ TASKS = ("digits-mlp", "digits-cnn", "mnist-cnn", "cifar-resnet", "text-transfor
 
 
 @click.command()
-@click.option("--preset", type=click.Choice(["small", "long", "gpu", "test"]), default="small", show_default=True)
+@click.option(
+    "--preset", type=click.Choice(["small", "long", "gpu", "test"]), default="small", show_default=True,
+    help="How long runs are. small: the docs' comparison, less than an hour on two cores. gpu and long: longer. test: "
+    "seconds.",
+)  # fmt: skip
 @click.option("--task", "names", multiple=True, type=click.Choice(TASKS), help="Default: all.")
-@click.option("--optimizer", "optimizers", multiple=True, help="A row of the table. Default: all.")
+@click.option(
+    "--optimizer", "optimizers", multiple=True,
+    help="A row of the table: HJ, AdamW, … An unknown name lists them. Default: all.",
+)  # fmt: skip
 @click.option("--seeds", type=PARALLEL, default=3, show_default=True)
 @click.option("--processes", type=PARALLEL, default=min(8, os.cpu_count() or 1), show_default=True)
 @data_option("Folder of MNIST and CIFAR-10.")
