@@ -131,6 +131,8 @@ def train(
         count = range(seeds or plan.seeds)
         runs = [recipes.run(dataset, name, seed, **common) for name in chosen for seed in count]
         console = make_console(quiet=rank > 0)
+        if not torch.distributed.is_initialized() and (alone := [name for name in chosen if name in WORKERS]):
+            console.print(f"{' and '.join(alone)}: one worker; torchrun --nproc-per-node 3 -m deeprelax … starts three")
         try:  # `check` asks for none where only SGD runs
             used = kernels.get(backend, torch.device(device)).name
         except (ValueError, RuntimeError) as error:

@@ -42,6 +42,14 @@ def test_two_nodes_train_and_the_table_has_the_centre_and_each_worker(tmp_path: 
     assert "".join(out for out, _ in said).count("Elastic-SGD seed 0") == 1
 
 
+def test_an_optimizer_of_several_workers_says_that_it_has_one(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        main, ["train", "--optimizer", "parle", "--epochs", "2", "--seeds", "1", "--out", str(tmp_path)]
+    )
+    assert "parle: one worker; torchrun --nproc-per-node 3" in done.output
+    assert done.exit_code == 0
+
+
 def test_an_optimizer_of_one_process_is_refused_among_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = CliRunner().invoke(main, ["train", "--optimizer", "hj", "--out", str(tmp_path)])
