@@ -66,7 +66,10 @@ class Grid:
         """
         if len(ranges) not in (1, 2):
             raise ValueError(f"{len(ranges)} ranges; one (a line) or two (a plane) are needed")
-        for low, high, points in ranges:
+        for each in ranges:
+            if len(each) != 3:
+                raise ValueError(f"{each}: first node, last node and number of nodes are needed")
+            low, high, points = each
             if not (math.isfinite(low) and math.isfinite(high) and low < high and int(points) == points >= 3):
                 raise ValueError(f"({low}, {high}, {points}): first node < last node and at least 3 nodes are needed")
         return cls(tuple(np.linspace(low, high, int(points)) for low, high, points in ranges))
@@ -103,7 +106,11 @@ class Grid:
             ValueError: of another shape, or not finite somewhere.
             TypeError: complex.
         """
-        given = f(*self.mesh) if callable(f) else f
+        try:
+            given = f(*self.mesh) if callable(f) else f
+        except Exception as error:
+            error.add_note(f"f gets {self.dimensions} arrays of coordinates, each of shape {self.shape}")
+            raise
         if np.iscomplexobj(given):
             raise TypeError("the function is complex; real values are needed")
         found = np.asarray(given, dtype=np.float64)

@@ -192,12 +192,20 @@ def test_a_large_viscosity_with_the_same_gaussian_is_the_heat_equation() -> None
         (lambda: Grid((np.array([0.0, 1, np.nan]),)), "3 finite numbers"),
         (lambda: Grid((X, X, X)), "3 axes"),
         (lambda: Grid.uniform((1, 0, 10)), "first node < last node"),
+        (lambda: Grid.uniform((-2.0, 2.0)), "(-2.0, 2.0): first node, last node and number of nodes"),  # type: ignore[arg-type]
         (lambda: Grid.uniform((0, 1, 10), (0, 1, 10), (0, 1, 10)), "3 ranges"),
     ],
 )
 def test_bad_input_is_refused_by_name(call, named: str) -> None:
     with pytest.raises(ValueError, match=re.escape(named)):
         call()
+
+
+@pytest.mark.parametrize("f", [lambda x, y: float(x), lambda x: x, lambda x, y: x if x > 0 else -x])
+def test_an_error_of_the_function_comes_with_what_it_was_given(f) -> None:
+    with pytest.raises((TypeError, ValueError)) as raised:
+        Grid.uniform((-1, 1, 3), (-1, 1, 4)).values(f)
+    assert raised.value.__notes__ == ["f gets 2 arrays of coordinates, each of shape (3, 4)"]
 
 
 @pytest.mark.parametrize("f", [lambda x: np.exp(1j * x), np.exp(1j * X), [1j] * 301])
