@@ -107,9 +107,9 @@ def _uncompiled() -> Iterator[None]:
     """
     global _passes, _stance
     with _LOCK:
-        _passes += 1
         if _stance is None and "torch._dynamo" in sys.modules:
-            _stance = torch.compiler.set_stance("force_eager")
+            _stance = torch.compiler.set_stance("force_eager")  # RuntimeError inside a compiled function
+        _passes += 1
     try:
         yield
     finally:

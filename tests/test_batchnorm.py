@@ -154,6 +154,20 @@ def test_passes_in_two_threads_leave_the_compiler_on():
     assert count.frame_count == 1
 
 
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_pass_that_cannot_begin_leaves_the_compiler_on():
+    """torch refuses one inside a compiled function."""
+    model, count = network(), CompileCounter()
+    compiled = torch.compile(model, backend=count)
+    before = statistics(model)
+    with pytest.raises(RuntimeError, match=r"torch\.compile region"):
+        torch.compile(lambda: recalibrate_batchnorm(model, batches()), backend="eager")()
+    assert same_bits(statistics(model), before)
+    recalibrate_batchnorm(model, batches())
+    compiled(batches()[0])
+    assert count.frame_count == 1
+
+
 def test_looking_at_x_with_new_statistics_leaves_no_trace(name: str):
     finals = []
     for look in (True, False):
