@@ -22,9 +22,8 @@ METRICS = {
     "ns": "gpu__time_duration.sum",
     **{f"stall {name}": f"smsp__average_warps_issue_stalled_{name}_per_issue_active.ratio" for name in STALLS.split()},
 }
-
-
 WORK = [(rule, dtype) for dtype in DTYPES for rule in RULES]
+NAMES = ("update", *(rule.kernel.name for rule in RULES))  # in those of CUDA's kernels, and of Triton's
 
 
 def calls(backend: str) -> None:
@@ -42,7 +41,7 @@ def parsed(printed: str) -> Iterator[dict[str, float]]:
     """Metrics of each launch of an update, from ncu's raw page as CSV: names, units, then a line a launch."""
     lines = [line for line in printed.splitlines() if line.startswith('"')]
     for launch in list(csv.DictReader(lines))[1:]:
-        if "update" in launch["Kernel Name"]:
+        if any(name in launch["Kernel Name"] for name in NAMES):
             yield {
                 name: float(launch[metric].replace(",", "")) for name, metric in METRICS.items() if launch.get(metric)
             }

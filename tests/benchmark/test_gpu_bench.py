@@ -265,23 +265,30 @@ def test_the_sanitizers_program_makes_whole_cycles_of_every_rule_and_dtype(
     assert calls == expected
 
 
+@pytest.mark.parametrize("backend", common.BACKENDS)
 def test_ncu_is_read_launch_by_launch(
-    run: Callable[..., report.Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, run: Callable[..., report.Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def kernel(rule: Rule) -> str:
+        if backend == "cuda":
+            return "void deeprelax::cuda::update<float>"
+        shown = pytest.importorskip("deeprelax.kernels.triton.kernels").kernel_name
+        return str(shown(SimpleNamespace(constants={"RULE": rule.kernel.name, "TICKED": False})))
+
     text = io.StringIO()
     lines = csv.writer(text, quoting=csv.QUOTE_ALL)
     lines.writerows([["ID", "Kernel Name", *ncu.METRICS.values()], ["", "", *["%"] * len(ncu.METRICS)]])
-    for _ in ncu.WORK:
-        lines.writerow(["0", "void deeprelax::cuda::update<float>", *["1,234.5"] * len(ncu.METRICS)])
+    for rule, _ in ncu.WORK:
+        lines.writerow(["0", kernel(rule), *["1,234.5"] * len(ncu.METRICS)])
         lines.writerow(["1", "elementwise", *["1"] * len(ncu.METRICS)])
     program = tmp_path / "ncu"
     program.write_text(f"#!/bin/sh\ncat <<'END'\n==PROF== Connected\n{text.getvalue()}END\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     metrics = dict.fromkeys(ncu.METRICS, 1234.5)
-    about = {"script": "ncu", "backend": "cuda"}
+    about = {"script": "ncu", "backend": backend}
     expected = [{**about, "rule": rule.name, "dtype": dtype, **metrics} for rule, dtype in ncu.WORK]
-    assert run(ncu, "--backend", "cuda") == expected
+    assert run(ncu, "--backend", backend) == expected
     started: list[bool] = []
     monkeypatch.setattr(torch.cuda.profiler, "start", lambda: started.append(True))
     monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: None)
