@@ -68,11 +68,11 @@ BOTH = -$(foreach b,cuda triton,$(call ON_GPU,$(1),$(2)) --backend $(b);)
 
 gpu:
 	mkdir -p $(GPU)
-	$(if $(filter tests,$(SCRIPTS)),rm -f $(addprefix $(GPU)/,rows.jsonl pytest.xml *check-*.txt))
 	architecture="$$($(PYTHON) bench/gpu/preflight.py)" && \
 	export CUDA_HOME="$${CUDA_HOME:-/usr/local/cuda}" DEEPRELAX_CUDA=1 DEEPRELAX_CUDA_ARCHS="$$architecture" && \
 	PIP_BREAK_SYSTEM_PACKAGES=1 $(PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps -e .
-	$(MAKE) --no-print-directory $(addprefix gpu-,$(SCRIPTS))
+	$(if $(filter tests,$(SCRIPTS)),rm -f $(addprefix $(GPU)/,rows.jsonl pytest.xml *check-*.txt))
+	$(MAKE) --no-print-directory --jobs=1 $(addprefix gpu-,$(SCRIPTS))
 	$(PYTHON) bench/gpu/report.py
 
 # compute-sanitizer and ncu may lie in CUDA's folder alone.

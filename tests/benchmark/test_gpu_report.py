@@ -77,13 +77,15 @@ def test_make_gpu_says_what_it_lacks_before_it_builds(monkeypatch: pytest.Monkey
 
 
 def test_a_script_that_dies_loses_only_its_own_rows(tmp_path: Path) -> None:
-    """``make gpu`` with a Python that notes what it is to run, and fails where it is to measure."""
+    """``make gpu`` with a Python that notes what it is to run, and fails where it is to measure: one at a time, also if
+    make is asked for several jobs."""
     python, notes, out = (tmp_path / name for name in ("python", "notes", "out"))
     python.write_text(
-        f'#!/bin/sh\necho "$*" >> {notes}\ncase "$*" in *preflight*) echo 90;; *report*|*pip*) ;; *) exit 1; esac\n'
+        f'#!/bin/sh\necho "$*" >> {notes}\n'
+        'case "$*" in *preflight*) echo 90;; *report*|*pip*) ;; *) sleep 0.2; exit 1; esac\n'
     )
     python.chmod(0o755)
-    command = ["make", "gpu", f"PYTHON={python}", f"OUT={out}", "SCRIPTS=tests bandwidth host"]
+    command = ["make", "--jobs=4", "gpu", f"PYTHON={python}", f"OUT={out}", "SCRIPTS=tests bandwidth host"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     lines = [line.replace("bench/gpu/", "").split() for line in notes.read_text().splitlines()]
     lines = [words for words in lines if words[0] != "sanitize.py"]  # at any time, where compute-sanitizer is
@@ -94,6 +96,15 @@ def test_a_script_that_dies_loses_only_its_own_rows(tmp_path: Path) -> None:
     for name in report.SANITIZED:
         *_, status = (out / "gpu" / f"{name}.txt").read_text().splitlines()
         assert re.fullmatch(r"exit status [1-9]\d*", status)
+
+
+def test_where_make_gpu_cannot_run_earlier_results_stay(tmp_path: Path) -> None:
+    rows = tmp_path / "gpu" / "rows.jsonl"
+    rows.parent.mkdir()
+    rows.write_text("{}\n")
+    done = subprocess.run(["make", "gpu", "PYTHON=false", f"OUT={tmp_path}"], cwd=ROOT, capture_output=True)
+    assert done.returncode
+    assert rows.read_text() == "{}\n"
 
 
 def test_what_the_sanitizer_printed_is_judged() -> None:
