@@ -189,7 +189,8 @@ def figures(
 
 
 class Rows:
-    """OUT/rows.jsonl, whose first line says what the results were produced with.
+    """OUT/rows.jsonl, whose first line says what the results were produced with. A last line that an interruption
+    truncated is removed.
 
     Args:
         out: the folder; it is made.
@@ -200,7 +201,10 @@ class Rows:
     def __init__(self, out: Path, script: str, device: torch.device) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.path, self.script, self.device = out / "rows.jsonl", script, device
-        if not self.path.exists():
+        self.path.touch()
+        whole = self.path.read_bytes().rfind(b"\n") + 1
+        os.truncate(self.path, whole)
+        if not whole:
             self.add(script="about", **about(device))
 
     def add(self, **row: Any) -> None:

@@ -43,8 +43,8 @@ ALLOWED, NOT_PROVEN = "one GPU", "GPU memory"
 
 def load(folder: Path) -> Results:
     """The rows, without a last line that an interruption truncated, pytest's outcomes and the sanitizer's."""
-    lines = (folder / "rows.jsonl").read_text().splitlines() if (folder / "rows.jsonl").exists() else []
-    rows: Results = [json.loads(line) for line in lines if line.endswith("}")]
+    written = (folder / "rows.jsonl").read_text() if (folder / "rows.jsonl").exists() else ""
+    rows: Results = [json.loads(line) for line in written[: written.rfind("\n") + 1].splitlines()]
     if (folder / "pytest.xml").exists():
         rows.append({"script": "tests", **outcomes((folder / "pytest.xml").read_text())})
     for name in SANITIZED:

@@ -203,9 +203,11 @@ def test_a_failure_is_a_row_and_the_others_are_measured(emulated: Backend, tmp_p
     broken: Any = SimpleNamespace(name="cuda", bind=bind, tick=emulated.tick)
     rows = Rows(tmp_path, "made", CPU)
     bandwidth.inner_calls(rows, broken, "fp32", 2**7, TIMER)
-    with rows.path.open("a") as file:
-        file.write('{"script": "made", "rule": "cut')
+    whole = rows.path.read_text()
+    rows.path.write_text(whole + '{"script": "made", "us": {"median": 1}')
     found = report.load(tmp_path)
+    Rows(tmp_path, "made", CPU)  # the next script appends to whole lines
+    assert rows.path.read_text() == whole
     assert {r["rule"] for r in report.only(found, "made")} == {"copy", *(r.name for r in RULES)} - {"HJ"}
     (error,) = report.only(found, "error")
     assert "made up" in error["said"]
