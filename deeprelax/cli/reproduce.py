@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -310,22 +311,19 @@ def search(
         console = make_console(width=140)
         check_writable("--out", out / f"search-{preset}.json")
         load = searching.held_out(experiment.Loader(folder, out / "cache", where), images)
-        trials = search_trials.plan(preset, models, optimizers, epochs)
+        execute = functools.partial(
+            experiment.execute, load=load, out=out / "search", console=console, compare=True,
+            alike=("preset", "model", "epochs"), stop=stop,
+        )  # fmt: skip
         until = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
-        left = len(
-            experiment.execute(
-                trials, load, out / "search", console, budget_minutes=budget_minutes, compare=True, stop=stop
-            )
-        )
+        left = len(execute(search_trials.plan(preset, models, optimizers, epochs), budget_minutes=budget_minutes))
         for number in range(len(search_trials.TRIALS), len(search_trials.TRIALS) + search_trials.FURTHER):
             if left:  # they come from the results of all before
                 left += len(models) * len(optimizers)
                 continue
             trials = search_trials.further(preset, models, optimizers, epochs, number, out / "search")
             rest = None if until is None else (until - time.monotonic()) / 60
-            left = len(
-                experiment.execute(trials, load, out / "search", console, budget_minutes=rest, compare=True, stop=stop)
-            )
+            left = len(execute(trials, budget_minutes=rest))
         path = searching.write(out, preset, epochs)
         for line in searching.summary(path):
             click.echo(line)

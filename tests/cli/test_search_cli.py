@@ -93,6 +93,15 @@ def test_trials_on_other_images_are_refused(data: Path, sgd_searched: Path, tmp_
         search.write(tmp_path, "authors", 1)
 
 
+def test_searches_of_another_length_or_preset_may_take_other_images(
+    data: Path, sgd_searched: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sgd_searched, tmp_path, dirs_exist_ok=True)
+    base = ["search", "--models", "lenet", "--data", data, "--out", tmp_path, "--images", 256, "--budget-minutes", 0]
+    for other in (["--epochs", 2], ["--epochs", 1, "--preset", "paper"]):
+        assert "trials are left" in run(*base, *other).output
+
+
 def test_a_search_decides_by_images_of_the_training_set(data: Path, tmp_path: Path) -> None:
     loader = experiment.Loader(data, tmp_path, torch.device("cpu"))
     trial = search_trials.plan("authors", ["lenet"], ["sgd"], 1)[0]

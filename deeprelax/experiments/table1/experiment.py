@@ -77,6 +77,7 @@ def execute(
     budget_minutes: float | None = None,
     checkpoint_seconds: float = 60.0,
     compare: bool = False,
+    alike: Sequence[str] = ("preset", "model"),
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Run]:
     """Run what is missing.
@@ -85,6 +86,8 @@ def execute(
         load: gives a run's data.
         budget_minutes: no run is begun after it, and one that is under way is saved and left for the next call.
         compare: load the data of every model, even if no run is missing, to check that stored runs used them.
+        alike: settings; stored runs that share those of a planned one are in the same table, and must be of the same
+            data.
         stop: when it returns True, the run under way is saved, and it and the rest are left for the next call.
 
     Returns:
@@ -101,7 +104,7 @@ def execute(
         data, digest = load(run)
         if run.model in unseen:
             unseen.discard(run.model)
-            store.check_data(run.model, digest, out)
+            store.check_data(run, digest, out, alike)
         return data, digest
 
     for run in runs if compare else ():

@@ -133,11 +133,13 @@ def check_same(run: Run, digest: str, stored: Stored, path: Path) -> None:
     _check_digest(digest, stored, path)
 
 
-def check_data(model: str, digest: str, out: Path) -> None:
-    """StoreError unless every run of the model in ``out`` used these data: they are shown in one table."""
+def check_data(run: Run, digest: str, out: Path, alike: Sequence[str]) -> None:
+    """StoreError unless every run in ``out`` with these settings of ``run``'s used these data: they are shown in one
+    table."""
+    settings = run.settings()
     for path in sorted((out / "runs").glob("*.jsonl")):
         stored = read(path)
-        if stored.settings["model"] == model:
+        if all(stored.settings[name] == settings[name] for name in alike):
             _check_digest(digest, stored, path)
 
 
@@ -145,8 +147,8 @@ def _check_digest(digest: str, stored: Stored, path: Path) -> None:
     there = stored.header["data"]
     if there != digest:
         raise StoreError(
-            f"{path} is of other data: checksum {there} there, {digest} now; give the --data of that run, or another "
-            "--out"
+            f"{path} is of other data: checksum {there} there, {digest} now; give the data of that run (--data, and in "
+            "a search --images), or another --out"
         )
 
 
