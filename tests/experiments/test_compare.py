@@ -162,9 +162,18 @@ def test_a_checksum_counts_for_its_own_task_and_may_be_missing(tmp_path: Path) -
     (tmp_path / "runs.jsonl").write_bytes(b"\n".join((GOOD, other, b"")))
     results = runner.Results(tmp_path / "runs.jsonl")
     results.take("digits-mlp", "now")  # stored before checksums were kept
-    with pytest.raises(DataError, match="runs of mnist-cnn on other data, checksum there there, now now"):
+    with pytest.raises(DataError, match="runs of mnist-cnn on other data, checksum there there, now now: give"):
         results.take("mnist-cnn", "now")
     assert results.data == {"digits-mlp": "now"}
+
+
+@pytest.mark.parametrize(("task", "cure"), [("digits-cnn", "scikit-learn"), ("text-transformer", "the Python of")])
+def test_data_that_come_along_are_not_said_to_be_those_of_an_option(task: str, cure: str, tmp_path: Path) -> None:
+    line = {**json.loads(GOOD), "run": {**RUN, "task": task}, "data": "there"}
+    (tmp_path / "runs.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(DataError, match=cure) as refused:
+        runner.Results(tmp_path / "runs.jsonl").take(task, "now")
+    assert "--data" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", tasks.NAMES)

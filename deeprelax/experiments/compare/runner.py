@@ -165,8 +165,8 @@ class Results:
             there = result.get("data", data)
             if result["run"]["task"] == task and there != data:
                 raise DataError(
-                    f"{self.path} has runs of {task} on other data, checksum {there} there, {data} now: give the "
-                    "--data of those runs, or another --out"
+                    f"{self.path} has runs of {task} on other data, checksum {there} there, {data} now: "
+                    f"{tasks.source(task)}, or give another --out"
                 )
         self.data[task] = data
 

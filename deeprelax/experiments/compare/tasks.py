@@ -219,6 +219,15 @@ def digest(name: str, folder: Path | None) -> str:
     return datasets.digest(*datasets.digits_arrays())
 
 
+def source(name: str) -> str:
+    """What has to be as it was for the data of the task of that name to be as they were."""
+    if name == "text-transformer":
+        return "its text is Python's documentation: use the Python of those runs"
+    if name in ("mnist-cnn", "cifar-resnet"):
+        return "give the --data of those runs"
+    return "digits come with scikit-learn: use the version of those runs"
+
+
 def make(name: str, preset: str, folder: Path | None) -> Task:
     """The task of that name.
 
