@@ -59,19 +59,21 @@ bench: $(STAMP)
 
 # Without an environment and without an index: torch's GPU build is installed, and often there is no network. COMMIT
 # names the files' commit outside of a repository. Every script is a separate process with a limit on its time, and
-# appends each result to $(OUT)/gpu/rows.jsonl as it is measured; `make gpu SCRIPTS=tune` runs only what it names.
+# appends each result to $(OUT)/gpu/rows.jsonl as it is measured; stopped.txt names those that did not come to their
+# end. `make gpu SCRIPTS=tune` runs only what it names.
 SCRIPTS ?= tests bandwidth steps host ncu
 GPU := $(OUT)/gpu
 export OUT COMMIT
-ON_GPU = timeout --kill-after=5 $(1) $(PYTHON) bench/gpu/$(2).py
-BOTH = -$(foreach b,cuda triton,$(call ON_GPU,$(1),$(2)) --backend $(b);)
+ON_GPU = timeout --kill-after=5 $(1) $(PYTHON) bench/gpu/$(2).py $(3) || \
+    echo "$(2).py $(3): exit status $$?" >> $(GPU)/stopped.txt
+BOTH = $(foreach b,cuda triton,$(call ON_GPU,$(1),$(2),--backend $(b));)
 
 gpu:
 	mkdir -p $(GPU)
 	architecture="$$($(PYTHON) bench/gpu/preflight.py)" && \
 	export CUDA_HOME="$${CUDA_HOME:-/usr/local/cuda}" DEEPRELAX_CUDA=1 DEEPRELAX_CUDA_ARCHS="$$architecture" && \
 	PIP_BREAK_SYSTEM_PACKAGES=1 $(PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps -e .
-	$(if $(filter tests,$(SCRIPTS)),rm -f $(addprefix $(GPU)/,rows.jsonl pytest.xml *check-*.txt))
+	$(if $(filter tests,$(SCRIPTS)),rm -f $(addprefix $(GPU)/,rows.jsonl pytest.xml *check-*.txt stopped.txt))
 	$(MAKE) --no-print-directory --jobs=1 $(addprefix gpu-,$(SCRIPTS))
 	$(PYTHON) bench/gpu/report.py
 
@@ -96,8 +98,8 @@ gpu-bandwidth:
 
 gpu-steps:
 	$(call BOTH,80,steps)
-	-$(call ON_GPU,60,steps) --plain
-	-$(call ON_GPU,90,steps) --compiled
+	$(call ON_GPU,60,steps,--plain)
+	$(call ON_GPU,90,steps,--compiled)
 
 gpu-host:
 	$(call BOTH,40,host)

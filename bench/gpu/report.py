@@ -2,8 +2,9 @@
 
     python bench/gpu/report.py [out/gpu]
 
-Reads rows.jsonl, pytest.xml and what compute-sanitizer printed; writes gpu.md and bandwidth.png. Exit status 1 if a
-backend did not run, a test failed or the sanitizer found something, 3 if something was not proven.
+Reads rows.jsonl, pytest.xml, what compute-sanitizer printed, and stopped.txt; writes gpu.md and bandwidth.png. Exit
+status 1 if a backend did not run, a test or a script failed or the sanitizer found something, 3 if something was not
+proven.
 """
 
 from __future__ import annotations
@@ -37,12 +38,15 @@ BANDWIDTHS = {
 MOST_BY_BYTE = 1.0  # time per byte of a step, relative to fused AdamW
 HOST = {"cuda": 1.0, "triton": 2.0}  # most time, relative to fused SGD
 SANITIZED = ("memcheck-cuda", "memcheck-triton", "racecheck-triton")
+# By exit status what is no failure: no time, no program, killed.
+UNFINISHED = dict.fromkeys((124, 127, 137), "not proven")
 # Reasons of tests/gpu/on_gpu.py for skipping a test: of no consequence, and what leaves something unproven.
 ALLOWED, NOT_PROVEN = "one GPU", "GPU memory"
 
 
 def load(folder: Path) -> Results:
-    """The rows, without a last line that an interruption truncated, pytest's outcomes and the sanitizer's."""
+    """The rows, without a last line that an interruption truncated, pytest's outcomes and the sanitizer's, and the
+    scripts that did not come to their end."""
     written = (folder / "rows.jsonl").read_text() if (folder / "rows.jsonl").exists() else ""
     rows: Results = [json.loads(line) for line in written[: written.rfind("\n") + 1].splitlines()]
     if (folder / "pytest.xml").exists():
@@ -51,7 +55,15 @@ def load(folder: Path) -> Results:
         path = folder / f"{name}.txt"
         verdict, said = sanitized(path.read_text() if path.exists() else "")
         rows.append({"script": "sanitizer", "what": f"compute-sanitizer, {name}", "verdict": verdict, "said": said})
+    stopped = (folder / "stopped.txt").read_text().splitlines() if (folder / "stopped.txt").exists() else []
+    for what in stopped:
+        rows.append({"script": "stopped", "what": what, "verdict": verdict_on(what)})
     return rows
+
+
+def verdict_on(said: str) -> str:
+    """The verdict on a program that was to end with 0, from a text that ends with its exit status."""
+    return UNFINISHED.get(int(said.split()[-1]), "failed")
 
 
 def sanitized(printed: str) -> tuple[str, str]:
@@ -62,9 +74,7 @@ def sanitized(printed: str) -> tuple[str, str]:
     if not status.startswith("exit status"):
         return "not proven", "it did not end"
     said = next((line.strip("= ") for line in reversed(lines) if "SUMMARY" in line), " ".join(lines[-3:]))
-    code = int(status.split()[-1])
-    verdicts = {0: "passed", 124: "not proven", 127: "not proven", 137: "not proven"}  # no time, no program, killed
-    return verdicts.get(code, "failed"), f"{said}; {status}"
+    return "passed" if status.split()[-1] == "0" else verdict_on(status), f"{said}; {status}"
 
 
 def outcomes(junit: str) -> dict[str, Any]:
@@ -136,6 +146,7 @@ def wrong(rows: Results) -> list[str]:
     about, tests = first(rows, "about"), first(rows, "tests")
     found = [f"the {name} backend did not run: {why}" for name, why in about.get("why_not", {}).items() if why]
     found += [f"{r['what']} failed" for r in only(rows, "error")]
+    found += [r["what"] for r in only(rows, "stopped", verdict="failed")]
     if not tests.get("counts", {}).get("passed"):
         found.append("no GPU test passed")
     found += [f"{name} failed" for name in tests.get("failed", [])]
@@ -149,6 +160,7 @@ def not_proven(rows: Results) -> list[str]:
     """What this machine or the time did not allow."""
     skips = first(rows, "tests").get("skips", {})
     found = [f"not proven: {n} GPU tests: {why}" for why, n in skips.items() if why.startswith(NOT_PROVEN)]
+    found += [f"not proven: {r['what']}" for r in only(rows, "stopped", verdict="not proven")]
     return found + [f"not proven: {r['what']}: {r['said']}" for r in only(rows, "sanitizer", verdict="not proven")]
 
 
@@ -198,7 +210,7 @@ def markdown(rows: Results) -> str:
     lines = ["# deeprelax on a GPU", "", *summary(rows)]
     groups: dict[tuple[str, ...], Results] = {}
     for row in rows:
-        if row["script"] not in ("about", "tests", "error", "sanitizer"):
+        if row["script"] not in ("about", "tests", "error", "sanitizer", "stopped"):
             groups.setdefault((row["script"], *(name for name in row if name != "script")), []).append(row)
     for (script, *names), found in groups.items():
         shown = [cells({name: row[name] for name in names}) for row in found]

@@ -44,6 +44,20 @@ def test_the_report_says_what_was_not_proved(
     assert said in (tmp_path / "gpu.md").read_text()
 
 
+@pytest.mark.parametrize(("ended", "status"), [(1, 1), (124, 3), (137, 3)])
+def test_a_script_that_did_not_come_to_its_end_is_reported(
+    ended: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pytest.xml").write_text(JUNIT.format(""))
+    for name in report.SANITIZED:
+        (tmp_path / f"{name}.txt").write_text("exit status 0\n")
+    stopped = f"bandwidth.py --backend cuda: exit status {ended}"
+    (tmp_path / "stopped.txt").write_text(f"{stopped}\n")
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
+    assert report.main() == status
+    assert stopped in (tmp_path / "gpu.md").read_text()
+
+
 def test_targets_are_judged_by_whole_cycles_and_by_the_slowest(tmp_path: Path) -> None:
     hj: dict[str, Any] = {"script": "bandwidth", "backend": "cuda", "rule": "HJ", "dtype": "fp32", "bytes": 20}
     found: report.Results = [
@@ -93,6 +107,11 @@ def test_a_script_that_dies_loses_only_its_own_rows(tmp_path: Path) -> None:
         "preflight.py", "-m pip", "-m pytest", "bandwidth.py --backend cuda", "bandwidth.py --backend triton",
         "host.py --backend cuda", "host.py --backend triton", "report.py",
     ]  # fmt: skip
+    assert (out / "gpu" / "stopped.txt").read_text().splitlines() == [
+        f"{script}.py --backend {backend}: exit status 1"
+        for script in ("bandwidth", "host")
+        for backend in ("cuda", "triton")
+    ]
     for name in report.SANITIZED:
         *_, status = (out / "gpu" / f"{name}.txt").read_text().splitlines()
         assert re.fullmatch(r"exit status [1-9]\d*", status)
