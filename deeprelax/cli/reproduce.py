@@ -224,9 +224,10 @@ def table1(
                 preset, models, optimizers, seeds, ablation=ablation, found=chosen, epochs=epochs,
                 evaluate_every=evaluate_every, autocast=autocast or "", tf32=tf32,
             )  # fmt: skip
+            load = experiment.Loader(folder, out / "cache", where)
             left = experiment.execute(
-                runs, experiment.Loader(folder, out / "cache", where), out, console, budget_minutes=budget_minutes,
-                checkpoint_seconds=checkpoint_seconds, compare=folder is not None, stop=stop,
+                runs, load, out, console, budget_minutes=budget_minutes, checkpoint_seconds=checkpoint_seconds,
+                compare=None if folder is None else load.digest, stop=stop,
             )  # fmt: skip
             _report(out, preset, models, console)
     if left:
@@ -312,7 +313,7 @@ def search(
         check_writable("--out", out / f"search-{preset}.json")
         load = searching.held_out(experiment.Loader(folder, out / "cache", where), images)
         execute = functools.partial(
-            experiment.execute, load=load, out=out / "search", console=console, compare=True,
+            experiment.execute, load=load, out=out / "search", console=console, compare=lambda run: load(run)[1],
             alike=("preset", "model", "epochs"), stop=stop,
         )  # fmt: skip
         until = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes

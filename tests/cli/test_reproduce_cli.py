@@ -232,6 +232,16 @@ def test_runs_of_one_table_are_of_one_data_set(data: Path, tmp_path: Path) -> No
     assert "1 of 6 seeds" in run("table1", *base, "--seeds", 1).output  # without --data: what is stored, and no data
 
 
+def test_data_are_not_prepared_where_no_run_is_missing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their files are compared without the whitening, which takes long."""
+    base = ["--out", tmp_path, "--models", "lenet", "--optimizers", "sgd", "--epochs", 1, "--seeds", 1]
+    run("table1", *base, "--data", data)
+    monkeypatch.setattr("deeprelax.experiments.data.inputs.load", None)
+    assert "1 of 6 seeds" in run("table1", *base, "--data", data).output
+
+
 def test_two_processes_never_write_one_run(data: Path, tmp_path: Path) -> None:
     base = ["--data", data, "--out", tmp_path, "--models", "lenet", "--optimizers", "sgd", "--seeds", 1, "--epochs", 1]
     (planned,) = experiment.plan("authors", ["lenet"], ["sgd"], 1, epochs=1)

@@ -13,6 +13,11 @@ from deeprelax.experiments.data.datasets import Data, digest, mnist_arrays
 from deeprelax.experiments.table1.protocol import WHITENING
 
 
+def arrays(dataset: str, folder: Path | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training images and labels, test images and labels; errors as of ``load``."""
+    return mnist_arrays(folder) if dataset == "mnist" else cifar10_arrays(folder)
+
+
 def load(dataset: str, preset: str, folder: Path | None, cache: Path) -> tuple[Data, str]:
     """Images and their checksum.
 
@@ -25,13 +30,11 @@ def load(dataset: str, preset: str, folder: Path | None, cache: Path) -> tuple[D
     Raises:
         DataError, ImportError: as ``mnist_arrays`` and ``cifar10_arrays``.
     """
+    train_x, train_y, test_x, test_y = arrays(dataset, folder)
+    checksum = digest(train_x, train_y, test_x, test_y)
     if dataset == "mnist":
-        train_x, train_y, test_x, test_y = mnist_arrays(folder)
-        checksum = digest(train_x, train_y, test_x, test_y)
         train_x, test_x = train_x[:, None].astype(np.float32), test_x[:, None].astype(np.float32)
     else:
-        train_x, train_y, test_x, test_y = cifar10_arrays(folder)
-        checksum = digest(train_x, train_y, test_x, test_y)
         chosen = WHITENING[preset]
         shape = train_x.shape[1:]
         train, test = (whitening.normalise(x, whitening.PRESETS[chosen]) for x in (train_x, test_x))

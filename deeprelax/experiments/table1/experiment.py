@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from deeprelax.experiments.data import inputs
+from deeprelax.experiments.data import datasets, inputs
 from deeprelax.experiments.data.datasets import Data
 from deeprelax.experiments.progress import Watch, bars
 from deeprelax.experiments.runs import Run
@@ -67,6 +67,10 @@ class Loader:
             self._held[wanted] = (data.to(self._device), digest)
         return self._held[wanted]
 
+    def digest(self, run: Run) -> str:
+        """Their checksum alone: whitening takes much longer than reading."""
+        return datasets.digest(*inputs.arrays(DATASETS[run.model], self._folder))
+
 
 def execute(
     runs: Sequence[Run],
@@ -76,8 +80,8 @@ def execute(
     *,
     budget_minutes: float | None = None,
     checkpoint_seconds: float = 60.0,
-    compare: bool = False,
-    alike: Sequence[str] = ("preset", "model"),
+    compare: Callable[[Run], str] | None = None,
+    alike: Sequence[str] = ("model",),
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Run]:
     """Run what is missing.
@@ -85,9 +89,9 @@ def execute(
     Args:
         load: gives a run's data.
         budget_minutes: no run is begun after it, and one that is under way is saved and left for the next call.
-        compare: load the data of every model, even if no run is missing, to check that stored runs used them.
-        alike: settings; stored runs that share those of a planned one are in the same table, and must be of the same
-            data.
+        compare: gives the checksum of a run's data, of every model even if no run is missing, to check that stored runs
+            used them. Default: only the data of missing runs are compared.
+        alike: names of settings; stored runs that have those of a planned run must have used its data.
         stop: when it returns True, the run under way is saved, and it and the rest are left for the next call.
 
     Returns:
@@ -98,18 +102,16 @@ def execute(
     """
     deadline = float("inf") if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     left: list[Run] = []
-    unseen = {run.model for run in runs}
+    checked: set[tuple[Any, ...]] = set()
 
-    def loaded(run: Run) -> tuple[Data, str]:
-        data, digest = load(run)
-        if run.model in unseen:
-            unseen.discard(run.model)
-            store.check_data(run, digest, out, alike)
-        return data, digest
+    def check(run: Run, checksum: Callable[[Run], str]) -> None:
+        if (key := tuple(run.settings()[name] for name in alike)) not in checked:
+            store.check_data(run, checksum(run), out, alike)
+            checked.add(key)
 
-    for run in runs if compare else ():
-        if run.model in unseen:
-            loaded(run)
+    if compare is not None:
+        for run in runs:
+            check(run, compare)
     with bars(console, 40) as progress:
         overall = {model: _Bar(progress, model, runs, out) for model in dict.fromkeys(run.model for run in runs)}
         for run in runs:
@@ -118,7 +120,8 @@ def execute(
             if left or stop() or time.monotonic() >= deadline:
                 left.append(run)
                 continue
-            data, digest = loaded(run)
+            check(run, lambda run: load(run)[1])
+            data, digest = load(run)
             task = progress.add_task(run.name, total=run.epochs, state="")
             watch, bar = Watch(progress, task, run.name, run.epochs), overall[run.model]
             how = store.execute(
