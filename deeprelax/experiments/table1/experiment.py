@@ -103,15 +103,15 @@ def execute(
     deadline = float("inf") if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     left: list[Run] = []
     checked: set[tuple[Any, ...]] = set()
+    checksum = compare or (lambda run: load(run)[1])
 
-    def check(run: Run, checksum: Callable[[Run], str]) -> None:
+    def check(run: Run) -> None:
         if (key := tuple(run.settings()[name] for name in alike)) not in checked:
             store.check_data(run, checksum(run), out, alike)
             checked.add(key)
 
-    if compare is not None:
-        for run in runs:
-            check(run, compare)
+    for run in runs if compare else ():
+        check(run)
     with bars(console, 40) as progress:
         overall = {model: _Bar(progress, model, runs, out) for model in dict.fromkeys(run.model for run in runs)}
         for run in runs:
@@ -120,7 +120,7 @@ def execute(
             if left or stop() or time.monotonic() >= deadline:
                 left.append(run)
                 continue
-            check(run, lambda run: load(run)[1])
+            check(run)
             data, digest = load(run)
             task = progress.add_task(run.name, total=run.epochs, state="")
             watch, bar = Watch(progress, task, run.name, run.epochs), overall[run.model]
