@@ -38,8 +38,7 @@ BANDWIDTHS = {
 MOST_BY_BYTE = 1.0  # time per byte of a step, relative to fused AdamW
 HOST = {"cuda": 1.0, "triton": 2.0}  # most time, relative to fused SGD
 SANITIZED = ("memcheck-cuda", "memcheck-triton", "racecheck-triton")
-# By exit status what is no failure: no time, no program, killed.
-UNFINISHED = dict.fromkeys((124, 127, 137), "not proven")
+UNFINISHED = (124, 127, 137)  # exit statuses that are no failure: no time, no program, killed
 # Reasons of tests/gpu/on_gpu.py for skipping a test: of no consequence, and what leaves something unproven.
 ALLOWED, NOT_PROVEN = "one GPU", "GPU memory"
 
@@ -63,7 +62,7 @@ def load(folder: Path) -> Results:
 
 def verdict_on(said: str) -> str:
     """The verdict on a program that was to end with 0, from a text that ends with its exit status."""
-    return UNFINISHED.get(int(said.split()[-1]), "failed")
+    return "not proven" if int(said.split()[-1]) in UNFINISHED else "failed"
 
 
 def sanitized(printed: str) -> tuple[str, str]:

@@ -112,9 +112,8 @@ def _step(
     opt = OPTIMIZERS.get(optimizer)
     if opt is None:
         raise RuntimeError("the optimizer of a compiled step is gone")
-    scaler = dict(zip(SCALER, (grad_scale, found_inf)))
     held = {name: vars(opt)[name] for name in SCALER if name in vars(opt)}
-    vars(opt).update(scaler)
+    vars(opt).update(grad_scale=grad_scale, found_inf=found_inf)
     try:
         _step_of(opt, params, grads, graph_rates)
     except BaseException:

@@ -19,6 +19,16 @@ ROOT = Path(__file__).parents[2]
 JUNIT = '<testsuite><testcase classname="a" name="good"/><testcase classname="a" name="b">{}</testcase></testsuite>'
 
 
+@pytest.fixture
+def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run in which everything passed, which is what is reported."""
+    (tmp_path / "pytest.xml").write_text(JUNIT.format(""))
+    for name in report.SANITIZED:
+        (tmp_path / f"{name}.txt").write_text("exit status 0\n")
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("outcome", "status", "said"),
     [
@@ -30,32 +40,23 @@ JUNIT = '<testsuite><testcase classname="a" name="good"/><testcase classname="a"
     ],
 )
 def test_the_report_says_what_was_not_proved(
-    outcome: str, status: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    outcome: str, status: int, said: str, passed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "pytest.xml").write_text(JUNIT.format(outcome))
+    (passed / "pytest.xml").write_text(JUNIT.format(outcome))
     about = {"script": "about", "gpu": "a GPU", "why_not": {"cuda": ""}}
     inner = {"script": "bandwidth", "rule": "HJ", "backend": "cuda", "dtype": "fp32", "elements": 64, "gb_per_s": 1.0}
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (about, inner)))
+    (passed / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (about, inner)))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # which a GPU's machine may lack
-    for name in report.SANITIZED:
-        (tmp_path / f"{name}.txt").write_text("exit status 0\n")
-    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
     assert report.main() == status
-    assert said in (tmp_path / "gpu.md").read_text()
+    assert said in (passed / "gpu.md").read_text()
 
 
 @pytest.mark.parametrize(("ended", "status"), [(1, 1), (124, 3), (137, 3)])
-def test_a_script_that_did_not_come_to_its_end_is_reported(
-    ended: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "pytest.xml").write_text(JUNIT.format(""))
-    for name in report.SANITIZED:
-        (tmp_path / f"{name}.txt").write_text("exit status 0\n")
+def test_a_script_that_did_not_come_to_its_end_is_reported(ended: int, status: int, passed: Path) -> None:
     stopped = f"bandwidth.py --backend cuda: exit status {ended}"
-    (tmp_path / "stopped.txt").write_text(f"{stopped}\n")
-    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
+    (passed / "stopped.txt").write_text(f"{stopped}\n")
     assert report.main() == status
-    assert stopped in (tmp_path / "gpu.md").read_text()
+    assert stopped in (passed / "gpu.md").read_text()
 
 
 def test_targets_are_judged_by_whole_cycles_and_by_the_slowest(tmp_path: Path) -> None:
