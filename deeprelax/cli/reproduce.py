@@ -61,8 +61,8 @@ preset_option = click.option(
 )  # fmt: skip
 
 
-def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that table1 and search have in common."""
+def _shared(command: Callable[..., Any], images: str) -> Callable[..., Any]:
+    """Options that table1 and search have in common; ``images`` goes on with what ``--images`` says."""
     for option in reversed(
         [
             data_option(
@@ -83,6 +83,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--budget-minutes", type=NUMBER,
                 help="Stop after this time; the next call resumes where this one stopped.  [default: none]",
             ),
+            click.option("--images", type=COUNT, metavar="N", help=f"Train on N images of the training set{images}"),
         ]
     ):  # fmt: skip
         command = option(command)
@@ -153,11 +154,15 @@ def reproduce() -> None:
 
 
 @reproduce.command()
-@_shared
+@functools.partial(_shared, images=".  [default: all]")
 @click.option("--seeds", type=PARALLEL, default=protocol.SEEDS, show_default=True, help="Runs of each row.")
 @click.option(
     "--epochs", type=COUNT,
     help="Effective epochs of every run: gradients over batches per epoch.  [default: the paper's, row by row]",
+)  # fmt: skip
+@click.option(
+    "--until", type=COUNT, metavar="EPOCH",
+    help="Save every run at this effective epoch, its schedule unchanged; without it the next call goes on.",
 )  # fmt: skip
 @click.option("--evaluate-every", type=COUNT, help="Effective epochs.  [default: at about 40 points of a run]")
 @click.option("--autocast", type=click.Choice(["bf16"]), help="Mixed precision.  [default: float32]")
@@ -180,8 +185,10 @@ def table1(
     device: str,
     threads: int | None,
     budget_minutes: float | None,
+    images: int | None,
     seeds: int,
     epochs: int | None,
+    until: int | None,
     evaluate_every: int | None,
     autocast: str | None,
     tf32: bool,
@@ -209,6 +216,7 @@ def table1(
       deeprelax reproduce table1 --data DIR --device cuda                        the whole table, six seeds
       deeprelax reproduce table1 --data DIR --device cuda --budget-minutes 30    as much of it as half an hour allows
       deeprelax reproduce table1 --data DIR --models lenet --seeds 1 --epochs 3  a first look, on a CPU
+      deeprelax reproduce table1 --data DIR --images 3200 --until 10 --seeds 1   whether a row begins well, on a CPU
     """
     if ablation and protocol.ABLATED not in optimizers:
         raise click.UsageError(f"--ablation needs {protocol.ABLATED}, which --optimizers leaves out")
@@ -224,16 +232,18 @@ def table1(
                 preset, models, optimizers, seeds, ablation=ablation, found=chosen, epochs=epochs,
                 evaluate_every=evaluate_every, autocast=autocast or "", tf32=tf32,
             )  # fmt: skip
-            load = experiment.Loader(folder, out / "cache", where)
+            load = experiment.Loader(folder, out / "cache", where, images)
             left = experiment.execute(
-                runs, load, out, console, budget_minutes=budget_minutes, checkpoint_seconds=checkpoint_seconds,
-                compare=None if folder is None else load.digest, stop=stop,
+                runs, load, out, console, budget_minutes=budget_minutes, until=until,
+                checkpoint_seconds=checkpoint_seconds, compare=None if folder is None else load.digest,
+                stop=stop,
             )  # fmt: skip
             _report(out, preset, models, console)
     if left:
         again = ", ".join(run.name for run in left[:3]) + (", …" if len(left) > 3 else "")
         saved = f"interrupted; every run is saved in {out}: " if stop() else ""
-        click.echo(f"{saved}{len(left)} of {len(runs)} runs are left ({again}); the same command resumes them")
+        resumes = "the same command resumes them" if until is None else f"without --until {until} it resumes them"
+        click.echo(f"{saved}{len(left)} of {len(runs)} runs are left ({again}); {resumes}")
     _end(bool(left) and stop())
 
 
@@ -279,13 +289,8 @@ def figure2(out: Path, preset: str) -> None:
 
 
 @reproduce.command()
-@_shared
+@functools.partial(_shared, images=", and judge by a sixth as many others.  [default: six sevenths of all]")
 @click.option("--epochs", type=COUNT, default=3, show_default=True, help="Effective epochs of a trial.")
-@click.option(
-    "--images", type=COUNT, metavar="N",
-    help="Train on N images of the training set, and judge by a sixth as many others: a few thousand keep it cheap on "
-    "a CPU.  [default: six sevenths of all]",
-)  # fmt: skip
 def search(
     folder: Path | None,
     out: Path,
@@ -295,8 +300,8 @@ def search(
     device: str,
     threads: int | None,
     budget_minutes: float | None,
-    epochs: int,
     images: int | None,
+    epochs: int,
 ) -> None:
     """Search for the values that the paper leaves open: η, γ₀ and the schedule.
 

@@ -121,6 +121,48 @@ def test_a_run_that_meets_the_deadline_is_saved_and_resumed(data: Path, tmp_path
     assert whole.state == parts.state
 
 
+def test_runs_saved_at_an_epoch_go_on_to_the_same_bits(data: Path, tmp_path: Path) -> None:
+    """Every row is begun, though the first is not at its end, and a second call neither trains nor evaluates."""
+    base = ["--data", data, "--models", "lenet", "--optimizers", "hj,sgd", "--seeds", 1, "--epochs", 5]
+    base += ["--evaluate-every", 2]
+    run("table1", *base, "--out", tmp_path / "whole")
+    parts = [*base, "--out", tmp_path / "parts"]
+    output = run("table1", *parts, "--until", 2).output
+    assert "2 of 2 runs are left (authors-lenet-sgd-5ep-seed0, authors-lenet-hj-5ep-seed0); without --until 2" in output
+    first = lines(tmp_path / "parts")
+    assert [len(text.splitlines()) for text in first.values()] == [2, 2]  # the header and one evaluation
+    run("table1", *parts, "--until", 1)
+    run("table1", *parts, "--until", 2)
+    assert lines(tmp_path / "parts") == first
+    run("table1", *parts)
+    for path in (tmp_path / "whole" / "runs").iterdir():
+        whole, resumed = (store.read(tmp_path / part / "runs" / path.name) for part in ("whole", "parts"))
+        assert resumed.state == whole.state is not None
+        assert [r["gradients"] for r in resumed.records] == [r["gradients"] for r in whole.records] == [6, 12, 15]
+
+
+def test_a_table_of_some_images_trains_on_these_alone(data: Path, tmp_path: Path) -> None:
+    base = ["--data", data, "--models lenet --optimizers sgd --seeds 1 --epochs 1 --out", tmp_path]
+    run("table1", *base, "--images", 300)
+    (text,) = lines(tmp_path).values()
+    header, record, _ = map(json.loads, text.splitlines())
+    assert record["gradients"] == 2
+    assert header["data"].endswith(" 300 for training")
+    assert "2 gradients an epoch instead of 468: not all images" in (tmp_path / "table1-authors.md").read_text()
+    assert "--images" in run("table1", *base, code=1).output  # other data than the run's
+    (of_all, _), (some, _) = (
+        experiment.Loader(data, tmp_path, torch.device("cpu"), images)(protocol.run("authors", "lenet", "sgd", 0))
+        for images in (None, 300)
+    )
+    every = {x.numpy().tobytes() for x in of_all.train_inputs}
+    assert len({x.numpy().tobytes() for x in some.train_inputs} & every) == 300
+    assert torch.equal(some.validation_inputs, of_all.validation_inputs)
+    assert (
+        "--images 401: mnist has only 400"
+        in run("table1", *base[:-1], tmp_path / "many", "--images", 401, code=1).output
+    )
+
+
 def test_a_killed_process_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
     arguments = ["--data", data, "--models", "lenet", "--optimizers", "entropy-sgd", "--seeds", 1, "--epochs", 8,
                  "--evaluate-every", 1, "--checkpoint-seconds", 0]  # fmt: skip

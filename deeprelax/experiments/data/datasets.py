@@ -24,6 +24,7 @@ PUBLISHED = {
     "t10k-labels-idx1-ubyte": (10_000, "27ae3e4e09519cfbb04c329615203637"),
 }
 MNIST_FILES = tuple(PUBLISHED)
+PART_SEED = 0
 
 
 class DataError(ValueError):
@@ -43,6 +44,12 @@ class Data:
     def to(self, device: torch.device) -> Data:
         """A copy on the device."""
         return Data(self.name, *(value.to(device) for value in vars(self).values() if isinstance(value, Tensor)))
+
+    def shuffled(self) -> tuple[Tensor, Tensor]:
+        """Training inputs and targets in an order that is always the same, to take a part of them."""
+        order = torch.randperm(len(self.train_targets), generator=torch.Generator().manual_seed(PART_SEED))
+        order = order.to(self.train_inputs.device)
+        return self.train_inputs[order], self.train_targets[order]
 
 
 def load(name: str, folder: Path | None = None) -> Data:

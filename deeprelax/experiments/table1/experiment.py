@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from deeprelax.experiments.data import datasets, inputs
-from deeprelax.experiments.data.datasets import Data
+from deeprelax.experiments.data.datasets import Data, DataError
 from deeprelax.experiments.progress import Watch, bars
 from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import protocol, store
@@ -53,23 +53,33 @@ def plan(
 
 class Loader:
     """Data sets on the device, held once loaded, since runs of both models alternate: whitened CIFAR-10 takes 0.7 GB,
-    MNIST 0.2."""
+    MNIST 0.2. Of the training set ``images`` of all, or None for all of it."""
 
-    def __init__(self, folder: Path | None, cache: Path, device: torch.device) -> None:
-        self._folder, self._cache, self._device = folder, cache, device
+    def __init__(self, folder: Path | None, cache: Path, device: torch.device, images: int | None = None) -> None:
+        self._folder, self._cache, self._device, self._images = folder, cache, device, images
+        self._part = "" if images is None else f" {images} for training"
         self._held: dict[tuple[str, str], tuple[Data, str]] = {}
 
     def __call__(self, run: Run) -> tuple[Data, str]:
-        """The run's data and their checksum."""
+        """The run's data and their checksum.
+
+        Raises:
+            DataError, ImportError: as ``inputs.load``; DataError if the training set has fewer images.
+        """
         wanted = (DATASETS[run.model], run.preset)
         if wanted not in self._held:
             data, digest = inputs.load(*wanted, self._folder, self._cache)
-            self._held[wanted] = (data.to(self._device), digest)
+            if self._images is not None:
+                if self._images > len(data.train_targets):
+                    raise DataError(f"--images {self._images}: {data.name} has only {len(data.train_targets)}")
+                x, y = (part[: self._images].clone() for part in data.shuffled())
+                data = Data(data.name, x, y, data.validation_inputs, data.validation_targets)
+            self._held[wanted] = (data.to(self._device), digest + self._part)
         return self._held[wanted]
 
     def digest(self, run: Run) -> str:
         """Their checksum alone: whitening takes much longer than reading."""
-        return datasets.digest(*inputs.arrays(DATASETS[run.model], self._folder))
+        return datasets.digest(*inputs.arrays(DATASETS[run.model], self._folder)) + self._part
 
 
 def execute(
@@ -79,6 +89,7 @@ def execute(
     console: Console,
     *,
     budget_minutes: float | None = None,
+    until: int | None = None,
     checkpoint_seconds: float = 60.0,
     compare: Callable[[Run], str] | None = None,
     alike: Sequence[str] = ("model",),
@@ -89,6 +100,7 @@ def execute(
     Args:
         load: gives a run's data.
         budget_minutes: no run is begun after it, and one that is under way is saved and left for the next call.
+        until: effective epochs after which every run is saved and left for a later call.
         compare: gives the checksum of a run's data, of every model even if no run is missing, to check that stored runs
             used them. Default: only the data of missing runs are compared.
         alike: names of settings; stored runs that have those of a planned run must have used its data.
@@ -117,7 +129,7 @@ def execute(
         for run in runs:
             if _has_ended(run, out):
                 continue
-            if left or stop() or time.monotonic() >= deadline:
+            if stop() or time.monotonic() >= deadline:
                 left.append(run)
                 continue
             check(run)
@@ -125,7 +137,8 @@ def execute(
             task = progress.add_task(run.name, total=run.epochs, state="")
             watch, bar = Watch(progress, task, run.name, run.epochs), overall[run.model]
             how = store.execute(
-                run, data, digest, out, deadline=deadline, stop=stop, checkpoint_seconds=checkpoint_seconds,
+                run, data, digest, out, deadline=deadline, until=until, stop=stop,
+                checkpoint_seconds=checkpoint_seconds,
                 on_progress=lambda *done, watch=watch, bar=bar: bar.show(watch(*done)),
                 warn=functools.partial(console.print, style="yellow", highlight=False, soft_wrap=True),
             )  # fmt: skip

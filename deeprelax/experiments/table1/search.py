@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from deeprelax.experiments.data.datasets import Data
 from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import store
@@ -21,8 +19,6 @@ from deeprelax.experiments.table1.protocol import MODELS, OPTIMIZERS
 from deeprelax.experiments.table1.search_trials import FURTHER, TRIALS, score
 from deeprelax.experiments.table1.store import Stored
 from deeprelax.files import write_json
-
-HELD_OUT_SEED = 0
 
 
 def held_out(load: Callable[[Run], tuple[Data, str]], images: int | None) -> Callable[[Run], tuple[Data, str]]:
@@ -37,23 +33,16 @@ def held_out(load: Callable[[Run], tuple[Data, str]], images: int | None) -> Cal
     def load_parts(run: Run) -> tuple[Data, str]:
         if run.model not in kept:
             data, digest = load(run)
-            count = len(data.train_inputs)
+            inputs, targets = data.shuffled()
+            count = len(targets)
             train = images if images is not None else count * 6 // 7
             held = max(1, train // 6)
             if train + held > count:
                 raise ValueError(
                     f"--images {train}: with the {held} held out that is more than {data.name}'s {count} images"
                 )
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(HELD_OUT_SEED))
-            order = order.to(data.train_inputs.device)
-            first, second = order[:train], order[train : train + held]
-            parts = Data(
-                data.name,
-                data.train_inputs[first],
-                data.train_targets[first],
-                data.train_inputs[second],
-                data.train_targets[second],
-            )
+            second = slice(train, train + held)
+            parts = Data(data.name, inputs[:train], targets[:train], inputs[second], targets[second])
             kept.clear()
             kept[run.model] = (parts, f"{digest} {train} for training, {held} held out")
         return kept[run.model]

@@ -147,8 +147,8 @@ def _check_digest(digest: str, stored: Stored, path: Path) -> None:
     there = stored.header["data"]
     if there != digest:
         raise StoreError(
-            f"{path} is of other data: checksum {there} there, {digest} now; give the data of that run (--data, and in "
-            "a search --images), or another --out"
+            f"{path} is of other data: checksum {there} there, {digest} now; give the data of that run (--data and "
+            "--images), or another --out"
         )
 
 
@@ -173,18 +173,20 @@ def execute(
     out: Path,
     *,
     deadline: float = float("inf"),
+    until: int | None = None,
     stop: Callable[[], bool] = lambda: False,
     checkpoint_seconds: float = 60.0,
     on_progress: Callable[[int, int, float | None], object] = lambda done, total, error: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> str:
-    """Run it from its last checkpoint to its end, to the deadline, or until ``stop`` returns True.
+    """Run it from its last checkpoint to its end, to the deadline, or to ``until``, or until ``stop`` returns True.
 
     The bits of sums depend on the number of CPU threads: a run that is resumed keeps the number it began with.
 
     Args:
         data: on the device to train on.
         deadline: on ``time.monotonic``'s clock; a run that meets it is saved and can be resumed.
+        until: effective epochs after which the run is saved as at the deadline; None goes on to the end.
         stop: asked after every gradient; the run is then saved as at the deadline.
         checkpoint_seconds: between two checkpoints. The last one is removed when the run has ended.
         on_progress: called with the gradients taken, their total, and the last validation error.
@@ -228,9 +230,10 @@ def execute(
                 _note_machine(run, lines, about, runner.done, warn)
             write_lines(path, lines)
             start = last_saved = time.monotonic()
-            while runner.done < runner.total and not _has_diverged(lines):
+            reach = runner.total if until is None else min(runner.total, until * runner.per_epoch)
+            while runner.done < reach and not _has_diverged(lines):
                 span = run.evaluate_every * runner.per_epoch
-                for _ in range(min(CHUNK, span - runner.done % span, runner.total - runner.done)):
+                for _ in range(min(CHUNK, span - runner.done % span, reach - runner.done)):
                     runner.advance(1)
                     if stop():
                         break
@@ -241,12 +244,14 @@ def execute(
                 errors = [line["validation_error"] for line in lines if "validation_error" in line]
                 on_progress(runner.done, runner.total, errors[-1] if errors else None)
                 at_end = _has_diverged(lines) or runner.done == runner.total
-                paused = (now >= deadline or stop()) and not at_end
+                paused = (now >= deadline or runner.done >= reach or stop()) and not at_end
                 if at_end or paused or now - last_saved >= checkpoint_seconds:
                     checkpoints.write(saved, {"lines": lines, "state": runner.state(), "seconds": before + now - start})
                     last_saved = now
                 if paused:
                     return PAUSED
+            if runner.done < runner.total and not _has_diverged(lines):  # it had reached ``until`` before
+                return PAUSED
             end = DIVERGED if _has_diverged(lines) else FINISHED
             _append(path, {"ended": end, "state": checkpoints.digest(runner.state())})
         saved.unlink(missing_ok=True)
