@@ -367,7 +367,8 @@ def test_each_model_has_its_own_bar_with_its_ended_runs(tmp_path: Path) -> None:
     ]
     store.write_lines(path, lines)
     with progress.bars(Console(file=io.StringIO(), force_terminal=True), 40) as shown:
-        bars = [experiment._Bar(shown, model, runs, tmp_path) for model in protocol.MODELS]
+        lengths = [(run, run.epochs) for run in runs]
+        bars = [experiment._Bar(shown, model, lengths, tmp_path) for model in protocol.MODELS]
         assert [(task.completed, task.total) for task in shown.tasks] == [(67, 134), (0, 390)]
         bars[1].show(2.5)
         bars[0].add(67)

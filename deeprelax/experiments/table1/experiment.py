@@ -125,8 +125,9 @@ def execute(
     for run in runs if compare else ():
         check(run)
     with bars(console, 40) as progress:
-        overall = {model: _Bar(progress, model, runs, out) for model in dict.fromkeys(run.model for run in runs)}
-        for run in runs:
+        lengths = [(run, min(run.epochs, until or run.epochs)) for run in runs]
+        overall = {model: _Bar(progress, model, lengths, out) for model in dict.fromkeys(run.model for run in runs)}
+        for run, epochs in lengths:
             if _has_ended(run, out):
                 continue
             if stop() or time.monotonic() >= deadline:
@@ -134,8 +135,8 @@ def execute(
                 continue
             check(run)
             data, digest = load(run)
-            task = progress.add_task(run.name, total=run.epochs, state="")
-            watch, bar = Watch(progress, task, run.name, run.epochs), overall[run.model]
+            task = progress.add_task(run.name, total=epochs, state="")
+            watch, bar = Watch(progress, task, run.name, epochs), overall[run.model]
             how = store.execute(
                 run, data, digest, out, deadline=deadline, until=until, stop=stop,
                 checkpoint_seconds=checkpoint_seconds,
@@ -146,8 +147,8 @@ def execute(
             console.print(f"{run.name}: {how}{_error(run, out)}", highlight=False, soft_wrap=True)
             if how == store.PAUSED:
                 left.append(run)
-            else:
-                bar.add(run.epochs)
+            if how != store.PAUSED or not (stop() or time.monotonic() >= deadline):
+                bar.add(epochs)
     return left
 
 
@@ -155,11 +156,11 @@ class _Bar:
     """The progress of all runs of a model. Epochs of LeNet and of All-CNN take different times, so that a bar of both
     could not estimate the time left."""
 
-    def __init__(self, progress: Progress, model: str, runs: Sequence[Run], out: Path) -> None:
-        runs = [run for run in runs if run.model == model]
-        self._progress, self._before = progress, sum(run.epochs for run in runs if _has_ended(run, out))
+    def __init__(self, progress: Progress, model: str, lengths: Sequence[tuple[Run, int]], out: Path) -> None:
+        lengths = [(run, epochs) for run, epochs in lengths if run.model == model]
+        self._progress, self._before = progress, sum(epochs for run, epochs in lengths if _has_ended(run, out))
         self._task = progress.add_task(
-            f"all runs of {model}", total=sum(run.epochs for run in runs), completed=self._before, state=""
+            f"all runs of {model}", total=sum(epochs for _, epochs in lengths), completed=self._before, state=""
         )
 
     def show(self, epochs: float) -> None:

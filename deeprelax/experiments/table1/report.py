@@ -174,7 +174,7 @@ def row(key: Key, found: Sequence[Stored]) -> Row:
         diverged=sum(stored.ended == DIVERGED for stored in found),
         running=sum(stored.ended is None for stored in found),
         moved=sum(bool(stored.gone_on) for stored in found),
-        gradients=_gradients(found),
+        gradients=gradients_an_epoch(found),
         as_preset=as_preset(settings),
         device=_devices(found),
         precision=precision_of(settings),
@@ -182,8 +182,8 @@ def row(key: Key, found: Sequence[Stored]) -> Row:
     )
 
 
-def _gradients(found: Iterable[Stored]) -> int | None:
-    """Of an effective epoch."""
+def gradients_an_epoch(found: Iterable[Stored]) -> int | None:
+    """None before the first evaluation."""
     last = [stored.records[-1] for stored in found if stored.records]
     return round(last[0]["gradients"] / last[0]["effective_epoch"]) if last else None
 

@@ -133,7 +133,7 @@ def rendered(results: Path) -> str:
                 every += rows
                 ablated |= {model for model in MODELS if ablation_report.is_whole(runs, preset, model)}
                 parts.append(_table(rows, runs, preset, machine, folder))
-        parts += _first(runs, machine)
+        parts += _first([*runs, *store.read_all(folder / "first")], machine)
         parts += _found(folder / "found", machine)
         parts += [_search(path, machine) for path in sorted(folder.glob("search-*.json"))]
     return "\n".join([HEAD.format(opening=opening(every)), *parts, NOTES, _not_run(every, ablated)])
@@ -185,16 +185,17 @@ def _table(rows: Sequence[Row], runs: Sequence[Stored], preset: str, machine: st
     return "\n".join(lines) + "\n"
 
 
-FIRST = (2, 4, 6, 8, 10)  # effective epochs
+FIRST = (2, 4, 5, 6, 8, 10)  # effective epochs
 FIRST_TEXT = """Validation errors (%) at x, the largest over the seeds, while the rate is still the initial one. A short
-run, whose rate falls before its end, does not show whether a recipe is stable at that rate.
+run, whose rate falls before its end, does not show whether a recipe is stable at that rate. Fewer gradients an epoch
+than 468 of LeNet and 390 of All-CNN: `table1 --images N --until 10`, on some of the training images.
 """
 
 
 def _first(runs: Sequence[Stored], machine: str) -> list[str]:
     """For every row the errors in the first effective epochs at the schedule of the paper's length; the rows that
     collapse: an error is more than twice an earlier one, or the run diverged; and the rows that were not run so far."""
-    found: dict[tuple[str, str, str], list[dict[float, float]]] = {}
+    found: dict[tuple[str, str, str], dict[int | None, list[dict[float, float]]]] = {}
     fallen: dict[tuple[str, str, str], None] = {}
     for stored in runs:
         of = stored.settings
@@ -202,7 +203,8 @@ def _first(runs: Sequence[Stored], machine: str) -> list[str]:
         full = of["epochs"] == PAPER[model, optimizer].epochs and not of["variant"] and table1_report.as_preset(of)
         errors = {record["effective_epoch"]: 100 * record["validation_error"] for record in stored.records}
         if full and (stored.ended == store.DIVERGED or max(errors, default=0) >= FIRST[-1]):
-            found.setdefault(key, []).append(errors)
+            gradients = table1_report.gradients_an_epoch([stored])
+            found.setdefault(key, {}).setdefault(gradients, []).append(errors)
             early = [error for epoch, error in errors.items() if epoch <= FIRST[-1]]
             if stored.ended == store.DIVERGED or any(b > 2 * a for a, b in itertools.combinations(early, 2)):
                 fallen[key] = None
@@ -211,16 +213,17 @@ def _first(runs: Sequence[Stored], machine: str) -> list[str]:
     lines = [
         f"## The first {FIRST[-1]} effective epochs at the schedule of the paper's length, {machine}\n",
         FIRST_TEXT,
-        f"| model | optimizer | preset | seeds | {' | '.join(f'@ {epoch}' for epoch in FIRST)} |",
-        "|---" * (4 + len(FIRST)) + "|",
+        f"| model | optimizer | preset | gradients an epoch | seeds | {' | '.join(f'@ {epoch}' for epoch in FIRST)} |",
+        "|---" * (5 + len(FIRST)) + "|",
     ]
     every = [(preset, model, optimizer) for preset in PRESETS for model, optimizer in PAPER]
     for key in (key for key in every if key in found):
         preset, model, optimizer = key
-        at_each = [[errors[epoch] for errors in found[key] if epoch in errors] for epoch in FIRST]
-        cells = [NAMES[model], TITLES[optimizer], preset, str(len(found[key]))]
-        cells += [f"{max(values):.2f}" if values else "" for values in at_each]
-        lines.append(f"| {' | '.join(cells)} |")
+        for gradients, seeds in found[key].items():
+            at_each = [[errors[epoch] for errors in seeds if epoch in errors] for epoch in FIRST]
+            cells = [NAMES[model], TITLES[optimizer], preset, str(gradients), str(len(seeds))]
+            cells += [f"{max(values):.2f}" if values else "" for values in at_each]
+            lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
         f"Collapsed, with an error more than twice an earlier one: {_names(fallen)}.",

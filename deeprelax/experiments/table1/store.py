@@ -189,7 +189,8 @@ def execute(
         until: effective epochs after which the run is saved as at the deadline; None goes on to the end.
         stop: asked after every gradient; the run is then saved as at the deadline.
         checkpoint_seconds: between two checkpoints. The last one is removed when the run has ended.
-        on_progress: called with the gradients taken, their total, and the last validation error.
+        on_progress: called with the gradients taken, their number at the end or ``until``, and the last validation
+            error.
         warn: called when another machine resumes the run, and when a GPU's steps cannot be captured.
 
     Returns:
@@ -242,7 +243,7 @@ def execute(
                     _append(path, lines[-1])
                 now = time.monotonic()
                 errors = [line["validation_error"] for line in lines if "validation_error" in line]
-                on_progress(runner.done, runner.total, errors[-1] if errors else None)
+                on_progress(runner.done, reach, errors[-1] if errors else None)
                 at_end = _has_diverged(lines) or runner.done == runner.total
                 paused = (now >= deadline or runner.done >= reach or stop()) and not at_end
                 if at_end or paused or now - last_saved >= checkpoint_seconds:
