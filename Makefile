@@ -127,12 +127,12 @@ $(VENV)/.trains: $(VENV)/.python $(SOURCES)
 	touch $@
 
 $(STAMP): $(VENV)/.python $(SOURCES)
-	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[experiments,triton,integrations,torchft,test,check]'
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt torch
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[experiments,triton,integrations,torchft,test,check]'
 	touch $(VENV)/.trains $@
 
 $(OLDEST_TRITON)/.installed: $(STAMP)
-	$(BIN)/pip install --quiet --no-deps --upgrade --target $(OLDEST_TRITON) triton==3.6.0
+	$(BIN)/pip install --quiet --no-compile --no-deps --upgrade --target $(OLDEST_TRITON) triton==3.6.0
 	touch $@
 
 clean:
