@@ -126,9 +126,7 @@ def bits(rank: int) -> dict[str, list[str]]:
         for options in cases:
             whole = [nn.Parameter(t) for t in whole_tensors(dtype)]
             reference = trained(name, whole, backend="cpu", **options)
-            # One to four parts of everything; what else there is takes turns.
-            chosen = [each for each in made if each[0].endswith("parts")] if backend == "cpu" else []
-            for layout, mesh, placements in [*chosen, *itertools.islice(turn, 1)]:
+            for layout, mesh, placements in itertools.islice(turn, 3 if backend == "cpu" else 1):
                 parts = [
                     nn.Parameter(distribute_tensor(t, mesh, placements(t.ndim), src_data_rank=None))
                     for t in whole_tensors(dtype)
@@ -202,13 +200,13 @@ def compositions(rank: int) -> dict[str, Any]:
             tensor_parallel(network(0, hidden), square["b"]), mesh=square["a"]
         ),
     }
-    found, kinds = [], set()
+    found, kinds, turn = [], set(), itertools.cycle(make)
+    even = {"tensor parallel", "FSDP along the second dimension"}  # torch wants these even
     for name, hidden in [*((name, 20) for name in OPTIMIZERS), ("EntropySGD", 21)]:
         whole = network(0, hidden)
         reference = trained(name, list(whole.parameters()))
-        for what, build in make.items():
-            if hidden == 21 and what in ("tensor parallel", "FSDP along the second dimension"):
-                continue  # torch wants these even
+        for what in itertools.islice(turn, 2) if name != "EntropySGD" else make if hidden == 20 else make.keys() - even:
+            build = make[what]
             model = build(hidden)
             opt = trained(name, list(model.parameters()))
             for (label, a), b in zip(whole.named_parameters(), model.parameters()):
@@ -240,10 +238,10 @@ def uses(model: nn.Module, twin: nn.Module, params: list[Tensor], inputs: Tensor
 
 
 def validation(rank: int) -> dict[str, Any]:
-    """With FSDP: whether validation is at x and leaves no trace, and for one optimizer with each way to gather weights.
-    The last layer is the root's, which is gathered longer than others."""
+    """With FSDP: whether validation is at x and leaves no trace; the ways to gather weights take turns. The last layer
+    is the root's, which is gathered longer than others."""
     inputs, found = torch.randn(4, 12, generator=torch.Generator().manual_seed(9)), {}
-    for name, reshard in [*((name, None) for name in OPTIMIZERS), ("EntropySGD", True), ("EntropySGD", False)]:
+    for name, reshard in zip(OPTIMIZERS, itertools.cycle((None, True, False))):
         (kind, options), after, right = OPTIMIZERS[name], [], True
         for validate in (False, True):
             twin, model = (nn.Sequential(*network(), nn.Linear(12, 12)) for _ in range(2))
@@ -347,12 +345,10 @@ def save(rank: int) -> dict[str, Any]:
 
 
 def load(rank: int) -> dict[str, Any]:
-    """The weights at the end of runs that were resumed from each checkpoint; on several processes one way a case."""
-    folder, after = Path.cwd(), {}
-    every = list(itertools.product(CHECKPOINTS, ways().items()))
-    if dist.is_initialized() and dist.get_world_size() > 1:  # the ways take turns
-        every = [each for k, each in enumerate(every) if k % 3 == k // 3 % 3]
-    for case, (way, options) in every:
+    """The weights at the end of runs that were resumed from checkpoints: of each case from one, the ways take turns."""
+    folder, after, first = Path.cwd(), {}, int(os.environ["FIRST"])
+    for case, way in zip(CHECKPOINTS, itertools.islice(itertools.cycle(ways()), first, None)):
+        options = ways()[way]
         model, opt = checkpoint_run(case)
         if way == "full":
             weights, state = torch.load(folder / f"{case} full.pt") if rank == 0 else ({}, {})

@@ -18,7 +18,7 @@ run = functools.partial(processes, program="sharded", timeout=280.0)
 
 @pytest.mark.timeout(300)
 def test_every_number_of_parts_gives_the_bits_of_whole_tensors(tmp_path: Path) -> None:
-    """One to four parts, of the first, second or last dimension, on meshes of two dimensions, with a replica."""
+    """One to four parts, of the first, second or last dimension, on two-dimensional meshes, with a replica, in turn."""
     results = run(4, "bits", tmp_path)
     for result in results:
         assert int(result.pop("count")[0]) > 1000
@@ -44,7 +44,7 @@ def test_fsdp_and_tensor_parallelism_give_the_bits_of_whole_tensors(tmp_path: Pa
 def test_validation_under_fsdp_is_at_x_and_leaves_no_trace(tmp_path: Path) -> None:
     """After a forward pass without gradients FSDP holds on to the weights that it gathered."""
     for result in run(2, "validation", tmp_path):
-        assert len(result) == len(sharded.OPTIMIZERS) + 2
+        assert len(result) == len(sharded.OPTIMIZERS)
         assert all(result.values()), result
 
 
@@ -64,12 +64,16 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     return folder, run(2, "save", folder)[0]
 
 
-@pytest.mark.parametrize("size", [4, 1, 0], ids=["four processes", "one process", "no process group"])
-def test_a_checkpoint_of_two_processes_resumes_exactly_on(size: int, saved: tuple[Path, dict[str, Any]]) -> None:
-    """In mid-cycle: the bits of a run that was not interrupted."""
+@pytest.mark.parametrize(
+    ("first", "size"), [(0, 4), (1, 1), (2, 0)], ids=["four processes", "one process", "no process group"]
+)
+def test_a_checkpoint_of_two_processes_resumes_exactly_on(
+    first: int, size: int, saved: tuple[Path, dict[str, Any]]
+) -> None:
+    """In mid-cycle: the bits of a run that was not interrupted. Each resumes another way of saving of each case."""
     folder, expected = saved
-    for found in run(max(size, 1), "load", folder, GROUP=str(min(size, 1))):
-        assert len(found) == len(expected) * (3 if size < 2 else 1)
+    for found in run(max(size, 1), "load", folder, GROUP=str(min(size, 1)), FIRST=str(first)):
+        assert len(found) == len(expected)
         for name, weights in found.items():
             case = next(case for case in expected if name.startswith(case + " "))
             assert all(map(torch.equal, weights, expected[case])), name
