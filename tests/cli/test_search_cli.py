@@ -20,7 +20,7 @@ SEARCH = ("--models", "lenet", "--epochs", 1)
 
 
 def test_search_gives_equal_budgets_and_never_sees_the_test_set(data: Path, tmp_path: Path) -> None:
-    arguments = ["--data", data, "--out", tmp_path, "--models", "lenet", "--epochs", 1, "--images", 256]
+    arguments = ["--data", data, "--out", tmp_path, "--models", "lenet", "--epochs", 1, "--images", 128]
     run("search", *arguments)
     path = tmp_path / "search-authors.json"
     rows = json.loads(path.read_text())["rows"]["lenet"]

@@ -56,7 +56,7 @@ def test_every_optimizer_takes_its_outer_steps_and_learns(name: str) -> None:
         model = task.model()
         opts = contestant.make(list(model.parameters()), contestant.rates[1], contestant.others[0])
         batches, losses = task.batches(torch.Generator().manual_seed(0)), []
-        for _ in range(60):
+        for _ in range(30):
             loss = task.loss(model, next(batches))
             losses.append(float(loss))
             for opt in opts:

@@ -13,7 +13,7 @@ from test_cli import write_mnist
 from test_whitening import images, reference
 from torch import Tensor, nn
 
-from deeprelax.experiments.data import inputs
+from deeprelax.experiments.data import inputs, whitening
 from deeprelax.experiments.data.datasets import Data
 from deeprelax.experiments.runner import Runner, numerics
 from deeprelax.experiments.table1 import experiment, protocol
@@ -212,21 +212,23 @@ def watched(runner: Runner) -> list[Tensor]:
 
 @pytest.mark.parametrize("preset", ["authors", "paper"])
 def test_an_epoch_has_every_image_once_or_is_drawn_with_replacement(preset: str) -> None:
-    """Also that none is augmented: what the network is given are images of the training set."""
-    x = torch.rand(1280, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    data = Data("mnist", x, torch.arange(1280) % 10, x[:1], torch.zeros(1, dtype=torch.int64))
+    """Images of the training set, not augmented, and in another order in the next epoch."""
+    x = torch.rand(640, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    data = Data("mnist", x, torch.arange(640) % 10, x[:1], torch.zeros(1, dtype=torch.int64))
     run = protocol.run(preset, "lenet", "hj", 0)
     with numerics(run, CPU):
         runner = Runner(run, data)
         given = watched(runner)
         runner.advance(10)
     assert [batch.shape for batch in given] == [(128, 1, 28, 28)] * 10
-    found = {image.numpy().tobytes() for image in torch.cat(given)}
-    assert found <= {image.numpy().tobytes() for image in x}
-    if preset == "authors":
-        assert 750 < len(found) < 870  # 1280 (1 - 1/e) = 809 are expected, with a deviation of 11
-    else:
-        assert len(found) == 1280
+    epochs = [[image.numpy().tobytes() for image in torch.cat(given[k : k + 5])] for k in (0, 5)]
+    assert epochs[0] != epochs[1]
+    for found in map(set, epochs):
+        assert found <= {image.numpy().tobytes() for image in x}
+        if preset == "authors":
+            assert 360 < len(found) < 450  # 640 (1 - 1/e) = 405 are expected, with a deviation of 8
+        else:
+            assert len(found) == 640
 
 
 @pytest.mark.parametrize("preset", ["authors", "paper"])
@@ -256,11 +258,20 @@ def test_cifar_is_whitened_as_the_runs_preset_says(tmp_path: Path, monkeypatch: 
     """Issue 4: the authors' and pylearn2's. Both from one folder, as of one --out; images of 3x4x4 take no time."""
     x, y = images(400)[:, :4, :4].transpose(0, 3, 1, 2), np.arange(400, dtype=np.uint8) % 10
     monkeypatch.setattr(inputs, "cifar10_arrays", lambda _: (x[:300], y[:300], x[300:], y[300:]))
-    load = experiment.Loader(tmp_path, tmp_path / "cache", CPU)
     whitened = {}
-    for preset, whitening in (("authors", "authors"), ("paper", "pylearn2")):
-        data, _ = load(protocol.run(preset, "allcnn", "hj", 0))
-        expected = reference(x[:300], x[300:], whitening).reshape(100, 3, 4, 4)
-        found = whitened[preset] = data.validation_inputs.numpy()
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    for preset, name in (("authors", "authors"), ("paper", "pylearn2")):
+        run = protocol.run(preset, "allcnn", "hj", 0)
+        data, digest = experiment.Loader(tmp_path, tmp_path / "cache", CPU)(run)
+        with monkeypatch.context() as patch:
+            patch.setattr(whitening, "fit", lambda *_: pytest.fail("it is in the cache"))
+            again, digest_again = experiment.Loader(tmp_path, tmp_path / "cache", CPU)(run)
+        assert digest == digest_again
+        assert torch.equal(data.train_inputs, again.train_inputs)
+        for part, some, labels in (("train", x[:300], y[:300]), ("validation", x[300:], y[300:])):
+            expected = reference(x[:300], some, name).reshape(-1, 3, 4, 4)
+            found = getattr(data, f"{part}_inputs").numpy()
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+            assert getattr(data, f"{part}_targets").tolist() == labels.tolist()
+        whitened[preset] = found
     assert np.abs(whitened["authors"] - whitened["paper"]).max() > 0.1

@@ -50,10 +50,6 @@ def settings(preset: str, model: str, optimizer: str) -> dict[str, Any]:
     return {name: round(v.item(), 7) if isinstance(v, Tensor) else v for name, v in held.items()}
 
 
-def part(whole: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
-    return {name: whole[name] for name in expected}
-
-
 def as_large_as(model: str, channels: int, size: int) -> Data:
     """The training set's number of images, all of them one and the same zeros in memory."""
     count = {"lenet": 60_000, "allcnn": 50_000}[model]
@@ -78,83 +74,52 @@ def test_a_run_takes_the_same_number_of_gradients_for_every_l(preset: str, model
     assert Runner(protocol.run(preset, model, optimizer, 0, epochs=3), data).total == 3 * GRADIENTS[model]
 
 
+# Hyper-parameters.
+
+SHARED: dict[str, dict[str, Any]] = {
+    # Sections 6.4 and 7.1, Remark 15. RECIPES: noise of √(2η′) 10⁻⁴ a step, which is √(η′ T) of T = 2·10⁻⁸.
+    "entropy-sgd": {"inner_steps": 20, "alpha": 0.75, "inner_lr": 0.1, "scoping": 1e-3, "temperature": 2e-8},
+    "heat": {"inner_steps": 5, "scoping": 1e-3},
+    "hj": {"inner_steps": 5, "alpha": 0.75, "scoping": 1e-3},
+    # Section 7.1 asks for a well-tuned one; RECIPES, Entropy-SGD's own paper and program.
+    "sgd": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "dampening": 0},
+}
+OF_ONE_PRESET: dict[tuple[str, str], dict[str, Any]] = {
+    # Entropy-SGD's own program: η = 1, no momentum in the outer step, and an inner velocity that restarts.
+    ("authors", "entropy-sgd"): {
+        **{"lr": 1.0, "absorb_gamma": True, "momentum": 0.0},
+        **{"inner_momentum": 0.9, "nesterov": True, "carry_inner_momentum": False},
+    },
+    # The authors' program for this paper: Nesterov momentum in the outer step; HJ starts at p = ∇f(x).
+    ("authors", "heat"): {"momentum": 0.9, "nesterov": True},
+    ("authors", "hj"): {"momentum": 0.9, "nesterov": True, "warm_start": True},
+    # Sections 6.1 to 6.3: the outer step of Entropy-SGD has the 1/γ, HJ starts at p = 0.
+    ("paper", "entropy-sgd"): {
+        **{"momentum": 0.0, "nesterov": False, "inner_momentum": 0.0},
+        **{"absorb_gamma": False, "coupling": "explicit"},
+    },
+    ("paper", "heat"): {"momentum": 0.0, "nesterov": False},
+    ("paper", "hj"): {"momentum": 0.0, "nesterov": False, "warm_start": False},
+}
+
+
+@every_row
+def test_the_hyper_parameters_are_those_of_the_paper_and_its_authors(preset: str, model: str, optimizer: str) -> None:
+    """Section 7.3 has weight decay; RECIPES for LeNet, whose program has none."""
+    wanted = {**SHARED[optimizer], **OF_ONE_PRESET.get((preset, optimizer), {})}
+    wanted["weight_decay"] = {"lenet": 0.0, "allcnn": 1e-3}[model]
+    found = settings(preset, model, optimizer)
+    assert {name: found[name] for name in wanted} == wanted
+    if (preset, optimizer) == ("authors", "entropy-sgd"):
+        assert 1 / found["gamma"] == pytest.approx({"lenet": 1e-4, "allcnn": 0.03}[model], rel=1e-6)
+
+
 @every_row
 def test_batches_of_128_repeat_images_in_the_authors_preset_only(preset: str, model: str, optimizer: str) -> None:
     """Section 7.1; RECIPES, the authors' program, and issue 4 for the paper's preset."""
     run = protocol.run(preset, model, optimizer, 0)
     assert run.batch_size == 128
     assert run.with_replacement is (preset == "authors")
-
-
-# Hyper-parameters.
-
-
-@every_row
-def test_l_alpha_the_inner_rate_and_scoping_are_the_papers(preset: str, model: str, optimizer: str) -> None:
-    expected: dict[str, dict[str, Any]] = {
-        "entropy-sgd": {"inner_steps": 20, "alpha": 0.75, "inner_lr": 0.1},
-        "heat": {"inner_steps": 5},
-        "hj": {"inner_steps": 5, "alpha": 0.75},
-    }
-    found = settings(preset, model, optimizer)
-    if optimizer == "sgd":
-        assert not {"inner_steps", "alpha", "inner_lr", "scoping"} & set(found)
-    else:
-        wanted = {**expected[optimizer], "scoping": 1e-3}
-        assert part(found, wanted) == wanted
-
-
-@every_row
-def test_weight_decay_is_all_cnns_alone(preset: str, model: str, optimizer: str) -> None:
-    """Section 7.3; RECIPES for LeNet, whose program has none."""
-    assert settings(preset, model, optimizer)["weight_decay"] == {"lenet": 0.0, "allcnn": 1e-3}[model]
-
-
-@pytest.mark.parametrize("model", ["lenet", "allcnn"])
-@pytest.mark.parametrize("preset", PRESETS)
-def test_entropy_sgds_noise_is_the_authors(preset: str, model: str) -> None:
-    """RECIPES: √(2η′) 10⁻⁴ a step, which is √(η′ T) of T = 2·10⁻⁸."""
-    assert settings(preset, model, "entropy-sgd")["temperature"] == 2e-8
-
-
-@pytest.mark.parametrize("model", ["lenet", "allcnn"])
-@pytest.mark.parametrize("preset", PRESETS)
-def test_sgd_is_the_well_tuned_one_of_the_authors(preset: str, model: str) -> None:
-    """Section 7.1 asks for one; RECIPES, Entropy-SGD's own paper and program: 0.1, Nesterov 0.9."""
-    wanted = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "dampening": 0}
-    assert part(settings(preset, model, "sgd"), wanted) == wanted
-
-
-@pytest.mark.parametrize("model", ["lenet", "allcnn"])
-@pytest.mark.parametrize("optimizer", ["heat", "hj"])
-def test_the_authors_outer_steps_have_nesterov_momentum(model: str, optimizer: str) -> None:
-    """The authors' program for this paper. Their HJ starts at p = ∇f(x)."""
-    wanted: dict[str, Any] = {"momentum": 0.9, "nesterov": True}
-    if optimizer == "hj":
-        wanted["warm_start"] = True
-    assert part(settings("authors", model, optimizer), wanted) == wanted
-
-
-@pytest.mark.parametrize(("model", "stiffness"), [("lenet", 1e-4), ("allcnn", 0.03)])
-def test_the_authors_entropy_sgd_has_their_rate_and_stiffness(model: str, stiffness: float) -> None:
-    """Entropy-SGD's own program: η = 1, no momentum in the outer step, and an inner velocity that restarts."""
-    found = settings("authors", model, "entropy-sgd")
-    wanted = {"lr": 1.0, "absorb_gamma": True, "momentum": 0.0}
-    wanted |= {"inner_momentum": 0.9, "nesterov": True, "carry_inner_momentum": False}
-    assert part(found, wanted) == wanted
-    assert 1 / found["gamma"] == pytest.approx(stiffness, rel=1e-6)
-
-
-@pytest.mark.parametrize("model", ["lenet", "allcnn"])
-@pytest.mark.parametrize("optimizer", ["entropy-sgd", "heat", "hj"])
-def test_the_papers_preset_is_its_equations_without_momentum(model: str, optimizer: str) -> None:
-    """Sections 6.1 to 6.3: the outer step of Entropy-SGD has the 1/γ, HJ starts at p = 0."""
-    wanted: dict[str, Any] = {"momentum": 0.0, "nesterov": False}
-    if optimizer == "entropy-sgd":
-        wanted |= {"inner_momentum": 0.0, "absorb_gamma": False, "coupling": "explicit"}
-    if optimizer == "hj":
-        wanted["warm_start"] = False
-    assert part(settings("paper", model, optimizer), wanted) == wanted
 
 
 # The schedule, and when it is looked at.
@@ -192,17 +157,6 @@ def test_a_longer_or_shorter_run_has_the_same_schedule_in_parts_of_it(preset: st
         expected = factor(preset, model, optimizer, epoch)
         assert [twice.rate_factor(k / (2 * epochs)) for k in (2 * epoch, 2 * epoch + 1)] == [expected] * 2
         assert three.rate_factor((epoch + 0.5) / epochs) == expected
-
-
-def test_drops_are_fractions_of_the_run() -> None:
-    drops = {model: protocol.run("authors", model, "sgd", 0).drops for model in ("lenet", "allcnn")}
-    assert drops == {
-        "lenet": ((30 / 67, 0.2), (60 / 67, 0.04)),
-        "allcnn": ((60 / 195, 0.2), (120 / 195, 0.04), (180 / 195, 0.008)),
-    }
-    run = protocol.run("authors", "lenet", "sgd", 0)
-    around = {0.0: 1.0, 30 / 67 - 1e-6: 1.0, 30 / 67: 0.2, 60 / 67 - 1e-6: 0.2, 60 / 67: 0.04, 1.0: 0.04}
-    assert {fraction: run.rate_factor(fraction) for fraction in around} == around
 
 
 @pytest.mark.parametrize(("model", "optimizer"), TABLE_1)

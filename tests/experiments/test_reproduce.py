@@ -19,7 +19,6 @@ from deeprelax.experiments.data.datasets import Data
 from deeprelax.experiments.runner import Runner, numerics
 from deeprelax.experiments.runs import Run
 from deeprelax.experiments.table1 import checkpoints, protocol, store
-from deeprelax.experiments.table1.protocol import OPTIMIZERS, PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH = 4  # of All-CNN here; 96 in the paper
@@ -31,13 +30,14 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(models.MODELS, name, (functools.partial(make, width=WIDTH), (3, 32, 32)))
 
 
+@functools.cache
 def data_for(model: str, train: int = 320, validation: int = 100) -> Data:
     """A pattern for each class and noise, in the shapes and ranges of the real images."""
     shape = models.MODELS[model][1]
     generator = torch.Generator().manual_seed(5)
     patterns = torch.nn.functional.interpolate(torch.randn(10, shape[0], 4, 4, generator=generator), shape[1:])
     targets = torch.arange(train + validation) % 10
-    inputs = patterns[targets] + 0.5 * torch.randn(train + validation, *shape, generator=generator)
+    inputs = patterns[targets] + 0.25 * torch.randn(train + validation, *shape, generator=generator)
     if model == "lenet":
         inputs = (64 * inputs + 128).clamp(0, 255).round()
     return Data(model, inputs[:train], targets[:train], inputs[train:], targets[train:])
@@ -63,19 +63,19 @@ def errors(run: Run, out: Path) -> list[tuple[Any, ...]]:
     return [tuple(value for name, value in record.items() if name != "seconds") for record in records]
 
 
-# Where the program of the authors has more momentum than these few easy images bear.
-GENTLER = {("authors", "lenet", "entropy-sgd"): {"lr": 0.03}, ("authors", "lenet", "sgd"): {"lr": 0.03}}
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("model", protocol.MODELS)
-def test_every_row_runs_end_to_end_and_learns(tmp_path: Path, preset: str, model: str, optimizer: str) -> None:
-    """320 batches of 16 images, half as many for LeNet; a tenth of them are right by chance. Of 24 rows and seeds the
-    worst came to 0.26."""
-    epochs = 8 if model == "lenet" else 16
+@pytest.mark.parametrize(
+    ("model", "preset", "optimizer"),
+    [
+        *(("lenet", "authors", name) for name in ("heat", "hj")),
+        *(("lenet", "paper", name) for name in ("entropy-sgd", "sgd")),
+        *(("allcnn", "authors", name) for name in ("entropy-sgd", "sgd")),
+        *(("allcnn", "paper", name) for name in ("heat", "hj")),
+    ],
+)
+def test_every_kind_of_row_runs_end_to_end_and_learns(tmp_path: Path, model: str, preset: str, optimizer: str) -> None:
+    """Every optimizer with each preset and each network. One image in ten is right by chance."""
+    epochs = 4 if model == "lenet" else 8
     run = small(optimizer, model, preset, epochs=epochs, evaluate_every=epochs // 2)
-    run = dataclasses.replace(run, options={**run.options, **GENTLER.get((preset, model, optimizer), {})})
     assert store.execute(run, data_for(model), "digest", tmp_path) == store.FINISHED
     stored = store.read(store.path_of(run, tmp_path))
     assert [record["gradients"] for record in stored.records] == [10 * epochs, 20 * epochs]
@@ -86,14 +86,16 @@ class Killed(BaseException):
     """Nothing in the program catches it."""
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(("gradients", "model"), [(20, "lenet"), (33, "lenet"), (33, "allcnn")])
+@pytest.mark.parametrize(
+    ("gradients", "model", "optimizer"),
+    [(20, "lenet", "hj"), (33, "lenet", "heat"), (33, "lenet", "entropy-sgd"), (33, "allcnn", "sgd")],
+)
 def test_a_run_killed_in_its_middle_ends_with_the_same_bits(
-    tmp_path: Path, optimizer: str, gradients: int, model: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, gradients: int, model: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the end of an epoch and within one, in the middle of a cycle, with dropout and batches drawn."""
     monkeypatch.setattr(store, "CHUNK", 7)
-    run, data = small(optimizer, model, epochs=2), LENET if model == "lenet" else data_for(model)
+    run, data = small(optimizer, model, epochs=2), data_for(model)
     store.execute(run, data, "digest", tmp_path / "whole")
     gradient = Runner._gradient
 
@@ -116,12 +118,11 @@ def test_a_run_killed_in_its_middle_ends_with_the_same_bits(
     assert not list(tmp_path.rglob("*.pt"))
 
 
-@pytest.mark.parametrize("optimizer", ["entropy-sgd", "sgd"])
 def test_a_run_resumes_with_the_number_of_threads_it_began_with(
-    tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums over a batch depend on how many threads share them."""
-    run = small(optimizer, epochs=2)
+    run = small("sgd", epochs=2)
     seen = []
     gradient = Runner._gradient
 
@@ -137,7 +138,7 @@ def test_a_run_resumes_with_the_number_of_threads_it_began_with(
     assert seen == [1] * 40
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["heat", "sgd"])
 def test_the_rehearsal_before_a_capture_leaves_no_trace(optimizer: str) -> None:
     run = small(optimizer)
     states = []
@@ -146,7 +147,7 @@ def test_the_rehearsal_before_a_capture_leaves_no_trace(optimizer: str) -> None:
             runner = Runner(run, LENET)
             if rehearse:
                 runner.rehearse()
-            runner.advance(25)
+            runner.advance(19)  # of an epoch of 20
             if rehearse:
                 runner.rehearse()
             runner.advance(10)
@@ -191,36 +192,17 @@ def test_every_gradient_of_a_captured_run_is_a_replay_of_one_graph(monkeypatch: 
     assert calls == {"replays": 45, "captures": 1}
 
 
-@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "sgd"])
-def test_a_backend_that_cannot_be_captured_gives_the_same_bits(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = small(optimizer)
+def test_a_backend_that_cannot_be_captured_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small("entropy-sgd", drops=((0.25, 0.1),))
     states = []
     for name in ("auto", "eager"):
         if name == "eager":
             monkeypatch.setenv("DEEPRELAX_BACKEND", name)
         with numerics(run, torch.device("cpu")):
             runner = Runner(run, LENET)
-            runner.advance(50)
+            runner.advance(25)
             states.append(plain(runner.state()))
     assert states[0] == states[1]
-
-
-@pytest.mark.parametrize("with_replacement", [False, True])
-def test_batches_are_drawn_as_the_preset_says(with_replacement: bool) -> None:
-    """320 images without replacement come once each in 20 batches of 16, and in another order in the next epoch."""
-    run = small("sgd", with_replacement=with_replacement)
-    with numerics(run, torch.device("cpu")):
-        runner = Runner(run, LENET)
-        orders = []
-        for _ in range(2):
-            runner.advance(20)
-            orders.append(runner._order.flatten().tolist())
-    distinct = [len(set(order)) for order in orders]
-    assert orders[0] != orders[1]
-    if with_replacement:
-        assert all(160 < count < 240 for count in distinct)  # 320 (1 - 1/e) = 202 are expected
-    else:
-        assert distinct == [320, 320]
 
 
 def test_the_learning_rate_falls_where_the_schedule_says() -> None:
@@ -235,13 +217,6 @@ def test_the_learning_rate_falls_where_the_schedule_says() -> None:
     assert rates == [lr] * 30 + [lr * 0.1] * 15 + [lr * 0.02] * 15
 
 
-def test_the_schedule_of_a_shorter_run_falls_at_the_same_fractions() -> None:
-    """Entropy-SGD's authors divide by 10 after two of the four outer epochs of 20 passes that Table 1 reads."""
-    for epochs in (80, 8):
-        run = protocol.run("authors", "lenet", "entropy-sgd", 0, epochs=epochs)
-        assert [run.rate_factor(k / 8) for k in range(8)] == [1.0] * 4 + [0.1] * 4
-
-
 def test_a_seed_determines_weights_batches_dropout_and_noise() -> None:
     runs = [small("heat"), small("heat"), small("heat", seed=1)]
     states = []
@@ -252,17 +227,10 @@ def test_a_seed_determines_weights_batches_dropout_and_noise() -> None:
             states.append(runner.state())
     first, again, other = (plain(state) for state in states)
     assert first == again
+    assert first["model"] != other["model"]
     assert first["draws"] != other["draws"]
     assert first["dropout"] != other["dropout"]
     assert states[0]["optimizer"]["param_groups"][0]["seed"] != states[2]["optimizer"]["param_groups"][0]["seed"]
-
-
-def test_a_run_leaves_the_callers_generator_alone(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    store.execute(small("sgd", epochs=1), LENET, "digest", tmp_path)
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_mixed_precision_trains_in_bf16_and_keeps_float32_weights(

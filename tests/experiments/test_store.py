@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +26,44 @@ def flipped(content: bytes, position: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def paused(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a run was stopped in its middle."""
-    out = tmp_path_factory.mktemp("paused")
-    assert store.execute(RUN, LENET, "digest", out, deadline=0.0) == store.PAUSED
-    return out
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of a run that was stopped in its middle, and of one that has ended."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert store.execute(RUN, LENET, "digest", folder / "paused", deadline=0.0) == store.PAUSED
+    assert store.execute(RUN, LENET, "digest", folder / "finished") == store.FINISHED
+    return folder
 
 
-def test_no_flipped_byte_of_a_checkpoint_goes_unnoticed(paused: Path, tmp_path: Path) -> None:
-    content = store.checkpoint_of(RUN, paused).read_bytes()
-    path = tmp_path / "checkpoint.pt"
+@pytest.fixture
+def paused(runs: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(runs / "paused", tmp_path / "paused")
+
+
+@pytest.fixture
+def finished(runs: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(runs / "finished", tmp_path / "finished")
+
+
+def test_no_flipped_byte_of_a_checkpoint_goes_unnoticed(paused: Path) -> None:
+    path = store.checkpoint_of(RUN, paused)
+    content = path.read_bytes()
     for position in range(0, len(content), len(content) // 97):
         path.write_bytes(flipped(content, position))
-        with pytest.raises(StoreError, match=r"checkpoint\.pt is damaged"):
+        with pytest.raises(StoreError, match=r"\.pt is damaged"):
             checkpoints.read(path)
 
 
-def test_a_damaged_checkpoint_is_refused_with_its_name(paused: Path, tmp_path: Path) -> None:
-    path = store.checkpoint_of(RUN, tmp_path)
-    path.parent.mkdir()
-    whole = store.checkpoint_of(RUN, paused).read_bytes()
+def test_a_damaged_checkpoint_is_refused_with_its_name(paused: Path) -> None:
+    path = store.checkpoint_of(RUN, paused)
+    whole = path.read_bytes()
     for damaged in (whole[:500], whole[:-1], b"", flipped(whole, len(whole) // 2)):
         path.write_bytes(damaged)
         with pytest.raises(StoreError, match=path.name):
-            store.execute(RUN, LENET, "digest", tmp_path)
+            store.execute(RUN, LENET, "digest", paused)
 
 
-def test_damaged_lines_are_refused_with_the_files_name(tmp_path: Path) -> None:
-    store.execute(RUN, LENET, "digest", tmp_path)
-    path = store.path_of(RUN, tmp_path)
+def test_damaged_lines_are_refused_with_the_files_name(finished: Path) -> None:
+    path = store.path_of(RUN, finished)
     content = path.read_bytes()
     path.write_bytes(content[:-5])  # the machine went down while it was written
     assert store.read(path).ended is None
@@ -80,10 +90,9 @@ def test_damaged_lines_are_refused_with_the_files_name(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_value_of_another_kind_is_refused_with_file_and_line(
-    line: int, change: dict[str, Any], tmp_path: Path
+    line: int, change: dict[str, Any], finished: Path
 ) -> None:
-    store.execute(RUN, LENET, "digest", tmp_path)
-    path = store.path_of(RUN, tmp_path)
+    path = store.path_of(RUN, finished)
     lines = [json.loads(text) for text in path.read_text().splitlines()]
     lines[line] |= change
     store.write_lines(path, lines)
@@ -91,9 +100,8 @@ def test_a_value_of_another_kind_is_refused_with_file_and_line(
         store.read(path)
 
 
-def test_a_run_without_an_evaluation_has_not_ended(tmp_path: Path) -> None:
-    store.execute(RUN, LENET, "digest", tmp_path)
-    path = store.path_of(RUN, tmp_path)
+def test_a_run_without_an_evaluation_has_not_ended(finished: Path) -> None:
+    path = store.path_of(RUN, finished)
     header, *_, end = path.read_text().splitlines()
     path.write_text(f"{header}\n{end}\n")
     with pytest.raises(StoreError, match=f"{path.name} is damaged: the run ended without an evaluation"):
@@ -114,11 +122,10 @@ def test_the_checksum_of_a_state_is_of_every_bit() -> None:
     assert len({checkpoints.digest(each) for each in [state, *others]}) == 6
 
 
-def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
-    store.execute(RUN, LENET, "digest", tmp_path)
-    before = store.path_of(RUN, tmp_path).read_bytes()
-    assert store.execute(RUN, LENET, "digest", tmp_path) == store.FINISHED
-    assert store.path_of(RUN, tmp_path).read_bytes() == before
+def test_a_finished_run_is_not_run_again(finished: Path) -> None:
+    before = store.path_of(RUN, finished).read_bytes()
+    assert store.execute(RUN, LENET, "digest", finished) == store.FINISHED
+    assert store.path_of(RUN, finished).read_bytes() == before
 
 
 def test_the_header_says_what_may_change_the_bits(paused: Path) -> None:
@@ -144,50 +151,41 @@ def test_the_cpus_model_is_stored_where_its_name_is_unknown(monkeypatch: pytest.
     ],
 )
 def test_a_run_resumed_on_another_machine_warns_and_records_it(
-    tmp_path: Path, changes: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+    paused: Path, changes: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.execute(RUN, LENET, "digest", tmp_path, deadline=0.0)
     if how := changes.get("how"):
         monkeypatch.setattr("deeprelax.experiments.runner.Runner.how", how)
     here = environment.describe()
     monkeypatch.setattr(environment, "describe", lambda device: {**here, **changes})
     with pytest.warns(UserWarning, match=f"the bits of the rest may differ: .*{named}"):
-        assert store.execute(RUN, LENET, "digest", tmp_path) == store.FINISHED
-    lines = [json.loads(line) for line in store.path_of(RUN, tmp_path).read_text().splitlines()]
-    assert [line["gone_on_at"] for line in lines if "gone_on_at" in line] == [10]
-    stored = store.read(store.path_of(RUN, tmp_path))
+        assert store.execute(RUN, LENET, "digest", paused) == store.FINISHED
+    stored = store.read(store.path_of(RUN, paused))
     assert len(stored.records) == 2
     assert [line["gone_on_at"] for line in stored.gone_on] == [10]
     assert [place["machine"] for place in stored.places] == [here, {**here, **changes}]
 
 
-def test_a_run_does_not_move_between_a_cpu_and_a_gpu(tmp_path: Path) -> None:
+def test_a_run_does_not_move_between_a_cpu_and_a_gpu(paused: Path) -> None:
     """Their generators of dropout have nothing in common."""
-    store.execute(RUN, LENET, "digest", tmp_path, deadline=0.0)
-    path = store.checkpoint_of(RUN, tmp_path)
+    path = store.checkpoint_of(RUN, paused)
     content = checkpoints.read(path)
     content["lines"][0]["machine"]["gpu"] = "NVIDIA H200"
     checkpoints.write(path, content)
     with pytest.raises(StoreError, match=r"is of a run on NVIDIA H200, .* on cpu: give --device cuda, or remove it"):
-        store.execute(RUN, LENET, "digest", tmp_path)
+        store.execute(RUN, LENET, "digest", paused)
     path.unlink()
-    assert store.execute(RUN, LENET, "digest", tmp_path) == store.FINISHED
+    assert store.execute(RUN, LENET, "digest", paused) == store.FINISHED
 
 
-def test_a_checkpoint_that_outlives_its_run_is_removed(tmp_path: Path) -> None:
+def test_a_checkpoint_that_outlives_its_run_is_removed(paused: Path, finished: Path) -> None:
     """Where a process was killed between the run's last line and the removal."""
-    store.execute(RUN, LENET, "digest", tmp_path, deadline=0.0)
-    path = store.checkpoint_of(RUN, tmp_path)
-    content = path.read_bytes()
-    store.execute(RUN, LENET, "digest", tmp_path)
-    path.write_bytes(content)
-    assert store.execute(RUN, LENET, "digest", tmp_path) == store.FINISHED
+    path = shutil.copy(store.checkpoint_of(RUN, paused), store.checkpoint_of(RUN, finished))
+    assert store.execute(RUN, LENET, "digest", finished) == store.FINISHED
     assert not path.exists()
 
 
-def test_resuming_on_the_same_machine_does_not_warn(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    store.execute(RUN, LENET, "digest", tmp_path, deadline=0.0)
-    store.execute(RUN, LENET, "digest", tmp_path)
+def test_resuming_on_the_same_machine_does_not_warn(paused: Path, recwarn: pytest.WarningsRecorder) -> None:
+    store.execute(RUN, LENET, "digest", paused)
     assert not recwarn.list
 
 
