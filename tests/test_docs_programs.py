@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import click
 import pytest
+from workers import launched
 
 from deeprelax.cli.main import main
 
@@ -55,16 +53,11 @@ def test_the_programs_of_a_page_run_one_after_the_other(
 
 
 @pytest.mark.parametrize("page", IN_A_GROUP)
-def test_a_program_for_several_processes_runs_on_one(page: str) -> None:
-    group = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}
+def test_a_program_for_several_processes_runs_on_one(page: str, tmp_path: Path) -> None:
     # The second program of workers.md needs torchft's lighthouse; tests/distributed/test_torchft.py has its steps.
-    # Tearing a gloo group down crashes now and then.
-    code = "\n".join([GIVEN, programs(page)[0], "import os", "print(opt, flush=True)", "os._exit(0)"])
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **group}, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert IN_A_GROUP[page] in done.stdout
+    (tmp_path / "program.py").write_text("\n".join([GIVEN, programs(page)[0], "print(opt)"]))
+    (said,) = launched(1, tmp_path / "program.py", folder=tmp_path)
+    assert IN_A_GROUP[page] in said
 
 
 def test_every_page_with_a_program_is_run_somewhere() -> None:

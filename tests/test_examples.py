@@ -15,6 +15,7 @@ import pytest
 from matplotlib import pyplot
 from test_cli import write_mnist
 from test_whitening import write_cifar
+from workers import launched
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 RUNS = {
@@ -37,9 +38,9 @@ def program(name: str, arguments: list[str]) -> str:
         return said.getvalue()
 
 
-def processes(name: str, arguments: list[str], count: int = 3) -> str:
-    """What it prints as so many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+def processes(name: str, arguments: list[str]) -> str:
+    """What it prints as two processes that torchrun starts."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *launcher, str(EXAMPLES / name), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
@@ -62,8 +63,8 @@ def test_an_example_runs_and_reports_its_progress(name: str, tmp_path: Path, mon
 def test_the_sharded_example_resumes_on_another_number_of_processes(tmp_path: Path) -> None:
     arguments = ["--epochs", "2", "--out", str(tmp_path / "saved")]
     begun, resumed = (
-        [float(error) for error in re.findall(r": ([0-9.]+) % error at x", processes("fsdp.py", arguments, count))]
-        for count in (2, 1)
+        [float(error) for error in re.findall(r": ([0-9.]+) % error at x", printed[0])]
+        for printed in (launched(count, EXAMPLES / "fsdp.py", *arguments, folder=tmp_path) for count in (2, 1))
     )
     assert len(begun) == len(resumed) == 2
     assert resumed[0] < begun[-1]  # from the start it would be about 88 % after one epoch

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import os
+import runpy
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from simulation import OPTIONS, gradient, parameters
@@ -76,7 +82,7 @@ def lost(rank: int, hangs: bool) -> dict[str, Any]:
     opt = deeprelax.ElasticSGD(params, **OPTIONS["ElasticSGD"], replicas=group)
     for step in range(9):
         if step == 6 and rank == dist.get_world_size() - 1:
-            time.sleep(9 if hangs else 0)
+            time.sleep(6 if hangs else 0)
             os._exit(1)
         if step == 8:
             time.sleep(0.5)  # it is dead by now
@@ -219,6 +225,20 @@ def fsdp1(rank: int) -> dict[str, Any]:
         learn(other, resumed, range(6, 11))
         found[kind] = [[p.detach().clone() for p in each.parameters()] for each in (model, other)]
     return found
+
+
+def program(rank: int) -> str:
+    """What a program prints that torchrun would start with these variables."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(sys, "argv", [os.environ["PROGRAM"], *shlex.split(os.environ["ARGUMENTS"])])
+        patch.setattr(os, "_exit", sys.exit)
+        try:
+            runpy.run_path(os.environ["PROGRAM"], run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
+    return printed.getvalue()
 
 
 def partitions(rank: int) -> dict[str, Any]:

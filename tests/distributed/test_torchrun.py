@@ -3,55 +3,32 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from test_cli import run
+from workers import launched
 
-from deeprelax.cli.main import main
-
-ROOT = Path(__file__).parents[2]
+import deeprelax
 
 
-def test_two_nodes_train_and_the_table_has_the_centre_and_each_worker(tmp_path: Path) -> None:
-    """Of one worker and of two, which meet at a rendezvous."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--rdzv-backend", "c10d"]
-    launcher += ["--rdzv-endpoint", f"localhost:{port}"]
-    options = ["--optimizer", "elastic-sgd", "--optimizer", "parle", "--epochs", "3", "--seeds", "1"]
-    command = ["-m", "deeprelax", "train", *options, "--out", str(tmp_path)]
-    nodes = [
-        subprocess.Popen(
-            [*launcher, "--nproc-per-node", str(workers), *command],
-            **{"cwd": ROOT, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True},
-        )
-        for workers in (1, 2)
-    ]
-    said = [node.communicate(timeout=200) for node in nodes]
-    assert (tmp_path / "digits.json").exists(), said
+def test_three_workers_train_and_the_table_has_the_centre_and_each_worker(tmp_path: Path) -> None:
+    options = ["--optimizer", "elastic-sgd", "--optimizer", "parle", "--epochs", 3, "--seeds", 1, "--out", tmp_path]
+    program = Path(deeprelax.__file__).with_name("__main__.py")
+    said = launched(3, program, "train", *options, folder=tmp_path)
     runs = json.loads((tmp_path / "digits.json").read_text())["runs"]
     assert len(runs) == 2
-    for run in runs:
-        assert len(run["worker_error"]) == 3, said
-        assert run["validation_error"][-1] < 0.2
-    assert "".join(out for out, _ in said).count("Elastic-SGD seed 0") == 1
+    for each in runs:
+        assert len(each["worker_error"]) == 3
+        assert each["validation_error"][-1] < 0.2
+    assert ["Elastic-SGD seed 0" in text for text in said] == [True, False, False]
 
 
 def test_an_optimizer_of_several_workers_says_that_it_has_one(tmp_path: Path) -> None:
-    done = CliRunner().invoke(
-        main, ["train", "--optimizer", "parle", "--epochs", "2", "--seeds", "1", "--out", str(tmp_path)]
-    )
-    assert "parle: one worker; torchrun --nproc-per-node 3" in done.output
-    assert done.exit_code == 0
+    output = run("train", "--optimizer", "parle", "--epochs", 2, "--seeds", 1, "--out", tmp_path).output
+    assert "parle: one worker; torchrun --nproc-per-node 3" in output
 
 
 def test_an_optimizer_of_one_process_is_refused_among_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    done = CliRunner().invoke(main, ["train", "--optimizer", "hj", "--out", str(tmp_path)])
-    assert "hj trains in one process" in done.output
-    assert done.exit_code != 0
+    assert "hj trains in one process" in run("train", "--optimizer", "hj", "--out", tmp_path, code=2).output

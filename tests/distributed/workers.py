@@ -6,6 +6,8 @@ import importlib
 import multiprocessing
 import os
 import pickle
+import shlex
+import socket
 import threading
 import time
 import traceback
@@ -102,6 +104,20 @@ def processes(
     results = [pickle.loads(path.read_bytes()) if path.exists() else None for path in paths]
     assert any(result is not None for result in results), stem.with_suffix(".stderr").read_text()
     return results
+
+
+def launched(size: int, program: Path, *arguments: object, folder: Path) -> list[str]:
+    """What each process prints of a program for torchrun, forked with torchrun's variables: the program's imports and
+    torchrun's own take seconds."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    where = {"GROUP": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    said = processes(
+        size, "program", folder, 240.0, PROGRAM=str(program), ARGUMENTS=shlex.join(map(str, arguments)), **where
+    )
+    assert None not in said, (folder / f"program-{size}.stderr").read_text()
+    return said
 
 
 def work(program: str, scenario: str, stem: Path, rank: int, size: int, settings: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import make, plain, same_bits, values
+from conftest import OPTIMIZERS, make, plain, same_bits, values
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -28,6 +29,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "accumulation": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.1, "activation_checkpointing": True},
     "peft": {"lr_scheduler_type": "cosine"},
 }
+
+
+@pytest.fixture(params=["EntropySGD", "Heat"])
+def name(request: pytest.FixtureRequest) -> str:
+    """The callback calls what all optimizers share. Heat's parameters are x at no time, the others' between cycles."""
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +110,7 @@ def trainer(folder: Path, name: str, variant: str = "float32", callbacks: Any = 
     ), recorder
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("name", "variant"), [*zip(OPTIMIZERS, itertools.cycle(VARIANTS))])
 def test_every_checkpoint_and_the_end_are_x_and_a_resumed_run_is_exact(tmp_path: Path, name: str, variant: str):
     run, recorder = trainer(tmp_path / "a", name, variant)
     run.train()

@@ -1,30 +1,23 @@
-"""Both Trainers under torchrun with two processes: every checkpoint and the end are x, and a resumed run is exact."""
+"""Both Trainers in two processes: every checkpoint and the end are x, and a resumed run is exact."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import same_bits
+from workers import launched
 
-NAMES = ("EntropySGD", "HJ", "Heat", "EntropyAdamW")
-TESTS = Path(__file__).parents[1]
+NAMES = ("EntropySGD", "Heat")
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process made of every optimizer."""
     folder = tmp_path_factory.mktemp("two")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    program = [str(Path(__file__).with_name("two_processes.py")), str(folder), *NAMES]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    done = subprocess.run([*launcher, *program], env=environment, capture_output=True, text=True, timeout=240)
-    assert (folder / "1.pt").exists(), done.stderr[-3000:]
+    launched(2, Path(__file__).with_name("two_processes.py"), folder, *NAMES, folder=folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

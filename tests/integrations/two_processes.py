@@ -1,4 +1,4 @@
-"""What each process of torchrun does: both Trainers, interrupted and resumed. two_processes.py FOLDER OPTIMIZER…"""
+"""What each of two processes does: both Trainers, interrupted and resumed. two_processes.py FOLDER OPTIMIZER…"""
 
 from __future__ import annotations
 
@@ -68,7 +68,6 @@ def main() -> None:
         found[f"lightning {name}"] = lightning_run(folder / "lightning" / name, name)
     torch.save(found, folder / f"{rank}.pt")
     dist.barrier()
-    os._exit(0)
 
 
 if __name__ == "__main__":
