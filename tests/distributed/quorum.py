@@ -1,7 +1,7 @@
-"""A worker under torchft's manager: python quorum.py RANK LIGHTHOUSE FOLDER.
+"""Workers under torchft's manager, started by ``workers.processes``.
 
 Workers 0, 1 and 2 begin. 2 is killed after the third outer step. 3 joins then, and is killed in its fourth exchange,
-before it sends anything. What each holds after every outer step is in FOLDER/RANK.pickle, by the step's number.
+before it sends anything. What each holds after every outer step is in RANK.pickle, by the step's number.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from simulation import gradient, parameters
+from simulation import parameters, take_step
 from torch.distributed import TCPStore
 from torchft import Manager, ProcessGroupGloo
 
@@ -37,10 +36,9 @@ def die(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main() -> None:
+def worker(rank: int) -> bool:
     """Take steps until the last worker is gone, and two more outer steps."""
-    rank, lighthouse, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    torch.set_num_threads(1)
+    folder = Path.cwd()
     if rank == 3:
         wait_for(folder / "a worker may join")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -54,7 +52,7 @@ def main() -> None:
         world_size=1,
         store_addr="127.0.0.1",
         store_port=store.port,
-        lighthouse_addr=lighthouse,
+        lighthouse_addr=os.environ["LIGHTHOUSE"],
         hostname="127.0.0.1",
     )
     (folder / f"{rank} is there").touch()
@@ -68,9 +66,7 @@ def main() -> None:
     opt = deeprelax.ElasticSGD(params, **OPTIONS, backend="eager", replicas=workers)
     number, sizes = 0, []
     while sizes.count(3) < 4 or sizes[-2:] != [2, 2]:
-        for k, p in enumerate(params):
-            p.grad = gradient(p.detach(), rank, number, k)
-        opt.step()
+        take_step(opt, params, rank, number)
         number += 1
         if not opt.outer_step_happened:
             continue
@@ -89,8 +85,4 @@ def main() -> None:
         if sizes[-1] == 2:  # nobody waits for a worker that is not there
             (folder / "a worker may join").touch()
             time.sleep(0.05)
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+    return True

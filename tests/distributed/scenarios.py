@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from simulation import OPTIONS, gradient, parameters
+from simulation import OPTIONS, gradient, parameters, take_step
 from torch.distributed.device_mesh import init_device_mesh
 
 import deeprelax
@@ -38,11 +38,9 @@ def trained(kind: str, rank: int, steps: int = 9, **options: Any) -> dict[str, A
 
         setattr(dist, name, counting)
     calls, centres = [], []
-    for step in range(steps):
+    for number in range(steps):
         before = counted["n"]
-        for k, p in enumerate(params):
-            p.grad = gradient(p.detach(), rank, step, k)
-        opt.step()
+        take_step(opt, params, rank, number)
         calls.append(counted["n"] - before)
         centres.append([opt.state[p]["x"].clone() for p in params])
     inner = [p.detach().clone() for p in params]
@@ -65,7 +63,7 @@ def bits(rank: int) -> dict[str, Any]:
 
 
 def killed(rank: int) -> dict[str, Any]:
-    """The last worker dies between two outer steps: what the others see, and after how long."""
+    """The last worker dies between two outer steps: what the others report, and after how long."""
     return lost(rank, hangs=False)
 
 
@@ -80,17 +78,15 @@ def lost(rank: int, hangs: bool) -> dict[str, Any]:
     dist.barrier()
     group = dist.new_group(timeout=timedelta(seconds=3))
     opt = deeprelax.ElasticSGD(params, **OPTIONS["ElasticSGD"], replicas=group)
-    for step in range(9):
-        if step == 6 and rank == dist.get_world_size() - 1:
+    for number in range(9):
+        if number == 6 and rank == dist.get_world_size() - 1:
             time.sleep(6 if hangs else 0)
             os._exit(1)
-        if step == 8:
+        if number == 8:
             time.sleep(0.5)  # it is dead by now
-        for k, p in enumerate(params):
-            p.grad = gradient(p.detach(), rank, step, k)
         begin = time.perf_counter()
         try:
-            opt.step()
+            take_step(opt, params, rank, number)
         except RuntimeError as error:
             return {"said": str(error), "seconds": time.perf_counter() - begin}
     return {"said": "", "seconds": 0.0}
@@ -101,10 +97,8 @@ def uneven(rank: int) -> str:
     params = parameters()
     opt = deeprelax.ElasticSGD(params, **OPTIONS["ElasticSGD"])
     try:
-        for step in range(5 if rank == 0 else 20):
-            for k, p in enumerate(params):
-                p.grad = gradient(p.detach(), rank, step, k)
-            opt.step()
+        for number in range(5 if rank == 0 else 20):
+            take_step(opt, params, rank, number)
         opt.finish()
     except RuntimeError as error:
         return str(error)
@@ -135,7 +129,7 @@ def zero_redundancy(groups: Any, **options: Any) -> Any:
 
 
 def zero(rank: int) -> dict[str, Any]:
-    """A run that is saved in mid-cycle in the folder of the results, and goes on."""
+    """A run that is saved in mid-cycle in the folder of the results, and continues."""
     params, opt = zero_run(zero_redundancy)
     advance(params, opt, range(6))
     opt.consolidate_state_dict(0)
@@ -176,10 +170,10 @@ def overflow(rank: int) -> dict[str, Any]:
             scaler: Any = torch.amp.GradScaler("cpu", **kinds) if shared else ShardedGradScaler(device="cpu", **kinds)
             scaler.scale(torch.zeros(()))
             phases = []
-            for step in range(9):
-                for bad in (True, False) if step == 4 and overflows else (False,):
+            for number in range(9):
+                for bad in (True, False) if number == 4 and overflows else (False,):
                     for k, p in enumerate(params):
-                        p.grad = gradient(p.detach(), rank, step, k) * scaler.get_scale()
+                        p.grad = gradient(p.detach(), rank, number, k) * scaler.get_scale()
                         if bad and rank == 1 and k == 0:
                             p.grad[0] = torch.inf
                         if shared:

@@ -35,6 +35,13 @@ def gradient(p: Tensor, rank: int, step: int, k: int) -> Tensor:
     return p + torch.randn(p.shape, generator=draw)
 
 
+def take_step(opt: Any, params: list[Parameter], rank: int, number: int) -> None:
+    """One step on the worker's gradients."""
+    for k, p in enumerate(params):
+        p.grad = gradient(p.detach(), rank, number, k)
+    opt.step()
+
+
 def _start(size: int) -> list[list[np.ndarray]]:
     return [[p.detach().numpy().copy() for p in parameters()] for _ in range(size)]
 

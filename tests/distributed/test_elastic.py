@@ -13,7 +13,7 @@ import pytest
 import simulation
 import torch
 from scenarios import trained
-from simulation import OPTIONS, gradient, parameters
+from simulation import OPTIONS, parameters, take_step
 from torch import Tensor, nn
 from torch.nn import Parameter
 from workers import Thread, processes, threads
@@ -23,17 +23,11 @@ import deeprelax
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def step(opt: Any, params: list[Parameter], rank: int, number: int) -> None:
-    for k, p in enumerate(params):
-        p.grad = gradient(p.detach(), rank, number, k)
-    opt.step()
-
-
 def run(kind: str, worker: Thread, steps: int = 9, **options: Any) -> list[Tensor]:
     params = parameters()
     opt = getattr(deeprelax, kind)(params, **{**OPTIONS[kind], **options}, replicas=worker)
     for number in range(steps):
-        step(opt, params, worker.rank, number)
+        take_step(opt, params, worker.rank, number)
     return [p.detach().clone() for p in params]
 
 
@@ -136,7 +130,7 @@ def test_any_number_of_workers_resumes_from_a_centre(kind: str, size: int, group
         params = [Parameter(t.clone()) for t in shown]
         opt = getattr(deeprelax, kind)(params, **OPTIONS[kind], replicas=worker)
         opt.load_state_dict(copy.deepcopy(saved))
-        step(opt, params, worker.rank, 9)
+        take_step(opt, params, worker.rank, 9)
         return [opt.state[p]["x"].clone() for p in params], opt.phase, float(opt.gamma)
 
     for x, phase, gamma in threads(size, resume):
@@ -151,7 +145,7 @@ def test_parle_with_one_worker_is_entropy_sgd_bit_for_bit() -> None:
     params = parameters()
     opt = deeprelax.EntropySGD(params, **theirs)
     for number in range(9):
-        step(opt, params, 0, number)
+        take_step(opt, params, 0, number)
     assert same(alone, [p.detach() for p in params])
 
 
@@ -164,7 +158,7 @@ def test_without_a_tie_the_workers_of_parle_are_independent() -> None:
         params = parameters()
         opt = deeprelax.EntropySGD(params, **options)
         for number in range(6):  # before gamma_min counts
-            step(opt, params, rank, number)
+            take_step(opt, params, rank, number)
         assert same(free[rank], [p.detach() for p in params])
         assert not same(tied[rank], free[rank])
 
@@ -238,7 +232,7 @@ def test_workers_that_differ_are_refused_on_all_of_them(kind: str, changes: dict
                 params[-1] += changes.get("weights", 0.0)
             options |= {name: value for name, value in changes.items() if name in options}
         opt = getattr(deeprelax, kind)(params, **options, replicas=worker)
-        step(opt, params, worker.rank, 0)
+        take_step(opt, params, worker.rank, 0)
 
     for error in threads(2, work):
         assert isinstance(error, ValueError), error
@@ -249,7 +243,7 @@ def test_gradients_that_are_the_same_on_all_workers_are_noticed() -> None:
     def work(worker: Thread) -> Any:
         params = parameters()
         opt = deeprelax.ElasticSGD(params, **OPTIONS["ElasticSGD"], replicas=worker)
-        step(opt, params, 0, 0)
+        take_step(opt, params, 0, 0)
         return opt._shared.warned
 
     with pytest.warns(UserWarning, match="workers' gradients are the same"):
@@ -262,7 +256,7 @@ def test_all_workers_finish_together(kind: str) -> None:
         params = parameters()
         opt = getattr(deeprelax, kind)(params, **OPTIONS[kind], replicas=worker)
         for number in range(5):
-            step(opt, params, worker.rank, number)
+            take_step(opt, params, worker.rank, number)
         return opt.finish(), [p.detach().clone() for p in params], opt.phase
 
     found = threads(2, work)
@@ -298,7 +292,7 @@ def test_a_restarted_run_is_not_moved_by_an_earlier_exchange(kind: str, again: s
         opt = getattr(deeprelax, kind)(params, **OPTIONS[kind], replicas=worker, overlap=True)
         start, state = [p.detach().clone() for p in params], copy.deepcopy(opt.state_dict())
         for number in range(before):
-            step(opt, params, worker.rank, number)
+            take_step(opt, params, worker.rank, number)
         with torch.no_grad():
             for p, held in zip(params, start):
                 p.copy_(held)
@@ -312,7 +306,7 @@ def test_a_restarted_run_is_not_moved_by_an_earlier_exchange(kind: str, again: s
                 for name in opt.state[p].keys() - {"x", "y", "z"}:
                     opt.state[p][name].zero_()
         for number in range(4):
-            step(opt, params, worker.rank, number)
+            take_step(opt, params, worker.rank, number)
         return [p.detach().clone() for p in params]
 
     assert all(same(a, b) for a, b in zip(threads(2, lambda w: work(w, 4)), threads(2, lambda w: work(w, 0))))

@@ -162,7 +162,7 @@ def test_a_noise_index_counts_from_the_next_step_and_is_not_saved() -> None:
     assert correlation(noise[0][1:], noise[1][:-1]) > 0.9
 
 
-def test_flattened_checkpoints_load_beside_a_noise_index() -> None:
+def test_flattened_checkpoints_load_with_a_noise_index() -> None:
     options = StateDictOptions(flatten_optimizer_state_dict=True)
     found = []
     for places in (None, [(7, 0), (9, 5)]):

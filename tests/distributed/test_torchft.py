@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +13,7 @@ import torch
 pytest.importorskip("torchft", reason="torchft has no wheel for this system")
 from quorum import OPTIONS
 from torchft.coordination import LighthouseServer
+from workers import processes
 
 
 @pytest.fixture(scope="module")
@@ -24,22 +22,11 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     folder = tmp_path_factory.mktemp("quorum")
     os.environ.setdefault("RUST_LOG", "error")
     lighthouse = LighthouseServer("127.0.0.1:0", min_replicas=1, join_timeout_ms=30000, heartbeat_timeout_ms=2000)
-    program = str(Path(__file__).parent / "quorum.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, program, str(rank), lighthouse.address(), str(folder)],
-            **{"env": environment, "stderr": subprocess.PIPE, "text": True},
-        )
-        for rank in range(4)
-    ]
     try:
-        said = [each.communicate(timeout=120)[1] for each in running]
+        ended = processes(4, "worker", folder, 200.0, "quorum", GROUP="0", LIGHTHOUSE=lighthouse.address())
     finally:
-        for each in running:
-            each.kill()
         lighthouse.shutdown()
-    assert [each.returncode for each in running] == [0, 0, -9, -9], said
+    assert ended == [True, True, None, None]
     return {rank: pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(4)}
 
 

@@ -78,7 +78,7 @@ def processes(
     fresh: bool = False,
     **settings: str,
 ) -> list[Any]:
-    """What the scenario of the program returns on each of so many processes; None of one that left nothing.
+    """What the scenario of the program returns in each process; None for one that left no result.
 
     Args:
         size: of the process group.
@@ -86,7 +86,7 @@ def processes(
         folder: of the results, and where the processes run.
         timeout: in seconds, of all of them together.
         program: the module.
-        fresh: whether they begin with nothing imported, or with what takes seconds.
+        fresh: whether they begin with nothing imported, or with the modules that take seconds to import.
         settings: variables of their environment. GROUP=0: there is no process group.
     """
     context: Any = SPAWNED if fresh else FORKED
