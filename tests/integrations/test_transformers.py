@@ -140,17 +140,6 @@ def test_saving_and_evaluating_do_not_change_the_run(tmp_path: Path, name: str):
     assert all(same_bits(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_the_best_model_is_loaded_and_evaluated_as_it_was_saved(tmp_path: Path, name: str):
-    arguments = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
-    run, _ = trainer(tmp_path, name, max_steps=7, **arguments, optimizer={"lr": 3.0})
-    run.train()
-    best = Path(run.state.best_model_checkpoint)
-    assert same_bits(trained(run.model), saved(best, run.model))
-    assert run.evaluate()["eval_loss"] == run.state.best_metric
-    assert run.predict(data()[:4]).metrics["test_loss"] == run.state.best_metric
-    assert same_bits(trained(run.model), saved(best, run.model))
-
-
 class Stop(TrainerCallback):
     """Ends training in the middle of a cycle and of an epoch, without evaluation."""
 
@@ -158,13 +147,17 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step == 7
 
 
-def test_the_best_model_is_loaded_also_when_training_stops_in_mid_cycle(tmp_path: Path, name: str):
+@pytest.mark.parametrize("callbacks", [[], [Stop()]], ids=["at the last step", "in mid-cycle"])
+def test_the_best_model_is_loaded_and_evaluated_as_it_was_saved(tmp_path: Path, name: str, callbacks: list[Any]):
     arguments = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
-    run, recorder = trainer(tmp_path, name, **arguments, callbacks=[Stop()])
+    run, recorder = trainer(tmp_path, name, callbacks=callbacks, **arguments, optimizer={"lr": 3.0})
     run.train()
-    assert len(recorder.found) == 7
-    assert same_bits(trained(run.model), saved(Path(run.state.best_model_checkpoint), run.model))
+    assert len(recorder.found) == (7 if callbacks else 9)
+    best = Path(run.state.best_model_checkpoint)
+    assert same_bits(trained(run.model), saved(best, run.model))
     assert run.evaluate()["eval_loss"] == run.state.best_metric
+    assert run.predict(data()[:4]).metrics["test_loss"] == run.state.best_metric
+    assert same_bits(trained(run.model), saved(best, run.model))
 
 
 class Saver(TrainerCallback):
