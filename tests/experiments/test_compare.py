@@ -16,13 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from test_cli import run as command_line
 from test_cli import write_mnist
 from test_whitening import write_cifar
 
 from deeprelax import files
 from deeprelax.cli import compare as command
-from deeprelax.cli.main import main
 from deeprelax.experiments.compare import report, runner, tasks
 from deeprelax.experiments.compare.contestants import CONTESTANTS
 from deeprelax.experiments.data.datasets import DataError
@@ -92,14 +91,12 @@ def test_an_interrupted_comparison_resumes_with_what_is_missing(tmp_path: Path, 
     monkeypatch.setattr(runner, "perform", perform)
     given = ["compare", "--preset", "test", "--task", "digits-mlp", "--optimizer", "AdamW", "--seeds", "3"]
     given += ["--out", str(tmp_path)]
-    stopped = CliRunner().invoke(main, given)
-    assert stopped.exit_code == 143
-    assert f"interrupted; 4 runs are in {tmp_path / 'runs.jsonl'}; the same command resumes" in stopped.output
+    output = command_line(*given, code=143).output
+    assert f"interrupted; 4 runs are in {tmp_path / 'runs.jsonl'}; the same command resumes" in output
     (tmp_path / "runs.jsonl").write_text((tmp_path / "runs.jsonl").read_text() + '{"run": {"pre')
     done.clear()
     done.extend([None] * 5)  # type: ignore[list-item]
-    finished = CliRunner().invoke(main, given)
-    assert finished.exit_code == 0, finished.output
+    command_line(*given)
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
     results = [json.loads(line) for line in lines if line.endswith("}")]
     assert len({runner.Run(**r["run"]) for r in results}) == len(results) == 6 + 2
@@ -119,41 +116,33 @@ def test_a_damaged_line_is_named_and_nothing_lost(damaged: bytes, tmp_path: Path
     path = tmp_path / "runs.jsonl"
     content = b"\n".join((GOOD, damaged, GOOD, b""))
     path.write_bytes(content)
-    refused = CliRunner().invoke(main, ["compare", "--preset", "test", "--out", str(tmp_path)])
-    assert refused.exit_code == 1
-    assert f"Error: {path}, line 2 is damaged: " in refused.output
-    assert "remove that line" in refused.output
+    output = command_line("compare", "--preset", "test", "--out", tmp_path, code=1).output
+    assert f"Error: {path}, line 2 is damaged: " in output
+    assert "remove that line" in output
     assert path.read_bytes() == content
 
 
 def test_two_comparisons_do_not_share_a_folder(tmp_path: Path) -> None:
     with files.alone(tmp_path / "runs.jsonl", tmp_path / "runs.lock"):
-        refused = CliRunner().invoke(main, ["compare", "--preset", "test", "--out", str(tmp_path)])
-    assert refused.exit_code == 1
-    assert f"{tmp_path / 'runs.jsonl'} is being written by another process" in refused.output
+        output = command_line("compare", "--preset", "test", "--out", tmp_path, code=1).output
+    assert f"{tmp_path / 'runs.jsonl'} is being written by another process" in output
     assert not list(tmp_path.iterdir())
 
 
 def test_a_comparison_resumes_on_the_data_of_its_runs_only(tmp_path: Path) -> None:
     for name, images in (("first", 64), ("second", 65)):
         write_mnist(tmp_path / name, train=images)
-    given = ["compare", "--preset", "test", "--task", "mnist-cnn", "--out", str(tmp_path), "--processes", "1"]
-
-    def run(*more: str) -> Result:
-        return CliRunner().invoke(main, [*given, "--data", *more])
-
+    given = ["compare", "--preset", "test", "--task", "mnist-cnn", "--out", tmp_path, "--processes", "1"]
     alone = ["--optimizer", "HJ()", "--seeds", "1"]
-    assert run(str(tmp_path / "first"), *alone).exit_code == 0
+    command_line(*given, *alone, "--data", tmp_path / "first")
     stored = (tmp_path / "runs.jsonl").read_text()
     assert json.loads(stored)["data"] == tasks.digest("mnist-cnn", tmp_path / "first")
     for more in (["--optimizer", "AdamW()"], ["--optimizer", "HJ()"], alone):  # search, seeds, and nothing is missing
-        refused = run(str(tmp_path / "second"), *more)
-        assert refused.exit_code == 1
-        assert f"{tmp_path / 'runs.jsonl'} has runs of mnist-cnn on other data, checksum" in refused.output
-        assert "1 runs are in" in refused.output
-        assert "the same command" not in refused.output
-    shown = CliRunner().invoke(main, [*given, *alone])  # without --data finished runs are shown, and no data needed
-    assert shown.exit_code == 0
+        output = command_line(*given, *more, "--data", tmp_path / "second", code=1).output
+        assert f"{tmp_path / 'runs.jsonl'} has runs of mnist-cnn on other data, checksum" in output
+        assert "1 runs are in" in output
+        assert "the same command" not in output
+    command_line(*given, *alone)  # without --data finished runs are shown, and no data needed
     assert (tmp_path / "runs.jsonl").read_text() == stored
 
 
@@ -168,7 +157,7 @@ def test_a_checksum_counts_for_its_own_task_and_may_be_missing(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("task", "cure"), [("digits-cnn", "scikit-learn"), ("text-transformer", "the Python of")])
-def test_data_that_come_along_are_not_said_to_be_those_of_an_option(task: str, cure: str, tmp_path: Path) -> None:
+def test_an_error_about_bundled_data_does_not_name_an_option(task: str, cure: str, tmp_path: Path) -> None:
     line = {**json.loads(GOOD), "run": {**RUN, "task": task}, "data": "there"}
     (tmp_path / "runs.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(DataError, match=cure) as refused:
@@ -177,7 +166,7 @@ def test_data_that_come_along_are_not_said_to_be_those_of_an_option(task: str, c
 
 
 @pytest.mark.parametrize("name", tasks.NAMES)
-def test_the_checksum_is_of_the_tasks_data_as_they_lie_in_files(name: str, tmp_path: Path) -> None:
+def test_the_checksum_is_of_the_files_of_the_tasks_data(name: str, tmp_path: Path) -> None:
     found = []
     for folder, images in (("first", 64), ("again", 64), ("other", 65)):
         write_mnist(tmp_path / folder, train=images)
@@ -192,9 +181,8 @@ def test_a_worker_that_dies_is_reported_with_what_is_kept(tmp_path: Path, monkey
         raise BrokenProcessPool("A process in the process pool was terminated abruptly")
 
     monkeypatch.setattr(runner, "perform", perform)
-    refused = CliRunner().invoke(main, ["compare", "--preset", "test", "--out", str(tmp_path)])
-    assert refused.exit_code == 1
-    assert "terminated abruptly; 0 runs are in" in refused.output
+    output = command_line("compare", "--preset", "test", "--out", tmp_path, code=1).output
+    assert "terminated abruptly; 0 runs are in" in output
 
 
 def sleep(theirs: Connection, ours: Connection) -> None:
@@ -269,6 +257,5 @@ def test_the_picture_names_every_curve_whichever_task_has_it(tmp_path: Path, mon
 
 
 def test_an_unknown_optimizer_is_named(tmp_path: Path) -> None:
-    refused = CliRunner().invoke(main, ["compare", "--optimizer", "Adam", "--out", str(tmp_path)])
-    assert refused.exit_code == 2
-    assert "known are 'SGD, Nesterov', 'AdamW'" in refused.output
+    output = command_line("compare", "--optimizer", "Adam", "--out", tmp_path, code=2).output
+    assert "known are 'SGD, Nesterov', 'AdamW'" in output

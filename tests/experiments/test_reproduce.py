@@ -64,21 +64,15 @@ def errors(run: Run, out: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("model", "preset", "optimizer"),
-    [
-        *(("lenet", "authors", name) for name in ("heat", "hj")),
-        *(("lenet", "paper", name) for name in ("entropy-sgd", "sgd")),
-        *(("allcnn", "authors", name) for name in ("entropy-sgd", "sgd")),
-        *(("allcnn", "paper", name) for name in ("heat", "hj")),
-    ],
+    ("preset", "optimizer"), [("authors", "entropy-sgd"), ("authors", "sgd"), ("paper", "heat"), ("paper", "hj")]
 )
-def test_every_kind_of_row_runs_end_to_end_and_learns(tmp_path: Path, model: str, preset: str, optimizer: str) -> None:
-    """Every optimizer with each preset and each network. One image in ten is right by chance."""
-    epochs = 4 if model == "lenet" else 8
-    run = small(optimizer, model, preset, epochs=epochs, evaluate_every=epochs // 2)
-    assert store.execute(run, data_for(model), "digest", tmp_path) == store.FINISHED
+def test_rows_of_all_cnn_run_end_to_end_and_learn(tmp_path: Path, preset: str, optimizer: str) -> None:
+    """One image in ten is right by chance. test_no_collapse.py has rows of LeNet that learn, test_reproduce_gpu.py all
+    that run."""
+    run = small(optimizer, "allcnn", preset, epochs=8, evaluate_every=4)
+    assert store.execute(run, data_for("allcnn"), "digest", tmp_path) == store.FINISHED
     stored = store.read(store.path_of(run, tmp_path))
-    assert [record["gradients"] for record in stored.records] == [10 * epochs, 20 * epochs]
+    assert [record["gradients"] for record in stored.records] == [80, 160]
     assert stored.records[-1]["validation_error"] < 0.5
 
 

@@ -61,25 +61,18 @@ def hj(epochs: int, seeds: int = 1, **about: Any) -> list[store.Stored]:
     return [stored("lenet", "hj", seed, [0.01], epochs=epochs, **about) for seed in range(seeds)]
 
 
-def test_a_longer_run_is_not_the_papers() -> None:
-    (row,) = table1_report.rows(hj(90, seeds=6), "authors")
-    assert row.caveats == ["90 effective epochs instead of 70"]
-
-
 @pytest.mark.parametrize(
-    ("others", "expected"),
+    "others",
     [
-        (hj(90, ended=None), "1.00 ± 0.00 @ 70"),  # begun only
-        (hj(90), "1.00 ± 0.00 @ 70"),  # one longer seed
-        (hj(90, seeds=9), "1.00 ± 0.00 @ 70"),
-        (hj(70, seeds=9, autocast="bf16"), "1.00 ± 0.00 @ 70"),
-        (hj(70, seeds=9, tf32=True), "1.00 ± 0.00 @ 70"),
+        hj(90, ended=None), hj(90), hj(90, seeds=9),
+        hj(70, seeds=9, autocast="bf16"), hj(70, seeds=9, tf32=True),
     ],
-)
-def test_a_complete_row_is_not_changed_by_other_runs(others: list[store.Stored], expected: str) -> None:
+    ids=["begun only", "one longer seed", "longer", "bf16", "tf32"],
+)  # fmt: skip
+def test_a_complete_row_is_not_changed_by_other_runs(others: list[store.Stored]) -> None:
     for runs in (hj(70, seeds=6) + others, others + hj(70, seeds=6)):
         (row,) = table1_report.rows(runs, "authors")
-        assert (row.value, row.caveats) == (expected, [])
+        assert (row.value, row.caveats) == ("1.00 ± 0.00 @ 70", [])
 
 
 def test_a_finished_row_is_not_erased_by_one_that_was_begun() -> None:
@@ -87,19 +80,19 @@ def test_a_finished_row_is_not_erased_by_one_that_was_begun() -> None:
     assert row.value == "1.00 @ 3"
 
 
-def test_the_papers_length_in_another_precision_comes_before_a_short_run() -> None:
-    (row,) = table1_report.rows(hj(3, seeds=6) + hj(70, tf32=True), "authors")
-    assert row.caveats == ["1 of 6 seeds", "tf32 instead of fp32"]
-
-
-def test_runs_on_other_images_do_not_count_as_seeds_of_a_row() -> None:
-    (row,) = table1_report.rows(hj(70, seeds=4) + hj(70, seeds=2, data="e"), "authors")
-    assert row.caveats == ["4 of 6 seeds"]
-
-
-def test_fewer_images_than_the_papers_are_named() -> None:
-    (row,) = table1_report.rows(hj(70, seeds=6, gradients=234), "authors")
-    assert row.caveats == ["234 gradients an epoch instead of 468: not all images"]
+@pytest.mark.parametrize(
+    ("runs", "caveats"),
+    [
+        (hj(90, seeds=6), ["90 effective epochs instead of 70"]),
+        (hj(3, seeds=6) + hj(70, tf32=True), ["1 of 6 seeds", "tf32 instead of fp32"]),  # before a short run
+        (hj(70, seeds=4) + hj(70, seeds=2, data="e"), ["4 of 6 seeds"]),
+        (hj(70, seeds=6, gradients=234), ["234 gradients an epoch instead of 468: not all images"]),
+    ],
+    ids=["another length", "another precision", "other images", "fewer images"],
+)
+def test_a_row_names_how_its_runs_are_not_the_papers(runs: list[store.Stored], caveats: list[str]) -> None:
+    (row,) = table1_report.rows(runs, "authors")
+    assert row.caveats == caveats
 
 
 def test_settings_that_are_not_the_presets_are_named_and_come_last(tmp_path: Path) -> None:

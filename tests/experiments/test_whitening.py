@@ -1,4 +1,4 @@
-"""CIFAR-10 is read whole or refused by name, and whitened as a reference written apart from it says."""
+"""CIFAR-10 is read whole or refused by name, and whitened as an independent reference whitens it."""
 
 from __future__ import annotations
 

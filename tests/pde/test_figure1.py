@@ -1,21 +1,17 @@
 """``deeprelax figure1``: the files, and the numbers behind them."""
 
+import functools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+import test_cli
 from PIL import Image
 
-from deeprelax.cli.main import main
 from deeprelax.pde import figure1
 
-
-def run(*arguments: object, code: int = 0):
-    result = CliRunner().invoke(main, ["figure1", *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    return result
+run = functools.partial(test_cli.run, "figure1")
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +59,11 @@ def test_the_densities_say_what_the_papers_caption_says(numbers: dict) -> None:
         assert numbers["mass"][key] == pytest.approx(1, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["double-well", "tilted-well"])
-def test_other_losses_and_numbers_can_be_asked_for(tmp_path: Path, name: str) -> None:
-    run("--out", tmp_path, "--function", name, "--time", 0.4, "--beta", 4, "--temperature", 0.2)
+def test_other_losses_and_numbers_can_be_asked_for(tmp_path: Path) -> None:
+    run("--out", tmp_path, "--function", "tilted-well", "--time", 0.4, "--beta", 4, "--temperature", 0.2)
     settings = json.loads((tmp_path / "figure1.json").read_text())["settings"]
-    assert (settings["function"], settings["time"], settings["beta"], settings["temperature"]) == (name, 0.4, 4, 0.2)
+    asked = {"function": "tilted-well", "time": 0.4, "beta": 4, "temperature": 0.2}
+    assert asked.items() <= settings.items()
     assert not (tmp_path / "figure1.gif").exists()
 
 
