@@ -26,6 +26,7 @@ from deeprelax.benchmark import throughput
 from deeprelax.benchmark.shapes import Workload
 from deeprelax.cli.common import extras_needed
 from deeprelax.cli.main import main
+from deeprelax.cli.reproduce import reproduce
 from deeprelax.experiments import progress, report
 from deeprelax.experiments.compare import report as comparison_report
 from deeprelax.experiments.compare import runner
@@ -256,7 +257,8 @@ def test_fewer_gradients_than_one_update_needs_are_refused(tmp_path: Path) -> No
 def test_every_command_is_in_the_help_and_has_its_own() -> None:
     for name in main.commands:
         assert f"deeprelax {name} " in (main.help or "")
-        assert "Usage:" in run(name, "--help").output
+    for words in [[name] for name in main.commands] + [["reproduce", name] for name in reproduce.commands]:
+        assert "Usage:" in run(*words, "--help").output
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU")

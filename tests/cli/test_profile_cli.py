@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
 from collections.abc import Callable, Iterator
@@ -10,13 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from test_cli import refused, run
 
 from deeprelax.benchmark import profile_report, profiler
 from deeprelax.benchmark.profiler import Plan
 from deeprelax.benchmark.shapes import named
 from deeprelax.benchmark.traffic import bytes_moved
-from deeprelax.cli.main import main
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +24,7 @@ def _small_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiler, "COPY_BYTES", {"cpu": 2**16, "cuda": 2**16})
 
 
-def command(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, ["profile", *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    return result
+command = functools.partial(run, "profile")
 
 
 @pytest.mark.parametrize(
@@ -92,10 +89,7 @@ def test_the_number_of_threads_is_that_asked_for_and_then_as_before(tmp_path: Pa
     ],
 )
 def test_bad_input_is_refused_by_name(arguments: list[str], named: str) -> None:
-    result = CliRunner().invoke(main, ["profile", *arguments])
-    assert result.exit_code in (1, 2)
-    assert isinstance(result.exception, SystemExit)
-    assert named in " ".join(result.output.split())
+    assert named in refused("profile", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +109,7 @@ def test_an_unwritable_file_is_refused_before_measuring(
 ) -> None:
     measured: list[Plan] = []
     monkeypatch.setattr(profiler, "profile", lambda plan, *_: measured.append(plan))
-    result = CliRunner().invoke(main, ["profile", "--shapes", "4", option, path])
-    assert isinstance(result.exception, SystemExit)
-    assert result.exit_code in (1, 2)
-    assert named in " ".join(result.output.split())
+    assert named in refused("profile", "--shapes", 4, option, path)
     assert not measured
 
 

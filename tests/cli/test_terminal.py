@@ -1,4 +1,4 @@
-"""What a terminal does to a program does not reach the run: no room, a closed pipe, ASCII, Ctrl-C."""
+"""A run survives its terminal: a full disk, a closed pipe, ASCII, Ctrl-C."""
 
 from __future__ import annotations
 
