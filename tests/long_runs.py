@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from updates import at_offset
@@ -18,6 +20,10 @@ def parameters(dtype: torch.dtype) -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(t) for t in tensors]
 
 
+def groups(params: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
+    return [{"params": params[:3]}, {"params": params[3:], "lr": 0.02}]
+
+
 def loss(params: list[torch.nn.Parameter], inputs: Tensor) -> Tensor:
     convolution, matrix, bias, number, nothing, last = (p.to(inputs.dtype) for p in params)
     hidden = torch.tanh(torch.nn.functional.conv2d(inputs, convolution)).mean((2, 3))
@@ -25,10 +31,12 @@ def loss(params: list[torch.nn.Parameter], inputs: Tensor) -> Tensor:
     return torch.logsumexp(out, 1).mean() - out[:, 0].mean() + nothing.sum()
 
 
-def fill_gradients(params: list[torch.nn.Parameter], step: int, inputs: Tensor) -> None:
+def fill_gradients(params: list[torch.nn.Parameter], step: int) -> None:
+    """Of a step's batch; some are unaligned, some of another layout, some missing."""
     for p in params:
         p.grad = None
-    loss(params, inputs).backward()
+    wide = torch.promote_types(params[0].dtype, torch.float32)
+    loss(params, torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(step), dtype=wide)).backward()
     if step % 3 == 0:  # a gradient of another layout than its parameter's
         params[0].grad = params[0].grad.contiguous()
         params[5].grad = params[5].grad.contiguous()
@@ -39,6 +47,18 @@ def fill_gradients(params: list[torch.nn.Parameter], step: int, inputs: Tensor) 
             p.grad = None
 
 
+def change(opts: list[Any], step: int) -> None:
+    """In each the options that change with that step; every 31 steps, a look at x."""
+    for opt in opts:
+        if step % 8 == 7:
+            opt.param_groups[step // 8 % 2].update(CHANGES[step // 8 % len(CHANGES)])
+            opt.param_groups[1]["inner_steps"] = opt.param_groups[0]["inner_steps"]
+        if step % 31 == 30:
+            opt.eval()
+            opt.train()
+
+
+STEPS = 60  # in which all of them come
 CHANGES = [{"lr": 0.03, "weight_decay": 0.02}, {"momentum": 0.6, "gamma": 0.7}, {"nesterov": True}, {"maximize": True}]
 CHANGES += [{"maximize": False, "momentum": 0.0, "nesterov": False}, {"lr": 0.2, "weight_decay": 0.0, "inner_steps": 5}]
 ENTROPY = {"temperature": 1e-3, "inner_lr": 0.2, "gamma": 0.5, "scoping": 0.01, "seed": 2**40 + 7, "inner_steps": 7}

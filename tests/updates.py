@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
+import struct
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 SIZES = [0, 1, 3, 4, 5, 37, 131, 517]
 STARTS = [0, 5, 1, 7, 2**34 - 3, 2**34 + 2, 2**36 + 9, 3]
 DRAW = Draw(0xFEDCBA9876543210, 0xFFFFFFFE, 0x89ABCDEF)
-SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-40, -3e-39, 6e-8, 5e-324, 65519.0, 3.39e38, -1e300]
+FULL_NAN = struct.unpack("<d", b"\xff" * 7 + b"\x7f")[0]  # rounding that adds to its bits makes a zero of it
+SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), FULL_NAN, 1e-40, -3e-39, 6e-8, 5e-324, 65519.0, 3.39e38, -1e300]
 BOOLS = (False, True)
 SCALES = (1.0, 0.30000001192092896)  # a float32: what unscales a gradient
 
@@ -37,6 +38,16 @@ def at_offset(values: Tensor, offset: int) -> Tensor:
     storage = torch.zeros(values.numel() + offset, dtype=values.dtype, device=values.device)
     storage[offset:] = values
     return storage[offset:]
+
+
+def numbers(size: int, dtype: torch.dtype, generator: torch.Generator, special: bool = False) -> Tensor:
+    """Normal ones; with ``special``, one in three is from ``SPECIAL``."""
+    values = torch.randn(size, dtype=torch.float64, generator=generator)
+    if special:
+        drawn = torch.rand(size, generator=generator) < 1 / 3
+        chosen = torch.randint(len(SPECIAL), (size,), generator=generator)
+        values = torch.where(drawn, torch.tensor(SPECIAL, dtype=torch.float64)[chosen], values)
+    return values.to(dtype)
 
 
 @dataclass
@@ -84,34 +95,38 @@ class Case:
     runs: list[tuple[int, int] | None]
 
     @staticmethod
-    def make(call: Call, dtype: torch.dtype, seed: int, sizes: list[int], special: bool, offset: int) -> Case:
+    def make(
+        call: Call,
+        dtype: torch.dtype,
+        seed: int,
+        sizes: list[int],
+        special: bool,
+        offset: int = 0,
+        starts: list[int] = STARTS,
+    ) -> Case:
+        """Weights and gradients of those sizes, ``offset`` elements into their storage; two have no gradient."""
         generator = torch.Generator().manual_seed(seed)
-
-        def numbers(n: int) -> Tensor:
-            values = torch.randn(n, dtype=torch.float64, generator=generator)
-            if special:
-                where = torch.randint(n, (n // 3,), generator=generator) if n else []
-                values[where] = torch.tensor(random.Random(seed + n).choices(SPECIAL, k=n // 3), dtype=torch.float64)
-            return values
-
-        weights = [at_offset(numbers(n).to(dtype), offset) for n in sizes]
-        starts = [STARTS[t % len(STARTS)] for t in range(len(sizes))]
+        draw = partial(numbers, generator=generator, special=special)
+        weights = [at_offset(draw(n, dtype), offset) for n in sizes]
+        starts = [starts[t % len(starts)] for t in range(len(sizes))]
         runs = [random_runs(n, random.Random(seed + t)) for t, n in enumerate(sizes)]
         table = Table(weights, list(range(len(sizes))), starts, runs)
         missing = {seed % len(sizes), (seed + 3) % len(sizes)}
-        grads = [None if t in missing else at_offset(numbers(n).to(dtype), offset) for t, n in enumerate(sizes)]
+        grads = [None if t in missing else at_offset(draw(n, dtype), offset) for t, n in enumerate(sizes)]
         names = names_of_buffers(call.rule, dtype, call.has(Flag.STOCHASTIC_ROUNDING))
-        buffers = {name: numbers(table.length).to(table.compute_dtype) for name in names}
+        buffers = {name: draw(table.length, table.compute_dtype) for name in names}
         if "missed" in names:
             buffers["missed"] = missed_gradients(len(sizes))
         near_weights(table, buffers["x"], 1 + 2**-15)
         return Case(weights, grads, buffers, starts, runs)
 
-    def run(self, backend: Backend, call: Call, offset: int, device: str = "cpu") -> list[Tensor]:
+    def run(self, backend: Backend, call: Call, device: str = "cpu") -> list[Tensor]:
         """What the weights and the buffers hold after the call, on the CPU."""
-        weights = [at_offset(w.to(device), offset) for w in self.weights]
+        weights, grads = (
+            [None if t is None else at_offset(t.to(device), t.storage_offset()) for t in tensors]
+            for tensors in (self.weights, self.grads)
+        )
         buffers = {name: b.to(device, copy=True) for name, b in self.buffers.items()}
-        grads = [None if g is None else at_offset(g.to(device), offset) for g in self.grads]
         table = Table(weights, [5 * t + 1 for t in range(len(weights))], self.starts, self.runs)
         addresses = array("q", [0 if g is None else g.data_ptr() for g in grads])
         backend.bind(call.rule, table, buffers).run(call.scalars, grads, addresses)
@@ -306,39 +321,3 @@ CALLS: list[Callable[[torch.dtype], Iterator[Call]]] = [
     outer_calls,
     elastic_sgd_calls,
 ]
-
-
-class Watched:
-    """A backend that calls ``before`` with the rule, the table and the scalars of every update, None of a ticked one.
-
-    Args:
-        real: what then runs; None: nothing does.
-    """
-
-    name = "watched"
-    capturable = False
-
-    def __init__(self, real: Backend | None = None) -> None:
-        self.real = real
-
-    def before(self, rule: Rule, table: Table, scalars: Scalars | None) -> None:
-        raise NotImplementedError
-
-    def bind(self, rule: Rule, table: Table, buffers: dict[str, Tensor], capturable: bool = False) -> Any:
-        update = None if self.real is None else self.real.bind(rule, table, buffers, capturable)
-
-        def run(scalars: Scalars, *gradients: Any) -> None:
-            self.before(rule, table, scalars)
-            if update is not None:
-                update.run(scalars, *gradients)
-
-        def run_ticked(tick: Any, *gradients: Any) -> None:
-            self.before(rule, table, None)
-            if update is not None:
-                update.run_ticked(tick, *gradients)
-
-        return SimpleNamespace(run=run, run_ticked=run_ticked)
-
-    def tick(self, tick: Any) -> None:
-        if self.real is not None:
-            self.real.tick(tick)

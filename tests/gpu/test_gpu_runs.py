@@ -7,12 +7,12 @@ from typing import Any
 import conftest
 import pytest
 import torch
-from long_runs import CHANGES, OPTIMIZERS, fill_gradients, parameters
+from long_runs import OPTIMIZERS, STEPS, change, fill_gradients, groups, parameters
 from on_gpu import BACKENDS, flat, give_gradients, parameters_there, use
 from updates import DTYPES, same_bits
 
 # Triton compiles a kernel for each combination of options.
-STEPS, DTYPES_OF = {"cuda": 60, "triton": 25}, {"cuda": DTYPES, "triton": [torch.float32, torch.bfloat16]}
+STEPS_OF, DTYPES_OF = {"cuda": STEPS, "triton": 25}, {"cuda": DTYPES, "triton": [torch.float32, torch.bfloat16]}
 
 
 @pytest.mark.parametrize(("flatten", "capturable"), [(False, False), (True, False), (False, True)])
@@ -28,39 +28,21 @@ def test_a_long_run_gives_the_bits_of_the_reference_on_the_cpu(
         mine = parameters(dtype)
         theirs = parameters_there(mine)
         there = {"backend": conftest.BACKENDS.get(backend, backend), "flatten": flatten, "capturable": capturable}
-        reference, opt = (
-            make([{"params": p[:3]}, {"params": p[3:], "lr": 0.02}], **options, **more)
-            for p, more in (
-                (mine, {"backend": "eager"}),
-                (theirs, there),
-            )
-        )
-        data = torch.Generator().manual_seed(9)
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        for step in range(STEPS[backend]):
-            fill_gradients(mine, step, torch.randn(4, 3, 6, 6, generator=data, dtype=wide))
+        reference, opt = make(groups(mine), **options, backend="eager"), make(groups(theirs), **options, **there)
+        for step in range(STEPS_OF[backend]):
+            fill_gradients(mine, step)
             give_gradients(mine, theirs)
-            if step % 13 == 12 and backend == "cuda":
+            if backend == "cuda":
                 change([reference, opt], step)
             reference.step()
             opt.step()
             for p, q in zip(mine, theirs):
                 assert same_bits(flat(p), flat(q)), (dtype, step)
-            if step % 31 == 30:
-                for each in (reference, opt):
-                    each.eval()
-                    each.train()
         a, b = reference.state_dict(), opt.state_dict()
         assert [clock(group) for group in a["param_groups"]] == [clock(group) for group in b["param_groups"]]
         for key, entry in a["state"].items():
             for what, value in entry.items():
                 assert same_bits(flat(value), flat(b["state"][key][what])), (dtype, key, what)
-
-
-def change(opts: list[Any], step: int) -> None:
-    for opt in opts:
-        opt.param_groups[step % 2].update(CHANGES[step // 13 % len(CHANGES)])
-        opt.param_groups[1]["inner_steps"] = opt.param_groups[0]["inner_steps"]
 
 
 def clock(group: dict[str, Any]) -> dict[str, Any]:

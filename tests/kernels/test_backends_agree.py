@@ -53,14 +53,14 @@ def native(name: str, chunk: int, threads: int, past_cache_from: int) -> NativeC
 
 def check(call: Call, dtype: torch.dtype, seed: int, sizes: list[int], special: bool, offset: int, variants) -> None:
     case = Case.make(call, dtype, seed, sizes, special, offset)
-    expected = case.run(EAGER, call, offset)
+    expected = case.run(EAGER, call)
     for name, chunk, threads in variants:
         # Stores past the cache are for large tensors; seed % 2 has the small ones of these tests take them too.
-        found = case.run(native(name, chunk, threads, 0 if seed % 2 else 1 << 22), call, offset)
+        found = case.run(native(name, chunk, threads, 0 if seed % 2 else 1 << 22), call)
         for i, (a, b) in enumerate(zip(expected, found)):
             assert same_bits(a, b), (name, chunk, threads, i, call)
     if EMULATED is not None:
-        for i, (a, b) in enumerate(zip(expected, case.run(EMULATED, call, offset))):
+        for i, (a, b) in enumerate(zip(expected, case.run(EMULATED, call))):
             assert same_bits(a, b), ("cuda", i, call)
 
 
@@ -119,7 +119,7 @@ def test_only_the_named_step_draws_this_noise() -> None:
     call = next(c for c in entropy_sgd_calls(torch.float32) if c.has(Flag.NOISE) and not c.has(Flag.LAST))
     case = Case.make(call, torch.float32, 0, SIZES, special=False, offset=0)
     cpu = NativeCPU(_cpu)
-    before = case.run(cpu, call, 0)
+    before = case.run(cpu, call)
     for other in (replace(DRAW, seed=1), replace(DRAW, replica=1), replace(DRAW, step=1)):
-        after = case.run(cpu, call.with_draw(other), 0)
+        after = case.run(cpu, call.with_draw(other))
         assert any(not same_bits(a, b) for a, b in zip(before, after))

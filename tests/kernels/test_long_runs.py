@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from long_runs import CHANGES, OPTIMIZERS, fill_gradients, parameters
-from updates import DTYPES, same_bits
+from conftest import plain, same_bits, values
+from long_runs import OPTIMIZERS, STEPS, change, fill_gradients, groups, parameters
+from updates import DTYPES
 
 import deeprelax
 
@@ -15,36 +16,19 @@ pytest.importorskip("deeprelax._cpu")
 def test_a_long_run_gives_the_bits_of_the_reference(name: str, dtype: torch.dtype) -> None:
     make, options = OPTIMIZERS[name]
     mine, theirs = parameters(dtype), parameters(dtype)
-    eager, cpu = (
-        make([{"params": p[:3]}, {"params": p[3:], "lr": 0.02}], **options, backend=backend)
-        for p, backend in ((mine, "eager"), (theirs, "cpu"))
-    )
-    data = torch.Generator().manual_seed(9)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    for step in range(200 if dtype == torch.float32 else 60):
-        fill_gradients(mine, step, torch.randn(4, 3, 6, 6, generator=data, dtype=wide))
+    eager, cpu = (make(groups(p), **options, backend=b) for p, b in ((mine, "eager"), (theirs, "cpu")))
+    for step in range(STEPS):
+        fill_gradients(mine, step)
         for p, q in zip(mine, theirs):
             q.grad = None if p.grad is None else p.grad.detach()
-        if step % 13 == 12:
-            for opt in (eager, cpu):
-                opt.param_groups[step % 2].update(CHANGES[step // 13 % len(CHANGES)])
-                opt.param_groups[1]["inner_steps"] = opt.param_groups[0]["inner_steps"]
+        change([eager, cpu], step)
         eager.step()
         cpu.step()
-        for p, q in zip(mine, theirs):
-            assert same_bits(p.detach().reshape(-1), q.detach().reshape(-1)), step
+        assert same_bits(mine, theirs), step
         if step % 10 == 9:
-            a, b = eager.state_dict(), cpu.state_dict()
-            assert a["param_groups"] == b["param_groups"]
-            for key, entry in a["state"].items():
-                assert entry.keys() == b["state"][key].keys()
-                assert all(same_bits(v.reshape(-1), b["state"][key][n].reshape(-1)) for n, v in entry.items()), step
-        if step % 31 == 30:
-            for opt in (eager, cpu):
-                opt.eval()
-                opt.train()
+            assert plain(eager.state_dict()) == plain(cpu.state_dict()), step
     assert all(bool(p.isfinite().all()) for p in mine)
-    assert any(not same_bits(p.detach().reshape(-1), q.reshape(-1)) for p, q in zip(mine, parameters(dtype)))
+    assert not same_bits(values(mine), values(parameters(dtype)))
 
 
 @pytest.mark.parametrize("backend", ["eager", "cpu"])

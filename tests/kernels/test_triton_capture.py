@@ -1,21 +1,13 @@
 """Whole optimizers on the Triton backend, captured and replayed, in Triton's interpreter."""
 
-import importlib.util
-
 import pytest
 import torch
 from capture import Graph, use
 from conftest import make, same_bits, values
-from interpreter import INTERPRETED, interpreted, run_interpreted
+from interpreter import interpreted
 from test_capturable import grads_in_place
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import StepLR
-
-if not INTERPRETED:
-
-    @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-    def test_optimizers_can_be_captured_on_the_triton_backend() -> None:
-        run_interpreted(__file__)
 
 
 @interpreted

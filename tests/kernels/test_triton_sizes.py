@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from interpreter import INTERPRETED, interpreted, run_interpreted
+from interpreter import interpreted
 
 pytest.importorskip("triton")
 
@@ -17,11 +17,6 @@ from deeprelax.kernels.triton.backend import Triton
 from deeprelax.kernels.triton.sizes import SIZES, Kind, Sizes
 
 CPU = torch.device("cpu")
-
-if not INTERPRETED:
-
-    def test_the_sweep_runs_in_the_interpreter() -> None:
-        run_interpreted(__file__)
 
 
 @interpreted

@@ -1,8 +1,6 @@
 """Ticked calls in Triton's interpreter: the bits of the eager reference, from a clock that only the kernels advance."""
 
 import ctypes
-import importlib
-import importlib.util
 import itertools
 import random
 from array import array
@@ -10,28 +8,21 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from interpreter import INTERPRETED, at_offset, interpreted, numbers, run_interpreted, same_bits
+from interpreter import interpreted
 from torch import Tensor
-from updates import missed_gradients, names_of_buffers
+from updates import DTYPES, at_offset, missed_gradients, names_of_buffers, numbers, same_bits
 
 from deeprelax.kernels import RULES, Backend, ClockMemory, Flag, Hyper, Table, Tick
 from deeprelax.kernels.abi import REALS, WIDE, DeviceScalars
 from deeprelax.kernels.reference import Eager
 from deeprelax.kernels.scalars import float32
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+pytest.importorskip("triton")
+from deeprelax.kernels.triton.backend import Triton
+
 SIZES = [1029, 0, 67]  # the kernels' block is 1024
 CPU = torch.device("cpu")
-
-if not INTERPRETED:
-
-    @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-    def test_ticked_calls_return_the_bits_of_the_eager_reference() -> None:
-        run_interpreted(__file__)
-
-
-else:
-    from deeprelax.kernels.triton.backend import Triton
+DRAW = torch.default_generator
 
 
 def flag() -> bool:
@@ -97,7 +88,7 @@ def new_clock(step: int = 0) -> ClockMemory:
 
 def new_runs(rule: str, hyper: Hyper, dtype: torch.dtype, special: bool) -> list[Run]:
     """Eager and Triton, in the same state."""
-    values = [numbers(size, dtype, special) for size in SIZES]
+    values = [numbers(size, dtype, DRAW, special) for size in SIZES]
     offsets = [random.choice([0, 0, 1, 8]) for _ in SIZES]
     step = random.choice([5, 2**32 - 2])
     kept: dict[str, Tensor] = {}
@@ -108,7 +99,7 @@ def new_runs(rule: str, hyper: Hyper, dtype: torch.dtype, special: bool) -> list
         if not kept:
             rounding = bool(hyper.flags & Flag.STOCHASTIC_ROUNDING) and dtype == torch.bfloat16
             names = names_of_buffers(RULES[rule], dtype, rounding)
-            kept = {name: numbers(table.length, table.compute_dtype, special) for name in names}
+            kept = {name: numbers(table.length, table.compute_dtype, DRAW, special) for name in names}
             if "missed" in kept:
                 kept["missed"] = missed_gradients(len(SIZES))
         runs.append(Run(backend, rule, table, new_clock(step), {name: b.clone() for name, b in kept.items()}))
@@ -145,7 +136,7 @@ def test_two_cycles_with_random_options_give_the_reference_bits(rule: str, dtype
     scaler = flag()
     grad_scale, found_inf = torch.tensor([65537.0]), torch.zeros(1)
     for step in range(6):
-        grads = [at_offset(numbers(size, dtype, False), random.choice([0, 0, 1])) for size in SIZES]
+        grads = [at_offset(numbers(size, dtype, DRAW), random.choice([0, 0, 1])) for size in SIZES]
         kept = [None if random.random() < 0.3 else g for g in grads]
         found_inf.fill_(step == 1)
         if step == 2:
@@ -170,7 +161,7 @@ def test_a_skipped_call_changes_nothing(rule: str) -> None:
     before = [t.clone() for t in (*run.table.weights, *run.buffers.values(), run.clock.words)]
     rate = torch.tensor(0.1)
     tick = new_tick(rule, hyper, run.clock, rate, rate, torch.tensor(3.0), torch.tensor(1.0))
-    run.step(tick, [numbers(size, torch.bfloat16, True) for size in SIZES])
+    run.step(tick, [numbers(size, torch.bfloat16, DRAW, special=True) for size in SIZES])
     after = [*run.table.weights, *run.buffers.values(), run.clock.words]
     assert all(same_bits(a, b) for a, b in zip(before, after))
 
