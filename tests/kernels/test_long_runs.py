@@ -9,6 +9,7 @@ from updates import DTYPES
 import deeprelax
 
 pytest.importorskip("deeprelax._cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
