@@ -51,6 +51,7 @@ REALS: dict[str, dict[str, float]] = {
         **{"decay": 0.99, "step_size": 0.1, "inv_root_bias2": 1.1, "wide_rate": 0.1, "count": 2.0},
     },
 }
+F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 FIRST, LAST, IMPLICIT, ROUNDING = Flag.FIRST, Flag.LAST, Flag.IMPLICIT, Flag.STOCHASTIC_ROUNDING
 
 
@@ -65,52 +66,43 @@ def scalars(rule: str, flags: int = 0, **changes: float) -> Scalars:
 
 ENTROPY_SGD, HJ, HEAT = (scalars(rule) for rule in ("entropy_sgd", "hj", "heat"))
 BOTH = Flag.PULL | Flag.AVERAGE
+QUIET = scalars("entropy_sgd", noise_scale=0.0, inner_momentum=0.0)
 SNOO = scalars("entropy_adamw", noise_scale=0.0, alpha=0.0, inv_gamma=0.0)
 
 # name: (rule, scalars, dtype, compute capability)
 KERNELS: dict[str, tuple[str, Scalars, torch.dtype, int]] = {
-    "entropy_sgd inner": ("entropy_sgd", ENTROPY_SGD, torch.float32, 90),
-    "entropy_sgd inner, sm_80": ("entropy_sgd", ENTROPY_SGD, torch.float32, 80),
-    "entropy_sgd inner, sm_100": ("entropy_sgd", ENTROPY_SGD, torch.float32, 100),
-    "entropy_sgd without noise": (
-        "entropy_sgd",
-        scalars("entropy_sgd", noise_scale=0.0, inner_momentum=0.0),
-        torch.float32,
-        90,
-    ),
-    "entropy_sgd first": ("entropy_sgd", scalars("entropy_sgd", FIRST | Flag.FRESH_VELOCITY), torch.float32, 90),
-    "entropy_sgd last": ("entropy_sgd", scalars("entropy_sgd", LAST), torch.float32, 90),
-    "entropy_sgd implicit": ("entropy_sgd", scalars("entropy_sgd", IMPLICIT), torch.float32, 90),
-    "entropy_sgd bf16": ("entropy_sgd", ENTROPY_SGD, torch.bfloat16, 90),
-    "entropy_sgd bf16, sm_80": ("entropy_sgd", ENTROPY_SGD, torch.bfloat16, 80),
-    "entropy_sgd bf16 stochastic": ("entropy_sgd", scalars("entropy_sgd", ROUNDING), torch.bfloat16, 90),
-    "entropy_sgd fp16 last": ("entropy_sgd", scalars("entropy_sgd", LAST), torch.float16, 90),
-    "entropy_sgd implicit float64": ("entropy_sgd", scalars("entropy_sgd", IMPLICIT), torch.float64, 90),
-    "hj first": ("hj", scalars("hj", FIRST), torch.float32, 90),
-    "hj inner": ("hj", HJ, torch.float32, 90),
-    "hj last bf16": ("hj", scalars("hj", LAST), torch.bfloat16, 90),
-    "hj inner bf16, sm_100": ("hj", HJ, torch.bfloat16, 100),
-    "heat first": ("heat", scalars("heat", FIRST | Flag.TAKE_PARAM), torch.float32, 80),
-    "heat inner": ("heat", HEAT, torch.float32, 90),
-    "heat last bf16": ("heat", scalars("heat", LAST), torch.bfloat16, 90),
-    "heat inner bf16, sm_100": ("heat", HEAT, torch.bfloat16, 100),
-    "heat inner float64": ("heat", HEAT, torch.float64, 90),
-    "elastic_sgd inner": ("elastic_sgd", scalars("elastic_sgd"), torch.float32, 90),
-    "elastic_sgd bf16": ("elastic_sgd", scalars("elastic_sgd"), torch.bfloat16, 90),
-    "outer last": ("outer", scalars("outer", Flag.AVERAGE | LAST), torch.float32, 90),
-    "outer last bf16": ("outer", scalars("outer", LAST), torch.bfloat16, 90),
-    "entropy_adamw inner": ("entropy_adamw", scalars("entropy_adamw", BOTH), torch.float32, 90),
-    "entropy_adamw first": ("entropy_adamw", scalars("entropy_adamw", BOTH | FIRST), torch.float32, 80),
-    "entropy_adamw last": ("entropy_adamw", scalars("entropy_adamw", BOTH | LAST), torch.float32, 90),
-    "entropy_adamw without pull": ("entropy_adamw", SNOO, torch.float32, 90),
-    "entropy_adamw without pull bf16": ("entropy_adamw", SNOO, torch.bfloat16, 90),
-    "entropy_adamw bf16 stochastic": (
-        "entropy_adamw",
-        scalars("entropy_adamw", BOTH | ROUNDING),
-        torch.bfloat16,
-        100,
-    ),
-    "entropy_adamw last float64": ("entropy_adamw", scalars("entropy_adamw", BOTH | LAST), torch.float64, 90),
+    "entropy_sgd inner": ("entropy_sgd", ENTROPY_SGD, F32, 90),
+    "entropy_sgd inner, sm_80": ("entropy_sgd", ENTROPY_SGD, F32, 80),
+    "entropy_sgd inner, sm_100": ("entropy_sgd", ENTROPY_SGD, F32, 100),
+    "entropy_sgd without noise": ("entropy_sgd", QUIET, F32, 90),
+    "entropy_sgd first": ("entropy_sgd", scalars("entropy_sgd", FIRST | Flag.FRESH_VELOCITY), F32, 90),
+    "entropy_sgd last": ("entropy_sgd", scalars("entropy_sgd", LAST), F32, 90),
+    "entropy_sgd implicit": ("entropy_sgd", scalars("entropy_sgd", IMPLICIT), F32, 90),
+    "entropy_sgd bf16": ("entropy_sgd", ENTROPY_SGD, BF16, 90),
+    "entropy_sgd bf16, sm_80": ("entropy_sgd", ENTROPY_SGD, BF16, 80),
+    "entropy_sgd bf16 stochastic": ("entropy_sgd", scalars("entropy_sgd", ROUNDING), BF16, 90),
+    "entropy_sgd fp16 last": ("entropy_sgd", scalars("entropy_sgd", LAST), F16, 90),
+    "entropy_sgd implicit float64": ("entropy_sgd", scalars("entropy_sgd", IMPLICIT), F64, 90),
+    "hj first": ("hj", scalars("hj", FIRST), F32, 90),
+    "hj inner": ("hj", HJ, F32, 90),
+    "hj last bf16": ("hj", scalars("hj", LAST), BF16, 90),
+    "hj inner bf16, sm_100": ("hj", HJ, BF16, 100),
+    "heat first": ("heat", scalars("heat", FIRST | Flag.TAKE_PARAM), F32, 80),
+    "heat inner": ("heat", HEAT, F32, 90),
+    "heat last bf16": ("heat", scalars("heat", LAST), BF16, 90),
+    "heat inner bf16, sm_100": ("heat", HEAT, BF16, 100),
+    "heat inner float64": ("heat", HEAT, F64, 90),
+    "elastic_sgd inner": ("elastic_sgd", scalars("elastic_sgd"), F32, 90),
+    "elastic_sgd bf16": ("elastic_sgd", scalars("elastic_sgd"), BF16, 90),
+    "outer last": ("outer", scalars("outer", Flag.AVERAGE | LAST), F32, 90),
+    "outer last bf16": ("outer", scalars("outer", LAST), BF16, 90),
+    "entropy_adamw inner": ("entropy_adamw", scalars("entropy_adamw", BOTH), F32, 90),
+    "entropy_adamw first": ("entropy_adamw", scalars("entropy_adamw", BOTH | FIRST), F32, 80),
+    "entropy_adamw last": ("entropy_adamw", scalars("entropy_adamw", BOTH | LAST), F32, 90),
+    "entropy_adamw without pull": ("entropy_adamw", SNOO, F32, 90),
+    "entropy_adamw without pull bf16": ("entropy_adamw", SNOO, BF16, 90),
+    "entropy_adamw bf16 stochastic": ("entropy_adamw", scalars("entropy_adamw", BOTH | ROUNDING), BF16, 100),
+    "entropy_adamw last float64": ("entropy_adamw", scalars("entropy_adamw", BOTH | LAST), F64, 90),
 }
 
 
@@ -129,33 +121,19 @@ def hyper(rule: str, flags: int = 0, **changes: float) -> Hyper:
     return Hyper(inner_steps=4, flags=int(flags), **(values | changes))
 
 
+STILL = hyper("entropy_sgd", IMPLICIT, temperature=0.0)
 # name: (rule, hyper-parameters, dtype, compute capability); all four places in the cycle
 TICKED: dict[str, tuple[str, Hyper, torch.dtype, int]] = {
-    "entropy_sgd ticked": ("entropy_sgd", hyper("entropy_sgd"), torch.float32, 90),
-    "entropy_sgd ticked bf16": ("entropy_sgd", hyper("entropy_sgd"), torch.bfloat16, 90),
-    "entropy_sgd ticked without noise, sm_100": (
-        "entropy_sgd",
-        hyper("entropy_sgd", temperature=0.0),
-        torch.float32,
-        100,
-    ),
-    "entropy_sgd ticked implicit float64, sm_80": (
-        "entropy_sgd",
-        hyper("entropy_sgd", IMPLICIT, temperature=0.0),
-        torch.float64,
-        80,
-    ),
-    "hj ticked, sm_120": ("hj", hyper("hj"), torch.float32, 120),
-    "hj ticked bf16, sm_80": ("hj", hyper("hj"), torch.bfloat16, 80),
-    "heat ticked, sm_120": ("heat", hyper("heat"), torch.float32, 120),
-    "heat ticked fp16, sm_100": ("heat", hyper("heat"), torch.float16, 100),
-    "entropy_adamw ticked": ("entropy_adamw", hyper("entropy_adamw"), torch.float32, 90),
-    "entropy_adamw ticked bf16": (
-        "entropy_adamw",
-        hyper("entropy_adamw", temperature=0.0, alpha=0.0),
-        torch.bfloat16,
-        90,
-    ),
+    "entropy_sgd ticked": ("entropy_sgd", hyper("entropy_sgd"), F32, 90),
+    "entropy_sgd ticked bf16": ("entropy_sgd", hyper("entropy_sgd"), BF16, 90),
+    "entropy_sgd ticked without noise, sm_100": ("entropy_sgd", hyper("entropy_sgd", temperature=0.0), F32, 100),
+    "entropy_sgd ticked implicit float64, sm_80": ("entropy_sgd", STILL, F64, 80),
+    "hj ticked, sm_120": ("hj", hyper("hj"), F32, 120),
+    "hj ticked bf16, sm_80": ("hj", hyper("hj"), BF16, 80),
+    "heat ticked, sm_120": ("heat", hyper("heat"), F32, 120),
+    "heat ticked fp16, sm_100": ("heat", hyper("heat"), F16, 100),
+    "entropy_adamw ticked": ("entropy_adamw", hyper("entropy_adamw"), F32, 90),
+    "entropy_adamw ticked bf16": ("entropy_adamw", hyper("entropy_adamw", temperature=0.0, alpha=0.0), BF16, 90),
 }
 
 # name: (rule, compute capability)

@@ -8,9 +8,11 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from updates import same_bits
 
 from deeprelax.kernels import Draw, noise
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MASK = 0xFFFFFFFF
 SEED = 20170612
 ERROR = 1.5e-6  # absolute, of one normal; the largest met in 2^24 places with radii up to the last is 1.33e-6
@@ -60,16 +62,13 @@ def native(instruction_set: str | None = None):
     return NativeCPU(module, instruction_set)
 
 
-def instruction_sets() -> list[str]:
-    try:
-        from deeprelax import _cpu
-    except ImportError:
-        return ["baseline"]  # skipped by native()
-    return _cpu.instruction_sets()
-
-
 def normal(draw: Draw, index: int, start: int, count: int) -> Tensor:
     return noise.normal(draw, index, start, (count,), "cpu")
+
+
+def many(step: int, count: int, start: int = 0) -> Tensor:
+    """Normals from the fast generator, which is compared with the reference bit by bit."""
+    return native().normal(Draw(SEED, step), 0, start, count).double()
 
 
 @pytest.mark.parametrize(
@@ -138,20 +137,20 @@ def test_values_beyond_six_sigma_occur_where_they_are_known_to_lie() -> None:
 
 
 def test_the_first_four_moments_are_those_of_a_standard_normal() -> None:
-    x = normal(Draw(SEED, 1), 0, 0, 2**21).double()
+    x = many(1, 2**21)
     n = len(x)
     for power, mean, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
         assert abs(float((x**power).mean()) - mean) < 4 * math.sqrt(variance / n), power
 
 
 def test_the_distribution_passes_kolmogorov_smirnov() -> None:
-    x = normal(Draw(SEED, 2), 0, 0, 2**20).double().numpy()
+    x = many(2, 2**20).numpy()
     for part in (x, x[0::4], x[1::4], x[2::4], x[3::4]):  # each place in a Philox call on its own as well
         assert stats.kstest(part, "norm").pvalue > 1e-3
 
 
 def test_neighbours_and_their_squares_are_uncorrelated() -> None:
-    x = normal(Draw(SEED, 3), 0, 0, 2**20).double()
+    x = many(3, 2**20)
     squares = (x * x - 1) / math.sqrt(2)
     for lag, v in itertools.product(range(1, 9), (x, squares)):
         assert abs(float((v[:-lag] * v[lag:]).mean())) < 4.5 / math.sqrt(len(x) - lag), lag
@@ -159,7 +158,7 @@ def test_neighbours_and_their_squares_are_uncorrelated() -> None:
 
 @pytest.mark.parametrize("places", list(itertools.combinations(range(4), 2)))
 def test_the_four_normals_of_one_philox_call_are_independent_in_pairs(places: tuple[int, int]) -> None:
-    four = normal(Draw(SEED, 4), 0, 0, 2**19).double().reshape(-1, 4)
+    four = many(4, 2**19).reshape(-1, 4)
     a, b = four[:, places[0]], four[:, places[1]]
     square = lambda v: (v * v - 1) / math.sqrt(2)  # noqa: E731
     for f, g in [(a, b), (square(a), square(b)), (a, square(b)), (square(a), b)]:
@@ -169,27 +168,22 @@ def test_the_four_normals_of_one_philox_call_are_independent_in_pairs(places: tu
 
 
 def test_tails_hold_as_many_values_beyond_3_4_and_5_sigma_as_they_should() -> None:
-    cpu, n, part = native(), 2**26, 2**22
-    beyond = dict.fromkeys([s * sigma for sigma in (3, 4, 5) for s in (-1, 1)], 0)
-    for start in range(0, n, part):
-        x = cpu.normal(Draw(SEED, 6), 0, start, part)
-        for sigma in beyond:
-            beyond[sigma] += int(((x > sigma) if sigma > 0 else (x < sigma)).sum())
-    for sigma, count in beyond.items():
-        low, high = stats.poisson.interval(1 - 1e-4, n * stats.norm.sf(abs(sigma)))
-        assert low <= count <= high, f"{count} beyond {sigma}"
+    n, part = 2**26, 2**22
+    x = torch.cat([x[x.abs() > 3] for x in (many(6, part, start) for start in range(0, n, part))])
+    for sigma, sign in itertools.product((3, 4, 5), (-1, 1)):
+        count = int((sign * x > sigma).sum())
+        low, high = stats.poisson.interval(1 - 1e-4, n * stats.norm.sf(sigma))
+        assert low <= count <= high, f"{count} beyond {sign * sigma}"
 
 
-@pytest.mark.parametrize("instruction_set", instruction_sets())
-def test_the_native_generator_returns_the_bits_of_the_reference(instruction_set: str) -> None:
-    cpu = native(instruction_set)
+def test_the_native_generators_return_the_bits_of_the_reference() -> None:
     draw = Draw(0xFEDCBA9876543210, 0xFFFFFFFE, 0x89ABCDEF)
     starts = [0, 1, 2, 3, 5, 123, 2**34 - 130, 2**34 + 1, 2**35 + 2, 2**40 + 3]
-    for start, count in itertools.product(starts, [0, 1, 3, 4, 5, 31, 64, 65, 1027]):
-        found, expected = cpu.normal(draw, 0xABCDEF, start, count), normal(draw, 0xABCDEF, start, count)
-        assert torch.equal(found.view(torch.int32), expected.view(torch.int32)), (start, count)
-    found, expected = cpu.normal(draw, 1, 7, 2**20), normal(draw, 1, 7, 2**20)
-    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+    generators = {name: native(name) for name in native().module.instruction_sets()}
+    for start, count in [*itertools.product(starts, [0, 1, 3, 4, 5, 31, 64, 65, 1027]), (7, 2**20)]:
+        expected = normal(draw, 0xABCDEF, start, count)
+        for name, cpu in generators.items():
+            assert same_bits(cpu.normal(draw, 0xABCDEF, start, count), expected), (name, start, count)
 
 
 OTHERS = {
@@ -223,16 +217,15 @@ def test_a_part_of_a_parameter_draws_the_noise_of_its_elements() -> None:
 def test_stochastic_rounding_gives_neighbours_with_an_exact_expectation() -> None:
     every_word = torch.arange(2**16)
     generator = torch.Generator().manual_seed(3)
-    values = [1.0, -1.0, 0.0, 1 + 2**-23, -1 - 2**-9, 1e-40, -3e-39, 2.0**-133, 3.3e38, 0.1, 1.9999999]
-    for value in torch.cat((torch.tensor(values), torch.randn(8, generator=generator))):
-        v = value.expand(2**16).contiguous()
-        found = noise.round_stochastically(v, every_word).double()
-        assert float(found.mean()) == float(value.double())
-        toward_zero = (value.view(torch.int32) & -0x10000).view(torch.float32).double()
-        away = ((value.view(torch.int32) & -0x10000) + 0x10000).view(torch.float32).double()
-        assert bool(((found == toward_zero) | (found == away)).all())
-        upper_bits_set = noise.round_stochastically(v, every_word | 0xABCD0000).double()
-        assert torch.equal(found, upper_bits_set)
+    edges = [1.0, -1.0, 0.0, 1 + 2**-23, -1 - 2**-9, 1e-40, -3e-39, 2.0**-133, 3.3e38, 0.1, 1.9999999]
+    values = torch.cat((torch.tensor(edges), torch.randn(8, generator=generator)))
+    v = values[:, None].repeat(1, 2**16)
+    found = noise.round_stochastically(v, every_word).double()
+    assert torch.equal(found.mean(1), values.double())
+    toward_zero = v.view(torch.int32) & -0x10000
+    neighbours = [bits.view(torch.float32).double() for bits in (toward_zero, toward_zero + 0x10000)]
+    assert bool(((found == neighbours[0]) | (found == neighbours[1])).all())
+    assert torch.equal(found, noise.round_stochastically(v, every_word | 0xABCD0000).double())
 
 
 def test_stochastic_rounding_keeps_infinities_nans_and_signs_of_zero() -> None:
