@@ -46,18 +46,19 @@ ALLOWED, NOT_PROVEN = "one GPU", "GPU memory"
 def load(folder: Path) -> Results:
     """The rows, without a last line that an interruption truncated, pytest's outcomes and the sanitizer's, and the
     scripts that did not come to their end."""
-    written = (folder / "rows.jsonl").read_text() if (folder / "rows.jsonl").exists() else ""
+
+    def read(name: str) -> str:
+        return (folder / name).read_text() if (folder / name).exists() else ""
+
+    written = read("rows.jsonl")
     rows: Results = [json.loads(line) for line in written[: written.rfind("\n") + 1].splitlines()]
-    if (folder / "pytest.xml").exists():
-        rows.append({"script": "tests", **outcomes((folder / "pytest.xml").read_text())})
+    if junit := read("pytest.xml"):
+        rows.append({"script": "tests", **outcomes(junit)})
     for name in SANITIZED:
-        path = folder / f"{name}.txt"
-        verdict, said = sanitized(path.read_text() if path.exists() else "")
+        verdict, said = sanitized(read(f"{name}.txt"))
         rows.append({"script": "sanitizer", "what": f"compute-sanitizer, {name}", "verdict": verdict, "said": said})
-    stopped = (folder / "stopped.txt").read_text().splitlines() if (folder / "stopped.txt").exists() else []
-    for what in stopped:
-        rows.append({"script": "stopped", "what": what, "verdict": verdict_on(what)})
-    return rows
+    stopped = read("stopped.txt").splitlines()
+    return rows + [{"script": "stopped", "what": what, "verdict": verdict_on(what)} for what in stopped]
 
 
 def verdict_on(said: str) -> str:

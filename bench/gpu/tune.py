@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from importlib.util import module_from_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,9 @@ def candidates(bytes_each: int, noise: bool) -> Iterator[Any]:
     from deeprelax.kernels.triton.sizes import Sizes
 
     widest = max(4, 16 // bytes_each)
-    for per_thread in sorted({4, widest}) if noise else (widest,):
-        for warps in (2, 4, 8):
-            for accesses in (1, 2):
-                for passes in (1, 2):
-                    yield Sizes(32 * warps * widest * accesses, per_thread, warps, passes)
+    per_threads = sorted({4, widest}) if noise else (widest,)
+    for per_thread, warps, accesses, passes in product(per_threads, (2, 4, 8), (1, 2), (1, 2)):
+        yield Sizes(32 * warps * widest * accesses, per_thread, warps, passes)
 
 
 def triton_backends(rule: Rule, dtype: str) -> dict[str, Backend]:

@@ -25,7 +25,6 @@ import steps
 import torch
 import tune
 from common import KINDS, RULES, Contestant, Rows, Rule
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from deeprelax import kernels
 from deeprelax.benchmark.shapes import Workload
@@ -66,17 +65,10 @@ def emulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
         monkeypatch.setattr(place, lambda name, device: backend if name == "cuda" else real(name, device))
     monkeypatch.setattr(common, "timer_of", lambda *_: TIMER)
     for script in (bandwidth, host, ncu, sanitize, steps, tune):
-        small = {
-            "GPU": CPU,
-            "OUT": tmp_path,
-            "ROUNDS": 2,
-            "ELEMENTS": 2**10,
-            "SIZES": (2**7,),
-            "TENSORS": 2,
-            "LARGE": 2**7,
-        }
+        small = {"GPU": CPU, "OUT": tmp_path, "ROUNDS": 2, "ELEMENTS": 2**10, "TENSORS": 2, "LARGE": 2**7}
         for name in small.keys() & vars(script):
             monkeypatch.setattr(script, name, small[name])
+    monkeypatch.setattr(bandwidth, "SIZES", (2**7,))
     return backend
 
 
@@ -249,33 +241,29 @@ def test_the_sanitizers_program_makes_whole_cycles_of_every_rule_and_dtype(
 ) -> None:
     blocks = [*(emulated.module.chunk(number) for number in NUMBERS.values()), *(1024 * passes for passes in (1, 2))]
     assert all(sanitize.BLOCKS % block == 0 for block in blocks)
-    monkeypatch.setattr(sanitize, "BLOCKS", 256)
-    calls: Counter[tuple[str, torch.dtype, int, int]] = Counter()
-
-    def note(opt: Any, *_: Any) -> None:
-        group = opt.param_groups[0]
-        if isinstance(opt, Relaxation):
-            calls[type(opt).__name__, group["params"][0].dtype, group["inner_steps"], opt.phase] += 1
-
+    monkeypatch.setattr(sanitize, "SIZES", (0, 1, 5, 64, 256, 259, 511))
     bound: set[tuple[str, torch.dtype]] = set()
-    bind = emulated.bind
+    ended: Counter[tuple[str, torch.dtype, int]] = Counter()
+    bind, to_its_end = emulated.bind, sanitize.run
 
     def noted(rule: Any, table: Any, *rest: Any, **more: Any) -> Any:
         bound.add((rule.name, table.dtype))
         return bind(rule, table, *rest, **more)
 
+    def noting(opt: Any) -> None:
+        to_its_end(opt)
+        if isinstance(opt, Relaxation):
+            ended[type(opt).__name__, opt.param_groups[0]["params"][0].dtype, opt.phase] += 1
+
     monkeypatch.setattr(emulated, "bind", noted)
-    hook = register_optimizer_step_pre_hook(note)
+    monkeypatch.setattr(sanitize, "run", noting)
     run(sanitize, "--backend", "cuda")
-    hook.remove()
-    expected: Counter[tuple[str, torch.dtype, int, int]] = Counter()
-    for rule in sanitize.EVERY["cuda"]:
-        for dtype in sanitize.DTYPES["cuda"]:
-            runs = 4 * (1 + (dtype == torch.bfloat16 and rule.kernel.keeps_y))  # settings, and stochastic rounding
-            expected.update({(rule.optimizer, dtype, 3, phase): 2 * runs for phase in range(3)})
-    for rule in RULES:
-        expected.update({(rule.optimizer, torch.float32, 2, phase): 2 for phase in range(2)})  # one of them overflows
-    assert calls == expected
+    expected: Counter[tuple[str, torch.dtype, int]] = Counter()
+    for rule, dtype in itertools.product(sanitize.EVERY["cuda"], sanitize.DTYPES["cuda"]):
+        rounded = dtype == torch.bfloat16 and rule.kernel.keeps_y
+        expected[rule.optimizer, dtype, 0] += 4 * (1 + rounded)  # settings, and stochastic rounding
+    expected.update((rule.optimizer, torch.float32, 2) for rule in RULES)  # captured: one of the steps overflows
+    assert ended == expected
     assert bound == set(itertools.product(kernels.RULES, NUMBERS))
 
 
