@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,6 +30,15 @@ def pair(
     return mine, reference, theirs, make(name, theirs, backend=backend, capturable=True, **changes)
 
 
+def reference_step(
+    reference: Any, mine: list[Parameter], theirs: list[Parameter], step: int, in_place: bool = False
+) -> None:
+    """With new gradients, which the parameters on the device get too."""
+    set_gradients(mine, step)
+    give_gradients(mine, theirs, in_place)
+    reference.step()
+
+
 def same(mine: list[Parameter], theirs: list[Parameter]) -> bool:
     return same_bits(values(mine), [v.cpu() for v in values(theirs)])
 
@@ -44,9 +52,7 @@ def test_a_replayed_step_gives_the_uncaptured_bits_when_scheduled(
     schedules = [SCHEDULERS[scheduler](o) for o in (reference, opt)]
     graph: Graph | None = None
     for step in range(13):
-        set_gradients(mine, step)
-        give_gradients(mine, theirs, in_place=True)
-        reference.step()
+        reference_step(reference, mine, theirs, step, in_place=True)
         if step < 2:
             warm_up(opt.step)
         else:
@@ -71,9 +77,7 @@ def test_an_odd_number_of_tensors_can_be_captured_more_than_once(
     weights = [Parameter(torch.linspace(-1, 1, 5 + i)) for i in range(tensors)]
     mine, reference, theirs, opt = pair(name, backend, weights)
     for step in range(4):
-        set_gradients(mine, step)
-        give_gradients(mine, theirs)
-        reference.step()
+        reference_step(reference, mine, theirs, step)
         if step == 0:
             warm_up(opt.step)
         else:
@@ -94,9 +98,7 @@ def test_the_very_first_step_may_be_captured(name: str, monkeypatch: pytest.Monk
     graph = Graph(opt, monkeypatch)
     assert same_bits(before, values(theirs))
     for step in range(9):
-        set_gradients(mine, step)
-        give_gradients(mine, theirs, in_place=True)
-        reference.step()
+        reference_step(reference, mine, theirs, step, in_place=True)
         graph.replay()
         assert same(mine, theirs), step
 
@@ -128,7 +130,9 @@ def test_it_may_be_the_first_use_of_kernels_in_a_process(rule: str) -> None:
 
 
 @only_real
-def test_a_whole_training_step_in_one_graph_gives_the_same_bits(name: str, backend: str) -> None:
+def test_a_whole_training_step_in_one_graph_gives_the_same_bits(
+    name: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same work on the same GPU, captured and not: gradients get new addresses in the graph's own memory."""
     torch.manual_seed(0)
     weights = [torch.randn(16, 8), torch.randn(16), torch.randn(4, 16)]
@@ -152,8 +156,7 @@ def test_a_whole_training_step_in_one_graph_gives_the_same_bits(name: str, backe
             if not captured or step < 2:
                 warm_up(work)
             else:
-                if graph is None:
-                    graph = captured_work(work)
+                graph = graph or Graph(opt, monkeypatch, work)
                 graph.replay()
             seen.append([v.cpu() for v in values(params)])
         runs.append(seen)
@@ -161,26 +164,19 @@ def test_a_whole_training_step_in_one_graph_gives_the_same_bits(name: str, backe
         assert same_bits(a, b), step
 
 
-def captured_work(work: Callable[[], None]) -> Any:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph
-
-
 def test_two_graphs_of_one_optimizer_take_turns(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has its own gradients, at other addresses."""
     mine, reference, theirs, opt = pair(name, backend)
-    set_gradients(mine, 0)
-    give_gradients(mine, theirs)
-    reference.step()
+    reference_step(reference, mine, theirs, 0)
     warm_up(opt.step)
     graphs, grads = [], []
     for _ in range(2):
         give_gradients(mine, theirs)
         grads.append([q.grad for q in theirs])
         graphs.append(Graph(opt, monkeypatch))
-        warm_step(name, reference, opt, mine, theirs)
+        reference_step(reference, mine, theirs, 5)  # for a step outside of any graph
+        opt.step()
+        assert same(mine, theirs)
     for step, which in enumerate([0, 1, 1, 0, 0, 1, 0, 1, 1]):
         set_gradients(mine, step + 7)
         for p, g in zip(mine, grads[which]):
@@ -189,15 +185,6 @@ def test_two_graphs_of_one_optimizer_take_turns(name: str, backend: str, monkeyp
         reference.step()
         graphs[which].replay()
         assert same(mine, theirs), step
-
-
-def warm_step(name: str, reference: Any, opt: Any, mine: list[Parameter], theirs: list[Parameter]) -> None:
-    """A step outside of any graph, between two captures."""
-    set_gradients(mine, 5)
-    give_gradients(mine, theirs)
-    reference.step()
-    opt.step()
-    assert same(mine, theirs)
 
 
 def test_capturing_without_a_gradient_is_refused_by_name(

@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import os
-import stat
 import subprocess
 import sys
 import types
@@ -185,21 +184,12 @@ def test_an_emulated_kernel_is_not_offered_as_a_backend(module: Any) -> None:
 def build(tmp_path: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], dict[str, str]]:
     """``setup.py build_ext`` without the CPU kernels; what it printed, and what it wrote to _build_info.py."""
     library = tmp_path / "lib"
-    command = [
-        sys.executable,
-        "setup.py",
-        "-q",
-        "build_ext",
-        "--build-lib",
-        str(library),
-        "--build-temp",
-        str(tmp_path),
-    ]
-    clean = {k: v for k, v in os.environ.items() if k not in ("CUDA_HOME",) and not k.startswith("DEEPRELAX_")}
+    folders = f"--build-lib={library}", f"--build-temp={tmp_path}"
+    inherited = {k: v for k, v in os.environ.items() if k != "CUDA_HOME" and not k.startswith("DEEPRELAX_")}
     done = subprocess.run(
-        command,
+        [sys.executable, "setup.py", "-q", "build_ext", *folders],
         cwd=ROOT,
-        env={**clean, "DEEPRELAX_CPU": "0", "PATH": "/usr/bin:/bin", **environment},
+        env={**inherited, "DEEPRELAX_CPU": "0", "PATH": "/usr/bin:/bin", **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -219,7 +209,7 @@ def false_nvcc(tmp_path: Path, known: str = "compute_80 compute_90 compute_100 c
         f'#!/bin/sh\n[ "$1" = --list-gpu-arch ] && echo {known} && exit\n'
         f'echo "$@" >> "{tmp_path}/asked"\nwhile [ $# -gt 1 ]; do shift; done\ntouch "$1"\n'
     )
-    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    compiler.chmod(0o755)
     return tmp_path / "cuda"
 
 
@@ -273,7 +263,7 @@ def test_on_a_machine_with_a_gpu_only_its_architecture_is_built(tmp_path: Path) 
     tools.mkdir()
     command = tools / "nvidia-smi"
     command.write_text("#!/bin/sh\nprintf '9.0\\n9.0\\n8.0\\n'\n")
-    command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    command.chmod(0o755)
     build(tmp_path, CUDA_HOME=str(home), PATH=f"{tools}:/usr/bin:/bin")
     assert "code=sm_80" in (tmp_path / "asked").read_text()
     assert "code=compute_90" in (tmp_path / "asked").read_text()
