@@ -81,10 +81,11 @@ class Call:
         return self.changed(key0=key0, key1=key1, step=draw.step)
 
 
-def call(rule: str, flags: dict[Flag, bool], **reals: float) -> Call:
-    """With the outer step and the noise that all of these tests have."""
-    scalars = Scalars(outer_step=0.31, outer_scale=1.7, lr=0.13, **reals)
-    return Call(RULES[rule], scalars).changed(sum(flag for flag, on in flags.items() if on)).with_draw(DRAW)
+def call(rule: str, **values: float) -> Call:
+    """With these flags, whose names are upper-case, and scalars; the outer step and the noise are those of all."""
+    flags = sum(Flag[name] for name, on in values.items() if name.isupper() and on)
+    reals = {name: value for name, value in values.items() if name.islower()}
+    return Call(RULES[rule], Scalars(outer_step=0.31, outer_scale=1.7, lr=0.13, **reals)).changed(flags).with_draw(DRAW)
 
 
 @dataclass
@@ -166,162 +167,89 @@ def missed_gradients(tensors: int) -> Tensor:
 def corrected(rate: float, betas: tuple[float, float], step: int) -> dict[str, float]:
     """The scalars that AdamW has, at that step."""
     step_size, inv_root_bias2 = bias_correction(rate, *betas, step + 1)
+    beta1, beta2 = betas
     return {
-        "beta1": betas[0],
-        "one_minus_beta1": 1 - betas[0],
-        "beta2": betas[1],
-        "one_minus_beta2": 1 - betas[1],
-        "epsilon": 1e-8,
-        "decay": 0.97,
-        "step_size": step_size,
-        "inv_root_bias2": inv_root_bias2,
-        "wide_rate": rate,
-        "wide_beta1": betas[0],
-        "wide_beta2": betas[1],
-        "count": step + 1,
+        **{"beta1": beta1, "one_minus_beta1": 1 - beta1, "beta2": beta2, "one_minus_beta2": 1 - beta2},
+        **{"epsilon": 1e-8, "decay": 0.97, "step_size": step_size, "inv_root_bias2": inv_root_bias2},
+        **{"wide_rate": rate, "wide_beta1": beta1, "wide_beta2": beta2, "count": step + 1},
     }
 
 
+def coins(seed: int, count: int) -> Iterator[tuple[bool, ...]]:
+    """So many random answers, again and again."""
+    rng = random.Random(seed)
+    while True:
+        yield tuple(rng.random() < 0.5 for _ in range(count))
+
+
+AVERAGE = {"alpha": 0.7, "one_minus_alpha": 0.3}
+LANGEVIN = {"inner_lr": 0.11, "inv_gamma": 1.3, "pull": 0.17, "denominator": 1.17}
+Calls = Callable[[torch.dtype], Iterator[Call]]
+
+
+# Every phase with every combination of what costs an operand; the signs and forms turn through theirs.
+
+
 def entropy_sgd_calls(dtype: torch.dtype) -> Iterator[Call]:
-    """Every phase with every combination of what costs an operand; the signs and forms turn through theirs."""
-    rng = random.Random(1)
-    for first, last, noisy, decay, momentum, inner, implicit in itertools.product(BOOLS, repeat=7):
-        maximize, nesterov, fresh, rounding = (rng.random() < 0.5 for _ in range(4))
-        flags = {
-            Flag.FIRST: first,
-            Flag.LAST: last,
-            Flag.MAXIMIZE: maximize,
-            Flag.IMPLICIT: implicit,
-            Flag.NESTEROV: nesterov,
-            Flag.FRESH_VELOCITY: fresh,
-            Flag.STOCHASTIC_ROUNDING: rounding and dtype == torch.bfloat16,
-        }
-        yield call(
-            "entropy_sgd",
-            flags,
-            inner_lr=0.11,
-            inv_gamma=1.3,
-            pull=0.17,
-            denominator=1.17,
-            alpha=0.7,
-            one_minus_alpha=0.3,
-            noise_scale=0.05 * noisy,
-            weight_decay=0.03 * decay,
-            inner_momentum=0.8 * inner,
-            momentum=0.9 * momentum,
-            inv_scale=SCALES[rng.random() < 0.5],
-        )
+    every = zip(itertools.product(BOOLS, repeat=7), coins(1, 5))
+    for (first, last, noisy, decay, momentum, inner, implicit), (maximize, nesterov, fresh, rounding, scaled) in every:
+        flags = {"FIRST": first, "LAST": last, "MAXIMIZE": maximize, "IMPLICIT": implicit, "NESTEROV": nesterov}
+        flags |= {"FRESH_VELOCITY": fresh, "STOCHASTIC_ROUNDING": rounding and dtype == torch.bfloat16}
+        reals = {"noise_scale": 0.05 * noisy, "weight_decay": 0.03 * decay, "inv_scale": SCALES[scaled]}
+        reals |= {"inner_momentum": 0.8 * inner, "momentum": 0.9 * momentum}
+        yield call("entropy_sgd", **flags, **reals, **AVERAGE, **LANGEVIN)
 
 
 def hj_calls(dtype: torch.dtype) -> Iterator[Call]:
     for first, last, warm, decay, maximize, momentum, nesterov in itertools.product(BOOLS, repeat=7):
-        flags = {
-            Flag.FIRST: first,
-            Flag.LAST: last,
-            Flag.WARM_START: warm,
-            Flag.MAXIMIZE: maximize,
-            Flag.NESTEROV: nesterov,
-        }
-        yield call(
-            "hj",
-            flags,
-            gamma=0.37,
-            alpha=0.7,
-            one_minus_alpha=0.3,
-            weight_decay=0.03 * decay,
-            momentum=0.9 * momentum,
-            inv_scale=SCALES[warm != momentum],
-        )
+        flags = {"FIRST": first, "LAST": last, "WARM_START": warm, "MAXIMIZE": maximize, "NESTEROV": nesterov}
+        reals = {"gamma": 0.37, "weight_decay": 0.03 * decay, "momentum": 0.9 * momentum}
+        yield call("hj", **flags, **reals, **AVERAGE, inv_scale=SCALES[warm != momentum])
 
 
 def heat_calls(dtype: torch.dtype) -> Iterator[Call]:
     for first, last, take, decay, maximize, momentum, nesterov in itertools.product(BOOLS, repeat=7):
-        flags = {
-            Flag.FIRST: first,
-            Flag.LAST: last,
-            Flag.TAKE_PARAM: take,
-            Flag.MAXIMIZE: maximize,
-            Flag.NESTEROV: nesterov,
-        }
-        yield call(
-            "heat",
-            flags,
-            noise_scale=0.21,
-            weight_decay=0.03 * decay,
-            momentum=0.9 * momentum,
-            inv_scale=SCALES[take != momentum],
-        )
+        flags = {"FIRST": first, "LAST": last, "TAKE_PARAM": take, "MAXIMIZE": maximize, "NESTEROV": nesterov}
+        reals = {"noise_scale": 0.21, "weight_decay": 0.03 * decay, "momentum": 0.9 * momentum}
+        yield call("heat", **flags, **reals, inv_scale=SCALES[take != momentum])
 
 
 def entropy_adamw_calls(dtype: torch.dtype) -> Iterator[Call]:
-    rng = random.Random(2)
-    for first, last, noisy, pull, average, momentum in itertools.product(BOOLS, repeat=6):
-        maximize, nesterov, rounding = (rng.random() < 0.5 for _ in range(3))
-        flags = {
-            Flag.FIRST: first,
-            Flag.LAST: last,
-            Flag.MAXIMIZE: maximize,
-            Flag.NESTEROV: nesterov,
-            Flag.STOCHASTIC_ROUNDING: rounding and dtype == torch.bfloat16,
-            Flag.PULL: pull,
-            Flag.AVERAGE: average,
+    every = zip(itertools.product(BOOLS, repeat=6), coins(2, 5))
+    for (first, last, noisy, pull, average, momentum), (maximize, nesterov, rounding, decay, scaled) in every:
+        flags = {"FIRST": first, "LAST": last, "MAXIMIZE": maximize, "NESTEROV": nesterov, "PULL": pull}
+        flags |= {"AVERAGE": average, "STOCHASTIC_ROUNDING": rounding and dtype == torch.bfloat16}
+        reals = {
+            "inner_lr": 0.11,
+            "inv_gamma": 1.3 * pull,
+            "alpha": 0.7 * average,
+            "one_minus_alpha": 1 - 0.7 * average,
         }
-        yield call(
-            "entropy_adamw",
-            flags,
-            **corrected(0.11, (0.8, 0.95), DRAW.step),
-            inner_lr=0.11,
-            inv_gamma=1.3 * pull,
-            alpha=0.7 * average,
-            one_minus_alpha=1 - 0.7 * average,
-            noise_scale=0.05 * noisy,
-            weight_decay=0.03 * (rng.random() < 0.5),
-            momentum=0.9 * momentum,
-            inv_scale=SCALES[rng.random() < 0.5],
-        )
+        reals |= {"noise_scale": 0.05 * noisy, "weight_decay": 0.03 * decay, "momentum": 0.9 * momentum}
+        corrections = corrected(0.11, (0.8, 0.95), DRAW.step)
+        yield call("entropy_adamw", **flags, **reals, **corrections, inv_scale=SCALES[scaled])
 
 
 def outer_calls(dtype: torch.dtype) -> Iterator[Call]:
     for first, last, average, momentum, nesterov in itertools.product(BOOLS, repeat=5):
-        flags = {Flag.FIRST: first, Flag.LAST: last, Flag.AVERAGE: average, Flag.NESTEROV: nesterov}
-        alpha = 0.7 * average
-        yield call("outer", flags, alpha=alpha, one_minus_alpha=1 - alpha, momentum=0.9 * momentum, inv_scale=1.0)
+        flags = {"FIRST": first, "LAST": last, "AVERAGE": average, "NESTEROV": nesterov}
+        reals = {"alpha": 0.7 * average, "one_minus_alpha": 1 - 0.7 * average, "momentum": 0.9 * momentum}
+        yield call("outer", **flags, **reals, inv_scale=1.0)
 
 
 def elastic_sgd_calls(dtype: torch.dtype) -> Iterator[Call]:
-    rng = random.Random(3)
-    for take, noisy, decay, inner, implicit, fresh in itertools.product(BOOLS, repeat=6):
-        first, last, maximize, nesterov, rounding = (rng.random() < 0.5 for _ in range(5))
-        flags = {
-            Flag.FIRST: first,
-            Flag.LAST: last,
-            Flag.TAKE_PARAM: take,
-            Flag.MAXIMIZE: maximize,
-            Flag.IMPLICIT: implicit,
-            Flag.NESTEROV: nesterov,
-            Flag.FRESH_VELOCITY: fresh,
-            Flag.STOCHASTIC_ROUNDING: rounding and dtype == torch.bfloat16,
-        }
-        yield call(
-            "elastic_sgd",
-            flags,
-            inner_lr=0.11,
-            inv_gamma=1.3,
-            pull=0.17,
-            denominator=1.17,
-            noise_scale=0.05 * noisy,
-            weight_decay=0.03 * decay,
-            inner_momentum=0.8 * inner,
-            momentum=0.9 * (rng.random() < 0.5),
-            inv_scale=SCALES[rng.random() < 0.5],
-        )
+    for costly, others in zip(itertools.product(BOOLS, repeat=6), coins(3, 7)):
+        take, noisy, decay, inner, implicit, fresh = costly
+        first, last, maximize, nesterov, rounding, momentum, scaled = others
+        flags = {"FIRST": first, "LAST": last, "TAKE_PARAM": take, "MAXIMIZE": maximize, "IMPLICIT": implicit}
+        flags |= {"NESTEROV": nesterov, "FRESH_VELOCITY": fresh}
+        flags["STOCHASTIC_ROUNDING"] = rounding and dtype == torch.bfloat16
+        reals = {"noise_scale": 0.05 * noisy, "weight_decay": 0.03 * decay, "inv_scale": SCALES[scaled]}
+        reals |= {"inner_momentum": 0.8 * inner, "momentum": 0.9 * momentum}
+        yield call("elastic_sgd", **flags, **reals, **LANGEVIN)
 
 
-CALLS: list[Callable[[torch.dtype], Iterator[Call]]] = [
-    entropy_sgd_calls,
-    hj_calls,
-    heat_calls,
-    entropy_adamw_calls,
-    outer_calls,
-    elastic_sgd_calls,
+CALLS: list[Calls] = [
+    *(entropy_sgd_calls, hj_calls, heat_calls),
+    *(entropy_adamw_calls, outer_calls, elastic_sgd_calls),
 ]

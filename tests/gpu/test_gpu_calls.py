@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import pytest
 import torch
 from on_gpu import DEVICE, backend_named
-from updates import CALLS, DTYPES, SIZES, Call, Case, same_bits
+from updates import CALLS, DTYPES, SIZES, Call, Calls, Case, same_bits
 
 from deeprelax.kernels.reference import Eager
 
@@ -15,13 +13,7 @@ from deeprelax.kernels.reference import Eager
 EVERY = {"cuda": 1, "triton": 17, "eager": 11}
 CHUNK = 4096
 LARGE = [33, 4 * CHUNK + 5, 3 * CHUNK, 1]
-pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-@pytest.fixture(params=CALLS, ids=lambda calls: calls.__name__)
-def calls(request: pytest.FixtureRequest) -> Callable[[torch.dtype], Iterator[Call]]:
-    found: Callable[[torch.dtype], Iterator[Call]] = request.param
-    return found
+pytestmark = [pytest.mark.parametrize("dtype", DTYPES, ids=str), pytest.mark.parametrize("calls", CALLS)]
 
 
 def check(
@@ -35,9 +27,7 @@ def check(
 
 
 @pytest.mark.parametrize("backend", list(EVERY))
-def test_every_call_gives_the_bits_of_the_reference_on_the_cpu(
-    backend: str, calls: Callable[[torch.dtype], Iterator[Call]], dtype: torch.dtype
-) -> None:
+def test_every_call_gives_the_bits_of_the_reference_on_the_cpu(backend: str, calls: Calls, dtype: torch.dtype) -> None:
     """Gradients and weights are unaligned in three of four, some have no gradient, chunks of all kinds start at any
     place of a Philox call, and one call in three is on NaNs, infinities and denormals too."""
     for seed, call in list(enumerate(calls(dtype)))[:: EVERY[backend]]:
@@ -47,7 +37,7 @@ def test_every_call_gives_the_bits_of_the_reference_on_the_cpu(
 @pytest.mark.parametrize("backend", list(EVERY))
 @pytest.mark.parametrize("offset", [0, 1, 2, 5])
 def test_many_chunks_at_any_offset_give_the_bits_of_the_reference(
-    backend: str, offset: int, calls: Callable[[torch.dtype], Iterator[Call]], dtype: torch.dtype
+    backend: str, offset: int, calls: Calls, dtype: torch.dtype
 ) -> None:
     for call in list(calls(dtype))[34::51]:
         check(backend, call, dtype, 2, LARGE, special=False, offset=offset)

@@ -3,12 +3,11 @@
 import functools
 import importlib
 import itertools
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from updates import CALLS, DRAW, DTYPES, SIZES, Call, Case, entropy_adamw_calls, entropy_sgd_calls, same_bits
+from updates import CALLS, DRAW, DTYPES, SIZES, Call, Calls, Case, entropy_adamw_calls, entropy_sgd_calls, same_bits
 
 from deeprelax.kernels import Flag
 from deeprelax.kernels.reference import Eager
@@ -23,7 +22,6 @@ try:  # the CUDA kernels' code, run on the host thread by thread
 except ImportError:
     EMULATED = None
 
-Calls = Callable[[torch.dtype], Iterator[Call]]
 SETS = _cpu.instruction_sets()
 # Instruction set, chunk, threads: the default chunk, and chunks that cut vectors and Philox calls.
 VARIANTS = [(name, chunk, threads) for name in SETS for chunk, threads in [(16384, 1), (21, 1), (64, 1)]]

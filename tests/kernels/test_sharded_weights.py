@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from test_backends_agree import EAGER, EMULATED
 from torch import Tensor
-from updates import CALLS, DTYPES, Call, at_offset, names_of_buffers, same_bits
+from updates import CALLS, DTYPES, Call, Calls, at_offset, names_of_buffers, same_bits
 
 from deeprelax.kernels import Backend, Flag, Table
 from deeprelax.kernels.cpu import NativeCPU
@@ -52,9 +51,7 @@ def update(backend: Backend, call: Call, w: Tensor, g: Tensor, state: dict[str, 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("calls", CALLS)
-def test_a_part_of_a_parameter_gets_the_bits_of_the_whole(
-    calls: Callable[[torch.dtype], Iterator[Call]], dtype: torch.dtype
-) -> None:
+def test_a_part_of_a_parameter_gets_the_bits_of_the_whole(calls: Calls, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     everything = (slice(None), slice(None))
     noisy = [call for call in calls(dtype) if call.has(Flag.NOISE)] or list(calls(dtype))

@@ -5,13 +5,23 @@ import random
 import subprocess
 import sys
 from array import array
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from interpreter import INTERPRETED, interpreted
-from updates import CALLS, DTYPES, Call, Case, at_offset, entropy_sgd_calls, heat_calls, names_of_buffers, same_bits
+from updates import (
+    CALLS,
+    DTYPES,
+    Call,
+    Calls,
+    Case,
+    at_offset,
+    entropy_sgd_calls,
+    heat_calls,
+    names_of_buffers,
+    same_bits,
+)
 
 from deeprelax.kernels import Draw, Flag, Table, noise
 from deeprelax.kernels.reference import Eager
@@ -72,9 +82,7 @@ def check(call: Call, dtype: torch.dtype, seed: int, sizes: list[int], starts: l
 @interpreted
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("calls", CALLS)
-def test_every_rule_gives_the_bits_of_the_reference(
-    calls: Callable[[torch.dtype], Iterator[Call]], dtype: torch.dtype
-) -> None:
+def test_every_rule_gives_the_bits_of_the_reference(calls: Calls, dtype: torch.dtype) -> None:
     """Some calls of every phase; other ones in each dtype."""
     every = list(enumerate(calls(dtype)))
     for seed, call in every[DTYPES.index(dtype) :: len(every) // 5 | 1]:
