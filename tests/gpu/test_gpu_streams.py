@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make, parameters, same_bits, set_gradients, values
-from on_gpu import BACKENDS, ONE_GPU, backend_named, give_gradients, only_real, parameters_there, use
+from on_gpu import BACKENDS, ONE_GPU, backend_named, only_real, parameters_there, use
 from torch.nn import Parameter
 
 from deeprelax.kernels import CycleState, Hyper, Scalars, Table
@@ -159,17 +159,3 @@ def assert_that_it_goes_on() -> None:
     buffers = {"x": table.new_buffer(), "p": table.new_buffer()}
     backend_named("cuda").bind(HJ, table, buffers).run(scalars(), [g], array("q", [g.data_ptr()]))
     assert bool((w.cpu() == 0.75).all())
-
-
-def test_gradients_of_another_layout_are_copied_into_the_weights(name: str, backend: str) -> None:
-    mine = [Parameter(torch.randn(6, 5)), Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))]
-    theirs = parameters_there(mine)
-    reference, opt = make(name, mine, backend="eager"), make(name, theirs, backend=backend)
-    for step in range(6):
-        set_gradients(mine, step)
-        mine[0].grad = mine[0].grad.t().contiguous().t()
-        mine[1].grad = mine[1].grad.contiguous()
-        give_gradients(mine, theirs)
-        reference.step()
-        opt.step()
-    assert same_bits(values(mine), [v.cpu() for v in values(theirs)])

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import types
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 
 import deeprelax
 from deeprelax import kernels
-from deeprelax.kernels import ClockMemory, CycleState, Hyper, Table, Tick
+from deeprelax.kernels import ClockMemory, CycleState, Hyper, Table, Tick, cuda
 from deeprelax.kernels.abi import CudaLaunch
+from deeprelax.kernels.cuda import Cuda
 from deeprelax.kernels.scalars import HJ
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,8 +44,6 @@ def test_the_module_loads_without_a_driver_and_says_what_is_missing(module: Any)
 def test_a_launch_that_fails_names_the_kernel_its_sizes_and_the_error(
     module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deeprelax.kernels.cuda import Cuda
-
     backend = Cuda(module)
     monkeypatch.setattr(backend, "index", lambda device: 0)
     monkeypatch.setattr(backend, "stream", lambda index: 0)
@@ -77,51 +76,35 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """The backend's view of a machine with two: device 0 is current, and each has its own current stream."""
     recorder = Recorder()
 
+    def upload(table: Table, chunk: int) -> Any:
+        recorder.upload()
+        chunks, counts = torch.zeros(3, 4, dtype=torch.int64), torch.tensor([3])
+        return types.SimpleNamespace(tensors=torch.zeros(1, dtype=torch.int64), chunks=chunks, counts=counts)
+
     @contextlib.contextmanager
     def enter(device: torch.device) -> Iterator[None]:
         before, recorder.current = recorder.current, device.index
         yield
         recorder.current = before
 
+    monkeypatch.setattr(cuda, "DeviceTable", upload)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: recorder.current)
     monkeypatch.setattr(torch.cuda, "device", enter)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 7000 + index, raising=False)
     return recorder
 
 
-class OnDevice:
-    """Stands in for a ``DeviceTable`` on such a device: notes that it was made."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self.tensors = torch.zeros(1, dtype=torch.int64)
-        self.chunks, self.counts = torch.zeros(3, 4, dtype=torch.int64), torch.tensor([3])
-        recorder.upload()
+def table_on(device: str) -> Any:
+    """A table that says that it lies there."""
+    table: Any = Table([torch.zeros(5000)], [0])
+    table.device = torch.device(device)
+    return table
 
 
-@pytest.fixture
-def on(two_gpus: Recorder, monkeypatch: pytest.MonkeyPatch) -> Callable[[torch.device], tuple[Any, Any]]:
-    """The backend, and a table that says that it lies on the device."""
-    from deeprelax.kernels import cuda
-
-    monkeypatch.setattr(cuda, "DeviceTable", lambda table, chunk: OnDevice(two_gpus))
-
-    def backend_and_table(device: torch.device) -> tuple[Any, Any]:
-        table: Any = Table([torch.zeros(5000)], [0])
-        table.device = device
-        return cuda.Cuda(two_gpus), table
-
-    return backend_and_table
-
-
-@pytest.mark.parametrize("index", [0, 1, None])
-def test_a_launch_goes_to_the_current_stream_of_its_tensors_device(
-    two_gpus: Recorder, on: Callable[..., Any], index: int | None
-) -> None:
+@pytest.mark.parametrize(("device", "there"), [("cuda:0", 0), ("cuda:1", 1), ("cuda", 0)])
+def test_a_launch_goes_to_the_current_stream_of_its_tensors_device(two_gpus: Recorder, device: str, there: int) -> None:
     """And that device is the current one while tables are uploaded and kernels launched, as before afterwards."""
-    device = torch.device("cuda") if index is None else torch.device("cuda", index)
-    backend, table = on(device)
-    there = index or 0
-    backend.bind(HJ, table, {}).run(SCALARS, [None], array("q", [0]))
+    Cuda(two_gpus).bind(HJ, table_on(device), {}).run(SCALARS, [None], array("q", [0]))
     calls = [(name, current) for name, current, _ in two_gpus.calls]
     assert calls == [("upload", there), ("run", there)]
     launch = CudaLaunch.from_address(two_gpus.calls[-1][2][0])
@@ -129,37 +112,29 @@ def test_a_launch_goes_to_the_current_stream_of_its_tensors_device(
     assert two_gpus.current == 0
 
 
-def test_a_tick_goes_to_the_current_stream_of_its_clocks_device(two_gpus: Recorder, on: Callable[..., Any]) -> None:
-    backend, _ = on(torch.device("cuda:1"))
+def test_a_tick_goes_to_the_current_stream_of_its_clocks_device(two_gpus: Recorder) -> None:
     memory = ClockMemory(torch.device("cpu"))
-    on_device: Any = types.SimpleNamespace(
-        words=types.SimpleNamespace(device=torch.device("cuda:1"), data_ptr=memory.words.data_ptr),
-        scalars=memory.scalars,
-    )
-    backend.tick(Tick(HJ, HYPER, on_device, torch.zeros(()), None, None, None))
+    words = types.SimpleNamespace(device=torch.device("cuda:1"), data_ptr=memory.words.data_ptr)
+    on_device: Any = types.SimpleNamespace(words=words, scalars=memory.scalars)
+    Cuda(two_gpus).tick(Tick(HJ, HYPER, on_device, torch.zeros(()), None, None, None))
     ((name, current, arguments),) = two_gpus.calls
     assert (name, current, arguments[0], arguments[-3:]) == ("tick", 1, HJ.number, (1, False, 7001))
 
 
-def test_kernels_that_a_capture_may_launch_are_loaded_once_before_it(
-    two_gpus: Recorder, on: Callable[..., Any]
-) -> None:
-    backend, table = on(torch.device("cuda:1"))
+def test_kernels_that_a_capture_may_launch_are_loaded_once_before_it(two_gpus: Recorder) -> None:
+    backend, table = Cuda(two_gpus), table_on("cuda:1")
     backend.bind(HJ, table, {}, False)
     assert [name for name, *_ in two_gpus.calls] == ["upload"]
     for _ in range(2):
         backend.bind(HJ, table, {}, True)
     loads = [call for call in two_gpus.calls if call[0] == "load"]
     assert loads == [("load", 1, (1, 1))]  # float32 is number 1
-    table.device = torch.device("cuda:0")
-    backend.bind(HJ, table, {}, True)
+    backend.bind(HJ, table_on("cuda:0"), {}, True)
     assert two_gpus.calls[-1] == ("load", 0, (1, 0))
 
 
 def test_a_capturable_optimizer_loads_its_kernels_when_it_is_made(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first step may be a captured one."""
-    from deeprelax.kernels.cuda import Cuda
-
     loaded = []
     monkeypatch.setattr(Cuda, "load", lambda self, *arguments: loaded.append(arguments))
     backend = Cuda(module, emulated=True)
