@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 JUNIT = '<testsuite><testcase classname="a" name="good"/><testcase classname="a" name="b">{}</testcase></testsuite>'
 
+STATUSES = [(1, 1), (124, 3), (137, 3)]  # of a script that did not come to its end, and of the report
+
 
 @pytest.fixture
 def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -30,33 +32,27 @@ def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "status", "said"),
+    ("outcome", "stopped", "status", "said"),
     [
-        ("", 0, "2 passed"),
-        ('<skipped message="one GPU"/>', 0, "1 passed, 1 skipped"),
-        ('<skipped message="GPU memory: 3"/>', 3, "not proven: 1 GPU"),
-        ('<failure message="x"/>', 1, "a::b failed"),
-        ('<skipped message="because"/>', 1, "nothing allows: because"),
+        ("", "", 0, "2 passed"),
+        ('<skipped message="one GPU"/>', "", 0, "1 passed, 1 skipped"),
+        ('<skipped message="GPU memory: 3"/>', "", 3, "not proven: 1 GPU"),
+        ('<failure message="x"/>', "", 1, "a::b failed"),
+        ('<skipped message="because"/>', "", 1, "nothing allows: because"),
+        *(("", f"host.py: exit status {n}", status, f"host.py: exit status {n}") for n, status in STATUSES),
     ],
 )
 def test_the_report_says_what_was_not_proved(
-    outcome: str, status: int, said: str, passed: Path, monkeypatch: pytest.MonkeyPatch
+    outcome: str, stopped: str, status: int, said: str, passed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (passed / "pytest.xml").write_text(JUNIT.format(outcome))
+    (passed / "stopped.txt").write_text(stopped)
     about = {"script": "about", "gpu": "a GPU", "why_not": {"cuda": ""}}
     inner = {"script": "bandwidth", "rule": "HJ", "backend": "cuda", "dtype": "fp32", "elements": 64, "gb_per_s": 1.0}
     (passed / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (about, inner)))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # which a GPU's machine may lack
     assert report.main() == status
     assert said in (passed / "gpu.md").read_text()
-
-
-@pytest.mark.parametrize(("ended", "status"), [(1, 1), (124, 3), (137, 3)])
-def test_a_script_that_did_not_come_to_its_end_is_reported(ended: int, status: int, passed: Path) -> None:
-    stopped = f"bandwidth.py --backend cuda: exit status {ended}"
-    (passed / "stopped.txt").write_text(f"{stopped}\n")
-    assert report.main() == status
-    assert stopped in (passed / "gpu.md").read_text()
 
 
 def test_targets_are_judged_by_whole_cycles_and_by_the_slowest(tmp_path: Path) -> None:

@@ -86,6 +86,14 @@ def test_every_round_times_each_kind_and_each_of_the_others_once(length: int, ot
 # What is made of them.
 
 
+def shown(result: dict[str, Any]) -> str:
+    """What is printed of a profile."""
+    console = Console(width=120)
+    with console.capture() as printed:
+        profile_report.show(result, console)
+    return printed.get()
+
+
 def made_up(device: str) -> tuple[Plan, dict[str, list[Sample]]]:
     """Two rounds, the second twice as slow in everything; a copy moves 2^17 bytes."""
     plan = Plan(typed("1000"), "HJ", inner_steps=5, device=torch.device(device), rounds=2)
@@ -101,19 +109,14 @@ def made_up(device: str) -> tuple[Plan, dict[str, list[Sample]]]:
     return plan, {name: samples(*values) for name, values in costs.items()}
 
 
-def test_an_average_weights_each_kind_of_call_by_its_frequency() -> None:
+def test_averages_weight_kinds_by_frequency_and_bandwidth_is_of_a_round() -> None:
     plan, samples = made_up("cpu")
     found = figures(plan, samples, dict.fromkeys(plan.kinds, 1))
-    average = found["average"]
+    average, inner = found["average"], found["calls"][1]
     assert average["kernel_us"] == pytest.approx(1.5 * (20 + 3 * 10 + 40) / 5)
     assert average["host_us"] == pytest.approx(1.5 * 10)
     assert average["cost_us"] == pytest.approx(average["kernel_us"] + average["host_us"])
     assert average["bytes_per_element"] == (20 + 3 * 20 + 16) / 5
-
-
-def test_bandwidth_is_bytes_by_kernel_time_within_a_round() -> None:
-    plan, samples = made_up("cpu")
-    inner = figures(plan, samples, dict.fromkeys(plan.kinds, 1))["calls"][1]
     assert inner["bytes"] == 20 * 1000
     assert inner["gb_per_s"] == pytest.approx(20 * 1000 / 1.5e-5 / 1e9)
     copy_bandwidth = 2 * 2**16 / 4e-5
@@ -133,11 +136,8 @@ def test_a_devices_profile_shows_host_time_and_marks_waiting(tmp_path: Path) -> 
     plan, samples = made_up("cuda")
     about = profile(Plan(SMALL, "HJ", rounds=1), peers=False)
     result = {**about, "device": "cuda", **figures(plan, samples, dict.fromkeys(plan.kinds, 2))}
-    console = Console(width=120)
-    with console.capture() as shown:
-        profile_report.show(result, console)
-    assert "the device waited for the host" in shown.get()
-    assert "together" not in shown.get()
+    assert "the device waited for the host" in shown(result)
+    assert "together" not in shown(result)
     profile_report.draw(result, tmp_path / "device.png")
     assert (tmp_path / "device.png").read_bytes().startswith(b"\x89PNG")
 
@@ -148,11 +148,8 @@ def test_the_memory_that_a_profile_asks_for_is_what_it_takes(name: str, dtype: t
     opt = plan.make()
     for _ in plan.kinds:
         opt.step()
-    ours = [
-        t
-        for p in opt.param_groups[0]["params"]
-        for t in (p, p.grad, *(t for n, t in opt.state[p].items() if n != "missed"))
-    ]
+    params = opt.param_groups[0]["params"]
+    ours = [t for p in params for t in (p, p.grad, *(t for n, t in opt.state[p].items() if n != "missed"))]
     assert plan.memory(peers=False) - 2**16 == sum(t.numel() * t.element_size() for t in ours)
     shared = plan.parameters()
     for build in profiler.PEERS.values():
@@ -180,11 +177,8 @@ def test_a_fraction_above_1_is_explained(of_copy: float) -> None:
     result = profile(Plan(SMALL, "HJ", rounds=1), peers=False)
     for row in result["calls"]:
         row["of_copy"] = of_copy
-    console = Console(width=120)
-    with console.capture() as shown:
-        profile_report.show(result, console)
-    assert ("caches still held some of it" in shown.get()) == (of_copy > 1)
-    assert "a copy in place" in shown.get()
+    assert ("caches still held some of it" in shown(result)) == (of_copy > 1)
+    assert "a copy in place" in shown(result)
 
 
 # The profiler.

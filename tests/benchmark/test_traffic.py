@@ -19,27 +19,21 @@ BUFFERS |= {"exp_avg": "e", "exp_avg_sq": "q"}
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "words"),
+    ("optimizer", "words", "narrow"),
     [
-        ("EntropySGD", (5, 6, 5)),
-        ("HJ", (5, 5, 4)),
-        ("Heat", (4, 5, 5)),
-        ("EntropyAdamW", (8, 7, 8)),
-        ("ElasticSGD", (4, 4, 4)),
+        ("EntropySGD", (5, 6, 5), 24),
+        ("HJ", (5, 5, 4), 16),
+        ("Heat", (4, 5, 5), 16),
+        ("EntropyAdamW", (8, 7, 8), 28),
+        ("ElasticSGD", (4, 4, 4), 16),
     ],
 )
-@pytest.mark.parametrize("dtype", [F32, torch.float64])
-def test_the_first_an_inner_and_the_last_call_move_these_words(
-    optimizer: str, words: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    found = [bytes_moved(optimizer, dtype, kind) for kind in ("first", "inner", "last")]
-    assert found == [dtype.itemsize * n for n in words]
-
-
-@pytest.mark.parametrize(("optimizer", "count"), [("EntropySGD", 24), ("HJ", 16), ("Heat", 16), ("ElasticSGD", 16)])
-@pytest.mark.parametrize("dtype", [BF16, torch.float16])
-def test_an_inner_call_on_narrow_weights_moves_these_bytes(optimizer: str, count: int, dtype: torch.dtype) -> None:
-    assert bytes_moved(optimizer, dtype, "inner") == count
+def test_calls_move_the_words_of_the_design(optimizer: str, words: tuple[int, ...], narrow: int) -> None:
+    """Words of the first, an inner and the last call; bytes of an inner one on narrow weights."""
+    for dtype in (F32, torch.float64):
+        found = [bytes_moved(optimizer, dtype, kind) for kind in ("first", "inner", "last")]
+        assert found == [dtype.itemsize * n for n in words]
+    assert [bytes_moved(optimizer, dtype, "inner") for dtype in (BF16, torch.float16)] == [narrow] * 2
 
 
 def test_a_momentum_adds_two_words_where_it_acts() -> None:

@@ -50,10 +50,10 @@ def check(call: Call, dtype: torch.dtype, seed: int, sizes: list[int], special: 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("calls", CALLS)
 def test_every_call_gives_the_bits_of_the_reference(calls: Calls, dtype: torch.dtype) -> None:
-    """One in three on NaNs, infinities and denormals too."""
+    """At any offset to vectors; one in three on NaNs, infinities and denormals too."""
     for seed, call in enumerate(calls(dtype)):
         variants = VARIANTS[seed // 3 % 3 :: 3]
-        check(call, dtype, seed, SIZES, special=seed % 3 == 0, offset=seed % 4, variants=variants)
+        check(call, dtype, seed, SIZES, special=seed % 3 == 0, offset=seed // 5 % 8, variants=variants)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -65,13 +65,6 @@ def test_chunk_sizes_threads_and_instruction_sets_do_not_change_the_bits(calls: 
     for call, offset in zip(chosen, (0, 1, 3)):
         check(call, dtype, 2, sizes, special=False, offset=offset, variants=every)
         every = itertools.product(SETS, [5, 16384], [1, 3])
-
-
-@pytest.mark.parametrize("offset", [0, 1, 2, 3, 5, 7])
-def test_gradients_at_any_element_offset_give_the_bits_of_the_reference(offset: int) -> None:
-    for dtype, calls in itertools.product(DTYPES, CALLS):
-        for call in list(calls(dtype))[21::53]:
-            check(call, dtype, 1, [259, 64, 5], special=False, offset=offset, variants=[(s, 16384, 1) for s in SETS])
 
 
 @pytest.mark.skipif(EMULATED is None, reason="needs the CUDA kernels (nvcc)")
