@@ -253,28 +253,25 @@ def test_a_gpu_that_the_kernels_do_not_serve_leaves_the_others_to_them(
     """An sm_75 that drives the screen, next to an sm_90."""
     monkeypatch.setattr(module, "problem", lambda: "")
     monkeypatch.setattr(module, "architectures", "80;90;100;120")
-    capabilities = [(9, 0), (7, 5)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
-    kernels._why_no_code.cache_clear()
-    try:
-        assert kernels.why_not("cuda") == ""
-        assert kernels.get("auto", torch.device("cuda")).name == "cuda"
-        assert kernels.get("auto", torch.device("cuda:0")).name == "cuda"
-        assert kernels.get("auto", torch.device("cuda:1")).name == "triton"
-        with pytest.raises(RuntimeError, match=r"GPU 1 \(sm_75\).*DEEPRELAX_CUDA_ARCHS=75"):
-            kernels.get("cuda", torch.device("cuda:1"))
-        capabilities[0] = (7, 0)
-        kernels._why_no_code.cache_clear()
-        assert "GPU 0 (sm_70)" in kernels.why_not("cuda")
-        capabilities[0] = (13, 0)  # newer than all: by PTX
-        kernels._why_no_code.cache_clear()
-        assert kernels.why_not("cuda") == ""
-    finally:
-        kernels._why_no_code.cache_clear()
+    monkeypatch.setattr(kernels, "_why_no_code", kernels._why_no_code.__wrapped__)  # which remembers
+
+    def first(*capability: int) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5) if index else capability)
+
+    first(9, 0)
+    assert kernels.why_not("cuda") == ""
+    names = [kernels.get("auto", torch.device(device)).name for device in ("cuda", "cuda:0", "cuda:1")]
+    assert names == ["cuda", "cuda", "triton"]
+    with pytest.raises(RuntimeError, match=r"GPU 1 \(sm_75\).*DEEPRELAX_CUDA_ARCHS=75"):
+        kernels.get("cuda", torch.device("cuda:1"))
+    first(7, 0)
+    assert "GPU 0 (sm_70)" in kernels.why_not("cuda")
+    first(13, 0)  # newer than all: by PTX
+    assert kernels.why_not("cuda") == ""
 
 
 def test_only_what_changed_is_compiled_again(tmp_path: Path) -> None:
