@@ -32,7 +32,7 @@ def loss(params: list[torch.nn.Parameter], inputs: Tensor) -> Tensor:
 
 
 def fill_gradients(params: list[torch.nn.Parameter], step: int) -> None:
-    """Of a step's batch; some are unaligned, some of another layout, some missing."""
+    """Those of a step's batch: some unaligned, some in another layout, some missing."""
     for p in params:
         p.grad = None
     wide = torch.promote_types(params[0].dtype, torch.float32)
@@ -48,7 +48,7 @@ def fill_gradients(params: list[torch.nn.Parameter], step: int) -> None:
 
 
 def change(opts: list[Any], step: int) -> None:
-    """In each the options that change with that step; every 31 steps, a look at x."""
+    """Change the options whose turn it is with that step; every 31 steps, look at x."""
     for opt in opts:
         if step % 8 == 7:
             opt.param_groups[step // 8 % 2].update(CHANGES[step // 8 % len(CHANGES)])
@@ -58,7 +58,7 @@ def change(opts: list[Any], step: int) -> None:
             opt.train()
 
 
-STEPS = 60  # in which all of them come
+STEPS = 60  # all of the changes come in them
 CHANGES = [{"lr": 0.03, "weight_decay": 0.02}, {"momentum": 0.6, "gamma": 0.7}, {"nesterov": True}, {"maximize": True}]
 CHANGES += [{"maximize": False, "momentum": 0.0, "nesterov": False}, {"lr": 0.2, "weight_decay": 0.0, "inner_steps": 5}]
 ENTROPY = {"temperature": 1e-3, "inner_lr": 0.2, "gamma": 0.5, "scoping": 0.01, "seed": 2**40 + 7, "inner_steps": 7}

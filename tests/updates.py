@@ -44,7 +44,7 @@ def at_offset(values: Tensor, offset: int) -> Tensor:
 
 
 def numbers(size: int, dtype: torch.dtype, generator: torch.Generator, special: bool = False) -> Tensor:
-    """Normal ones; with ``special``, one in three is from ``SPECIAL``."""
+    """Normal; with ``special``, one in three is from ``SPECIAL``."""
     values = torch.randn(size, dtype=torch.float64, generator=generator)
     if special:
         drawn = torch.rand(size, generator=generator) < 1 / 3
@@ -82,7 +82,7 @@ class Call:
 
 
 def call(rule: str, **values: float) -> Call:
-    """With these flags, whose names are upper-case, and scalars; the outer step and the noise are those of all."""
+    """A call with these flags (upper-case names) and scalars; all have the same outer step and noise."""
     flags = sum(Flag[name] for name, on in values.items() if name.isupper() and on)
     reals = {name: value for name, value in values.items() if name.islower()}
     return Call(RULES[rule], Scalars(outer_step=0.31, outer_scale=1.7, lr=0.13, **reals)).changed(flags).with_draw(DRAW)
@@ -176,7 +176,7 @@ def corrected(rate: float, betas: tuple[float, float], step: int) -> dict[str, f
 
 
 def coins(seed: int, count: int) -> Iterator[tuple[bool, ...]]:
-    """So many random answers, again and again."""
+    """Rows of ``count`` random booleans, without end."""
     rng = random.Random(seed)
     while True:
         yield tuple(rng.random() < 0.5 for _ in range(count))
@@ -187,7 +187,7 @@ LANGEVIN = {"inner_lr": 0.11, "inv_gamma": 1.3, "pull": 0.17, "denominator": 1.1
 Calls = Callable[[torch.dtype], Iterator[Call]]
 
 
-# Every phase with every combination of what costs an operand; the signs and forms turn through theirs.
+# Every phase with every combination of the options that cost an operand; the others vary.
 
 
 def entropy_sgd_calls(dtype: torch.dtype) -> Iterator[Call]:

@@ -33,7 +33,7 @@ def pair(
 def reference_step(
     reference: Any, mine: list[Parameter], theirs: list[Parameter], step: int, in_place: bool = False
 ) -> None:
-    """With new gradients, which the parameters on the device get too."""
+    """A step of the reference with new gradients, which the parameters on the device get too."""
     set_gradients(mine, step)
     give_gradients(mine, theirs, in_place)
     reference.step()

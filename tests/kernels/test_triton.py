@@ -43,7 +43,7 @@ STARTS = {
 if not INTERPRETED:
 
     def test_the_triton_kernels_pass_their_tests_in_the_interpreter() -> None:
-        """Those of all files that have some."""
+        """The tests marked ``interpreted``, in all files."""
         files = [path for path in Path(__file__).parent.glob("test_triton*.py") if "@interpreted" in path.read_text()]
         command = [
             sys.executable,
@@ -69,7 +69,7 @@ def draw_kernel(out, key0, key1, step, index, start, COUNT: tl.constexpr, PER_TH
 
 
 def check(call: Call, dtype: torch.dtype, seed: int, sizes: list[int], starts: list[int]) -> None:
-    """Weights, gradients or both are unaligned; parameters, buffers and their padding must agree."""
+    """Weights, gradients, both or none are unaligned; weights, buffers and their padding must agree."""
     draw = random.Random(seed)
     starts = [draw.choice(starts) for _ in sizes]
     case = Case.make(call, dtype, seed, sizes, special=draw.random() < 0.5, starts=starts)
@@ -83,7 +83,7 @@ def check(call: Call, dtype: torch.dtype, seed: int, sizes: list[int], starts: l
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("calls", CALLS)
 def test_every_rule_gives_the_bits_of_the_reference(calls: Calls, dtype: torch.dtype) -> None:
-    """Some calls of every phase; other ones in each dtype."""
+    """Some calls of every phase, different ones for each dtype."""
     every = list(enumerate(calls(dtype)))
     for seed, call in every[DTYPES.index(dtype) :: len(every) // 5 | 1]:
         check(call, dtype, seed, random.Random(seed).sample(SIZES, 3), STARTS["in whole Philox calls"])
