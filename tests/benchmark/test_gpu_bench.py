@@ -37,6 +37,7 @@ from deeprelax.optim.relaxation import Relaxation
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Timer:

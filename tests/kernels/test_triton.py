@@ -57,7 +57,7 @@ if not INTERPRETED:
             "ignore",
             *map(str, files),
         ]
-        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
