@@ -222,6 +222,17 @@ def nothing_compiled() -> Iterator[None]:
     ConstantVariable.create(None).source = None
 
 
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    """A mesh of this process alone, which is its own process group."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
 @pytest.fixture(params=["by DLPack", "by torch alone"])
 def addresses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to learn where tensors lie: the second is for older torches, and where nothing was compiled."""

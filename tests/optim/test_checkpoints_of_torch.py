@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import copy
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make, run, same_bits, values
+from conftest import SETTINGS, make, parameters, run, same_bits, values
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn import Parameter
+
+import deeprelax
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -45,54 +47,21 @@ def test_a_distributed_checkpoint_continues_in_a_fresh_optimizer(name: str, flat
     assert same_bits(params, others)
 
 
-ZERO = """
-import copy, sys, torch, torch.distributed as dist
-sys.path.insert(0, sys.argv[1])
-from conftest import SETTINGS, parameters, run, values
-from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.nn import Parameter
-import deeprelax
+@pytest.mark.usefixtures("mesh")
+def test_zero_redundancy_optimizer_loads_and_continues(name: str):
+    def sharded(params: list[Parameter]) -> ZeroRedundancyOptimizer:
+        return ZeroRedundancyOptimizer(params, getattr(deeprelax, name), **SETTINGS[name])
 
-name, store, out, kind = sys.argv[2:6]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-
-
-def make(params):
-    if kind == "sgd":
-        return ZeroRedundancyOptimizer(params, torch.optim.SGD, lr=0.1, momentum=0.9)
-    return ZeroRedundancyOptimizer(params, getattr(deeprelax, name), **SETTINGS[name])
-
-
-def fresh():
-    return [Parameter(torch.linspace(-1, 1, 9)), Parameter(torch.ones(3, 4))]
-
-
-params, others = fresh(), fresh()
-opt, other = make(params), make(others)
-run(opt, params, range(6))
-run(other, others, range(3))
-opt.consolidate_state_dict(0)
-saved = copy.deepcopy(opt.state_dict())  # it loads without a copy
-other.load_state_dict(saved)
-for p, q in zip(params, others):
-    q.data.copy_(p.data)
-run(opt, params, range(6, 11))
-run(other, others, range(6, 11))
-torch.save((values(params), values(others)), out)
-dist.barrier()
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.parametrize("kind", ["ours", "sgd"])
-def test_zero_redundancy_optimizer_loads_and_continues(name: str, kind: str, tmp_path: Path):
-    if kind == "sgd" and name != "HJ":
-        pytest.skip("once is enough for the yardstick")
-    folder = str(Path(__file__).parent.parent)
-    command = [sys.executable, "-W", "ignore", "-c", ZERO, folder, name, str(tmp_path / "store")]
-    done = subprocess.run([*command, str(tmp_path / "out.pt"), kind], capture_output=True, text=True, timeout=120)
-    assert (tmp_path / "out.pt").exists(), done.stderr[-3000:]
-    params, others = torch.load(tmp_path / "out.pt")
+    params, others = parameters()[:2], parameters(seed=1)[:2]
+    opt, other = sharded(params), sharded(others)
+    run(opt, params, range(6))
+    run(other, others, range(3))
+    opt.consolidate_state_dict(0)
+    other.load_state_dict(copy.deepcopy(opt.state_dict()))  # it loads without a copy
+    for p, q in zip(params, others):
+        q.data.copy_(p.data)
+    run(opt, params, range(6, 11))
+    run(other, others, range(6, 11))
     assert same_bits(params, others)
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import copy
 import functools
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo
-import torch.distributed as dist
 from conftest import make, parameters, plain, same_bits, values
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn import Parameter
 
@@ -340,13 +339,6 @@ def test_an_outer_loop_has_the_bits_of_an_uncompiled_one() -> None:
     count = CompileCounter()
     found = run(torch.compile(train_step, backend=count), lambda: count.frame_count)
     assert found == run(train_step, lambda: 0)
-
-
-@pytest.fixture
-def mesh() -> Iterator[DeviceMesh]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 def test_sharded_parameters_are_stepped_between_graphs(mesh: DeviceMesh) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import multiprocessing
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 import torch
 from conftest import make, parameters, plain, run, same_bits, started
 from torch.nn import Parameter
+from workers import FORKED
 
 import deeprelax
 from deeprelax import HJ
@@ -73,19 +73,19 @@ def step_in_a_child(opt: Any, params: list[Parameter]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def spawned() -> Iterator[Executor]:
-    """A process that has been spawned."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+def another() -> Iterator[Executor]:
+    """Another process."""
+    with ProcessPoolExecutor(1, FORKED) as process:
         yield process
 
 
 @pytest.mark.parametrize("capturable", [False, True])
-def test_an_optimizer_can_be_sent_to_a_spawned_process(name: str, capturable: bool, spawned: Executor):
+def test_an_optimizer_can_be_sent_to_another_process(name: str, capturable: bool, another: Executor):
     params = [Parameter(torch.linspace(-1, 1, 9))]
     opt = make(name, params, capturable=capturable)
     run(opt, params, range(3))
     mine, ours = copy.deepcopy((params, opt))  # the child steps the very memory of params
-    found = spawned.submit(step_in_a_child, opt, params).result(timeout=90)
+    found = another.submit(step_in_a_child, opt, params).result(timeout=90)
     run(ours, mine, range(3, 6))
     assert same_bits([torch.from_numpy(a) for a in found], mine)
     opt.eval()  # its own state is as it was

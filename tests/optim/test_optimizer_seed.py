@@ -2,73 +2,56 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make, parameters, run, same_bits
+import torch.distributed as dist
+from conftest import make, parameters, run, same_bits, started, values
+from workers import processes
 
-pytestmark = pytest.mark.parametrize("name", ["EntropySGD", "Heat"])
+NAMES = ["EntropySGD", "Heat"]
+pytestmark = pytest.mark.parametrize("name", NAMES)
 
-# Two ranks with different seeds take the same gradients; "train first": Heat's train() draws before the first step.
-RANK = """
-import sys, torch, torch.distributed as dist
-sys.path.insert(0, sys.argv[1])
-from conftest import make, parameters, run, started, values
-rank, store, out = int(sys.argv[2]), sys.argv[3], sys.argv[4]
-torch.manual_seed(100 + rank)
-early = {name: (make(name, params := parameters(), seed=None), params) for name in ("EntropySGD", "Heat")}
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-results = {}
-for name in early:
-    for kind in ("before the group", "after the group", "train first", "own seed", "loaded", "no gradient"):
-        opt, params = started(name, seed=5 + rank if kind == "own seed" else None)
-        if kind == "before the group":  # the first step comes after the group is there
-            opt, params = early[name]
-        if kind == "loaded":
-            opt.load_state_dict(make(name, parameters(), seed=40 + rank).state_dict())
-        if kind == "train first":
+
+def all_kinds(rank: int) -> dict[tuple[str, str], Any]:
+    """Two ranks with different seeds take the same gradients; "train first": Heat's train() draws before a step."""
+    torch.manual_seed(100 + rank)
+    early = {name: started(name, seed=None) for name in NAMES}
+    dist.init_process_group("gloo", init_method=f"file://{Path.cwd()}/store", rank=rank, world_size=2)
+    results = {}
+    for name in NAMES:
+        for kind in ("before the group", "after the group", "train first", "own seed", "loaded", "no gradient"):
+            opt, params = started(name, seed=5 + rank if kind == "own seed" else None)
+            if kind == "before the group":  # the first step comes after the group is there
+                opt, params = early[name]
+            if kind == "loaded":
+                opt.load_state_dict(make(name, parameters(), seed=40 + rank).state_dict())
+            if kind == "train first":
+                opt.train()
+            if kind == "no gradient" and rank == 1:  # it agrees on the seed all the same
+                opt.step()
+            elif kind == "no gradient":
+                run(opt, params, range(1))
+                opt, params = started(name, seed=opt.param_groups[0]["seed"])
+            run(opt, params, range(3))
+            results[name, kind] = (values(params), opt.param_groups[0]["seed"])
+    if rank == 0:  # no other rank takes part
+        for name in NAMES:
+            opt, params = started(name, seed=3)
+            opt.eval()
             opt.train()
-        if kind == "no gradient" and rank == 1:  # it agrees on the seed all the same
-            opt.step()
-        elif kind == "no gradient":
-            run(opt, params, range(1))
-            opt, params = make(name, params := parameters(), seed=opt.param_groups[0]["seed"]), params
-        run(opt, params, range(3))
-        results[name, kind] = (values(params), opt.param_groups[0]["seed"])
-if rank == 0:  # no other rank takes part
-    for name in early:
-        opt = make(name, params := parameters(), seed=3)
-        opt.eval()
-        opt.train()
-        run(opt, params, range(2))
-        results[name, "alone"] = (values(params), 3)
-torch.save(results, out)
-dist.barrier()
-dist.destroy_process_group()
-"""
+            run(opt, params, range(2))
+            results[name, "alone"] = (values(params), 3)
+    dist.barrier()
+    return results
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], Any]]:
     """What two ranks of a gloo group ended with, by (optimizer, kind)."""
-    folder = tmp_path_factory.mktemp("ranks")
-    outs = [folder / f"rank-{rank}.pt" for rank in range(2)]
-    common = [sys.executable, "-W", "ignore", "-c", RANK, str(Path(__file__).parent.parent)]
-    processes = [
-        subprocess.Popen([*common, str(rank), str(folder / "store"), str(out)], stderr=subprocess.PIPE, text=True)
-        for rank, out in enumerate(outs)
-    ]
-    try:
-        errors = [process.communicate(timeout=90)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)[-3000:]
-    return [torch.load(out) for out in outs]
+    return processes(2, "all_kinds", tmp_path_factory.mktemp("ranks"), program="test_optimizer_seed", GROUP="0")
 
 
 @pytest.mark.parametrize("kind", ["before the group", "after the group", "train first", "loaded", "no gradient"])

@@ -2,57 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import Parameter
 from torchs_inputs import KINDS, build
-
-SHARDED = """
-import os, sys, warnings
-import torch, torch.distributed as dist
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-import deeprelax
-
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
-mesh = init_device_mesh("cpu", (1,))
-for whole in (True, False):
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    params = list(model.parameters())  # somebody holds on to them
-    opt = deeprelax.HJ(params, inner_steps=2)
-    fully_shard(model if whole else model[1], mesh=mesh)
-    model(torch.ones(2, 3)).sum().backward()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        opt.step()
-        opt.step()
-    print(*(str(warning.message) for warning in said))
-sys.stdout.flush()
-os._exit(0)
-"""
-SAID = r"(\S+) and every other parameter without a gradient \((\d) of 4\) is in no module.*built before fully_shard\(\)"
-
-
-def test_an_optimizer_built_before_fully_shard_warns_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", SHARDED, str(tmp_path / "store")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
-    assert re.findall(SAID, done.stdout) == [
-        ("param_groups[0]['params'][0]", "4"),
-        ("param_groups[0]['params'][2]", "2"),
-    ], done.stderr[-2000:]
-
 
 def network() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
@@ -60,6 +20,27 @@ def network() -> nn.Module:
 
 def backward(model: nn.Module) -> None:
     model(torch.ones(2, 3, dtype=next(model.parameters()).dtype)).sum().backward()
+
+
+def quiet(opt: Any, steps: int = 2) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for _ in range(steps):
+            opt.step()
+
+
+@pytest.mark.parametrize(("whole", "place", "missing"), [(True, 0, 4), (False, 2, 2)])
+def test_an_optimizer_built_before_fully_shard_warns_once(
+    whole: bool, place: int, missing: int, mesh: DeviceMesh
+) -> None:
+    model = network()
+    opt = build("HJ", params := list(model.parameters()))  # held on to
+    fully_shard(model if whole else model[1], mesh=mesh)
+    backward(model)
+    with pytest.warns(UserWarning, match=rf"\['params'\]\[{place}\] .* \({missing} of 4\) is .*built before fully_shard"):
+        opt.step()
+    quiet(opt)
+    assert len(params) == 4
 
 
 def converted(model: nn.Module) -> None:
@@ -83,13 +64,6 @@ def test_an_optimizer_built_before_a_conversion_warns(kind: str, replace: Callab
     backward(model)
     with pytest.warns(UserWarning, match=r"is in no module.*Build it after that, from model.parameters\(\)"):
         opt.step()
-
-
-def quiet(opt: Any, steps: int = 2) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        for _ in range(steps):
-            opt.step()
 
 
 @pytest.mark.parametrize("kind", KINDS)
