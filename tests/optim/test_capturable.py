@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 import torch
 from capture import BACKENDS, Graph, use
-from conftest import SETTINGS, make, parameters, plain, run, same_bits, set_gradients, values
+from conftest import (
+    OPTIMIZERS,
+    PLAIN,
+    SETTINGS,
+    make,
+    parameters,
+    plain,
+    run,
+    same_bits,
+    set_gradients,
+    started,
+    values,
+)
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, OneCycleLR, StepLR
 
@@ -45,7 +57,32 @@ def grads_in_place(params: list[Parameter], step: int) -> None:
             p.grad = old.copy_(p.grad)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def both_clocks(
+    name: str,
+    before: Callable[[Any, list[Parameter], int], None] = lambda opt, params, step: None,
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
+) -> None:
+    """The same bits with a clock on the host and on the device; ``before`` is called before each of nine steps."""
+    host, device = (started(name, dtype=dtype, capturable=capturable, **changes) for capturable in (False, True))
+    for step in range(9):
+        for opt, params in (host, device):
+            set_gradients(params, step)
+            before(opt, params, step)
+            opt.step()
+        assert same_bits(host[1], device[1]), step
+    assert plain(host[0].state_dict()) == plain(device[0].state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "scheduler"),
+    [  # each backend with each optimizer and each scheduler
+        (name, backend, list(SCHEDULERS)[(i + 2 * j) % len(SCHEDULERS)])
+        for i, name in enumerate(OPTIMIZERS)
+        for j, backend in enumerate(BACKENDS)
+    ],
+    indirect=["backend"],
+)
 def test_a_replayed_step_gives_the_uncaptured_bits_when_scheduled(
     name: str, backend: str, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,71 +116,60 @@ def test_a_replayed_step_gives_the_uncaptured_bits_when_scheduled(
     assert plain(plain_opt.state_dict()["state"]) == plain(opt.state_dict()["state"])
 
 
-@pytest.mark.parametrize("changes", [{}, {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}, {"inner_steps": 1}])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_steps_that_are_not_captured_give_the_same_bits_too(
-    name: str, backend: str, dtype: torch.dtype, changes: dict[str, Any]
-) -> None:
-    if name == "EntropySGD" and "momentum" in changes:
-        changes = {**changes, "inner_momentum": 0.0}
-    a, b = parameters(dtype), parameters(dtype)
-    first, second = make(name, a, **changes), make(name, b, **changes, capturable=True)
-    for step in range(9):
-        for params, opt in ((a, first), (b, second)):
-            set_gradients(params, step, without=[1, 3] if step == 5 else [])
-            if step == 6:  # HJ's weights no longer stand where gamma says
-                opt.param_groups[0]["gamma"] = 0.2
-            opt.step()
-        assert same_bits(values(a), values(b)), step
-    assert plain(first.state_dict()) == plain(second.state_dict())
+NO_MOMENTA = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("dtype", "changes"),
     [
-        {"coupling": "implicit"},
-        {"absorb_gamma": True},
-        {"carry_inner_momentum": True},
-        {"temperature": 0.0},
-        {"inner_lr": 0.0},
-        {"maximize": True},
+        (torch.float64, {}),
+        (torch.float32, {"inner_steps": 1}),
+        (torch.bfloat16, NO_MOMENTA),
+        (torch.float16, {}),
     ],
     ids=str,
 )
-def test_every_option_of_entropy_sgd_gives_the_same_bits(backend: str, changes: dict[str, Any]) -> None:
-    a, b = dense(), dense()
-    first, second = make("EntropySGD", a, **changes), make("EntropySGD", b, **changes, capturable=True)
-    for step in range(9):
-        for params, opt in ((a, first), (b, second)):
-            set_gradients(params, step)
-            opt.step()
-        assert same_bits(values(a), values(b)), step
+def test_steps_that_are_not_captured_give_the_same_bits_too(
+    name: str, backend: str, dtype: torch.dtype, changes: dict[str, Any]
+) -> None:
+    def before(opt: Any, params: list[Parameter], step: int) -> None:
+        if step == 5:
+            params[1].grad = params[3].grad = None
+        if step == 6:  # HJ's weights no longer stand where gamma says
+            opt.param_groups[0]["gamma"] = 0.2
+
+    if changes is NO_MOMENTA:
+        changes = {**PLAIN[name], **changes}
+    both_clocks(name, before, dtype, **changes)
 
 
-def test_stochastic_rounding_gives_the_same_bits(backend: str) -> None:
-    a, b = parameters(torch.bfloat16), parameters(torch.bfloat16)
-    options = {"stochastic_rounding": True, "momentum": 0.0, "inner_momentum": 0.0, "nesterov": False}
-    run(make("EntropySGD", a, **options), a, range(9))
-    run(make("EntropySGD", b, **options, capturable=True), b, range(9))
-    assert same_bits(values(a), values(b))
+@pytest.mark.parametrize(
+    ("dtype", "changes"),
+    [
+        (torch.float32, {"coupling": "implicit"}),
+        (torch.float32, {"absorb_gamma": True, "carry_inner_momentum": True}),
+        (torch.float32, {"temperature": 0.0, "inner_lr": 0.0, "maximize": True}),
+        (torch.bfloat16, {"stochastic_rounding": True, "momentum": 0.0, "inner_momentum": 0.0, "nesterov": False}),
+    ],
+    ids=str,
+)
+def test_the_options_of_entropy_sgd_give_the_same_bits(
+    backend: str, dtype: torch.dtype, changes: dict[str, Any]
+) -> None:
+    both_clocks("EntropySGD", dtype=dtype, **changes)
 
 
 def test_groups_have_their_own_rates_on_the_device_and_one_clock(name: str, backend: str) -> None:
-    a, b = dense(), dense()
-    opts = []
-    for params, capturable in ((a, False), (b, True)):
+    runs = []
+    for capturable in (False, True):
+        params, late = dense(), Parameter(torch.arange(5.0))
         groups = [{"params": params[:1], "lr": 0.3}, {"params": params[1:], "gamma": 0.4}]
-        opts.append(make(name, groups, capturable=capturable))
-    late = [Parameter(torch.arange(5.0)), Parameter(torch.arange(5.0))]
-    for step in range(10):
-        for params, opt, p in ((a, opts[0], late[0]), (b, opts[1], late[1])):
-            set_gradients(params, step)
-            if step == 2:
-                opt.add_param_group({"params": [p], "lr": 0.1})
-            p.grad = torch.full((5,), 0.5 + step)
-            opt.step()
-    assert same_bits(values([*a, late[0]]), values([*b, late[1]]))
-    assert plain(opts[0].state_dict()) == plain(opts[1].state_dict())
+        opt = make(name, groups, capturable=capturable)
+        run(opt, params, range(2))
+        opt.add_param_group({"params": [late], "lr": 0.1})
+        run(opt, [*params, late], range(2, 10))
+        runs.append((plain(values([*params, late])), plain(opt.state_dict())))
+    assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -229,16 +255,9 @@ def test_the_eager_backend_is_not_captured(name: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("then_capturable", [False, True])
-@pytest.mark.parametrize("steps", [4, 6])
-def test_checkpoints_pass_between_capturable_and_not(
-    name: str, backend: str, then_capturable: bool, steps: int
-) -> None:
-    a, b = parameters(), parameters()
-    first = make(name, a, capturable=not then_capturable)
-    for step in range(steps):
-        set_gradients(a, step)
-        first.step()
-    second = make(name, b, capturable=then_capturable, lr=9.0)
+def test_checkpoints_pass_between_capturable_and_not(name: str, backend: str, then_capturable: bool) -> None:
+    first, a = started(name, 6, capturable=not then_capturable)
+    second, b = started(name, capturable=then_capturable, lr=9.0)
     saved = io.BytesIO()
     torch.save(first.state_dict(), saved)
     saved.seek(0)
@@ -247,51 +266,33 @@ def test_checkpoints_pass_between_capturable_and_not(
     assert isinstance(rates, float) or second.param_groups[0]["lr"] is rates
     for p, q in zip(a, b):
         q.data.copy_(p.data)
-    for step in range(steps, steps + 6):
-        for params, opt in ((a, first), (b, second)):
-            set_gradients(params, step)
-            opt.step()
-    assert same_bits(values(a), values(b))
+    run(first, a, range(6, 12))
+    run(second, b, range(6, 12))
+    assert same_bits(a, b)
     assert plain(first.state_dict()) == plain(second.state_dict())
-
-
-def test_the_groups_of_a_state_dict_hold_plain_numbers(name: str) -> None:
-    opt = make(name, dense(), capturable=True)
-    StepLR(opt, 2)  # notes initial_lr in the group
-    group = opt.state_dict()["param_groups"][0]
-    assert not [key for key, value in group.items() if isinstance(value, torch.Tensor)]
-    assert group["lr"] == group["initial_lr"] == SETTINGS[name]["lr"]
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 def test_copies_have_their_own_clock(name: str, copied: Callable[[Any], Any]) -> None:
-    params = dense()
-    opt = make(name, params, capturable=True)
-    for step in range(3):
-        set_gradients(params, step)
-        opt.step()
+    opt, params = started(name, 3, capturable=True)
     other_params, other = copied((params, opt))
-    for step in range(3, 9):
-        for p, o in ((params, opt), (other_params, other)):
-            set_gradients(p, step)
-            o.step()
-        assert same_bits(values(params), values(other_params))
+    run(opt, params, range(3, 9))
+    run(other, other_params, range(3, 9))
+    assert same_bits(params, other_params)
     other.param_groups[0]["lr"].fill_(0.0)
     assert float(opt.param_groups[0]["lr"]) == SETTINGS[name]["lr"]
 
 
 def test_numbers_written_to_a_group_reach_the_device(name: str, backend: str) -> None:
-    a, b = dense(), dense()
-    first, second = make(name, a), make(name, b, capturable=True)
-    rate = second.param_groups[0]["lr"]
-    for step in range(8):
-        for params, opt in ((a, first), (b, second)):
-            set_gradients(params, step)
-            if step == 5:
-                opt.param_groups[0].update(lr=0.05, gamma=0.7, inner_steps=2)
-            opt.step()
-    assert second.param_groups[0]["lr"] is rate
-    assert same_bits(values(a), values(b))
+    def before(opt: Any, params: list[Parameter], step: int) -> None:
+        rate = opt.param_groups[0]["lr"]
+        if step == 5:
+            opt.param_groups[0].update(lr=0.05, gamma=0.7, inner_steps=2)
+        rates.setdefault(id(opt), rate)
+        assert isinstance(rate, float) or rate is rates[id(opt)]
+
+    rates: dict[int, Any] = {}
+    both_clocks(name, before)
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan")])
@@ -322,14 +323,10 @@ def test_what_a_graph_would_assign_at_every_replay_is_refused(
 
 @pytest.mark.parametrize("capturable", [False, True])
 def test_whether_the_outer_step_happened_survives_copies_and_loading(name: str, capturable: bool) -> None:
-    params = dense()
-    opt = make(name, params, capturable=capturable)
-    for step in range(4):
-        set_gradients(params, step)
-        opt.step()
+    opt, _ = started(name, 4, capturable=capturable)
     assert opt.outer_step_happened
     assert copy.deepcopy(opt).outer_step_happened
-    other = make(name, dense(), capturable=capturable)
+    other, _ = started(name, capturable=capturable)
     other.load_state_dict(opt.state_dict())
     assert other.outer_step_happened
     opt.restart()
@@ -353,36 +350,13 @@ def test_the_tables_of_the_kernels_do_not_follow_the_default_device(name: str, m
 
 
 def test_eval_train_and_restart_work_at_any_phase(name: str, backend: str) -> None:
-    a, b = dense(), dense()
-    first, second = make(name, a), make(name, b, capturable=True)
-    for opt in (first, second):
-        opt.train()  # Heat draws its first point
-    for step in range(9):
-        for params, opt in ((a, first), (b, second)):
-            set_gradients(params, step)
-            opt.step()
-            opt.eval()
-            opt.train()
-            if step == 5:
-                opt.restart()
-    assert same_bits(values(a), values(b))
-    assert (first.phase, first.gamma) == (second.phase, second.gamma)
+    def before(opt: Any, params: list[Parameter], step: int) -> None:
+        opt.eval()
+        opt.train()  # at first Heat draws a point
+        if step == 6:
+            opt.restart()
 
-
-def test_a_step_without_any_gradient_changes_nothing(
-    name: str, backend: str, unchanged: Callable[..., Callable[[], bool]]
-) -> None:
-    params = dense()
-    opt = make(name, params, capturable=True)
-    for step in range(2):
-        set_gradients(params, step)
-        opt.step()
-    check = unchanged(opt, params)
-    for p in params:
-        p.grad = None
-    opt.step()
-    assert check()
-    assert not opt.outer_step_happened
+    both_clocks(name, before)
 
 
 def test_capturable_is_true_or_false(name: str) -> None:

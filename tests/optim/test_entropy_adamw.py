@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,14 @@ def adamw(o: dict[str, Any]) -> Iterator[Any]:
 
 
 def two_loops(x: np.ndarray, o: dict[str, Any], calls: int, draw: Callable[[int], np.ndarray]) -> list[np.ndarray]:
-    """Where every gradient is taken, and where the last call leads."""
+    """Where every gradient is taken, and where the last call leads. ``o["missing"]``: calls without a gradient."""
     inner, b, points = adamw(o), 0.0, [x]
     next(inner)
     y = z = x
     for k in range(calls):
-        y = inner.send((y, gradient(y, k) + (y - x) / o["gamma"])) + draw(k)
-        z = o["alpha"] * z + (1 - o["alpha"]) * y
+        if k not in o["missing"]:
+            y = inner.send((y, gradient(y, k) + (y - x) / o["gamma"])) + draw(k)
+            z = o["alpha"] * z + (1 - o["alpha"]) * y
         if k % o["inner_steps"] == o["inner_steps"] - 1:
             s = x - z  # SNOO, algorithm 1: the outer gradient, and Nesterov's step on it
             b = o["momentum"] * b + s
@@ -49,27 +50,31 @@ def two_loops(x: np.ndarray, o: dict[str, Any], calls: int, draw: Callable[[int]
     return points
 
 
-def ours(x: np.ndarray, calls: int, **options: Any) -> list[np.ndarray]:
-    p = Parameter(torch.from_numpy(x.copy()))
-    opt, points = EntropyAdamW([p], seed=11, **options), [x]
+def ours(x: np.ndarray, calls: int, missing: Sequence[int], **options: Any) -> list[np.ndarray]:
+    p, other = Parameter(torch.from_numpy(x.copy())), Parameter(torch.ones(1))
+    opt, points = EntropyAdamW([p, other], seed=11, **options), [x]
     for k in range(calls):
-        p.grad = torch.from_numpy(gradient(p.detach().numpy(), k))
+        p.grad = None if k in missing else torch.from_numpy(gradient(p.detach().numpy(), k))
+        other.grad = torch.ones(1)
         opt.step()
         points.append(p.detach().numpy().copy())
     return points
 
 
 X = np.linspace(-2, 2, 7)
+ENTROPY_ADAM = {"gamma": 0.5, "alpha": 0.75, "temperature": 1e-3}
+MISSING = range(1, 100, 8)  # at every phase of the cycles of 7, the first and the last too
 BASE = {
     **{"lr": 0.02, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1, "inner_steps": 7},
     **{"gamma": math.inf, "alpha": 0.0, "temperature": 0.0, "outer_lr": 0.7, "momentum": 0.9, "nesterov": True},
+    "missing": (),
 }
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"nesterov": False}, {"momentum": 0.0, "outer_lr": 0.5}, {"gamma": 0.5, "alpha": 0.75, "temperature": 1e-3}],
-    ids=["SNOO", "heavy ball", "Lookahead", "Entropy-Adam"],
+    [{}, {"nesterov": False}, {"momentum": 0.0, "outer_lr": 0.5}, ENTROPY_ADAM, {**ENTROPY_ADAM, "missing": MISSING}],
+    ids=["SNOO", "heavy ball", "Lookahead", "Entropy-Adam", "Entropy-Adam without some gradients"],
 )
 def test_a_hundred_steps_are_those_of_the_published_equations(changes: dict[str, Any]) -> None:
     o = {**BASE, **changes}

@@ -32,7 +32,7 @@ def layouts() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("layout", list(layouts()))
+@pytest.mark.parametrize("layout", layouts())
 @pytest.mark.parametrize("gradient", [*layouts(), "unaligned", "expanded"])
 def test_the_update_does_not_depend_on_the_layout_of_weight_or_gradient(name: str, layout: str, gradient: str):
     quiet = QUIET[name]
@@ -95,37 +95,32 @@ def test_a_gradient_with_torchs_negative_bit_is_read_with_its_sign(name: str):
     assert same_bits([first], [second])
 
 
-def test_overlapping_parameters_are_refused_with_both_names(name: str):
-    base = torch.zeros(10)
-    named = [("left", Parameter(base[:6])), ("other", Parameter(torch.zeros(3))), ("right", Parameter(base[5:]))]
-    with pytest.raises(ValueError, match=r"left.*right|right.*left"):
+def overlapping() -> dict[str, dict[str, Tensor]]:
+    """Tensors of which the first and the last share memory."""
+    base, matrix, wide = torch.zeros(12), torch.zeros(4, 10), torch.zeros(4)
+    return {
+        "ranges": {"left": base[:6], "other": torch.zeros(3), "right": base[5:]},
+        "strided": {"even": base[::2], "third": base[::3]},
+        "one encloses the other, and a third lies between": {
+            "columns": matrix[:, :2],
+            "row": matrix[0, 4:6],
+            "cell": matrix[3, 1],
+        },
+        "of two dtypes": {"wide": wide, "upper": wide.view(torch.bfloat16)[1::2]},
+    }
+
+
+@pytest.mark.parametrize("kind", overlapping())
+def test_overlapping_parameters_are_refused_with_both_names(name: str, kind: str):
+    named = [(key, Parameter(t)) for key, t in overlapping()[kind].items()]
+    (first, _), (last, _) = named[0], named[-1]
+    with pytest.raises(ValueError, match=rf"{first}.*{last}|{last}.*{first}"):
         make(name, named)
-    opt = make(name, [{"params": named[:2]}])
-    with pytest.raises(ValueError, match=r"left.*right|right.*left"):
-        opt.add_param_group({"params": named[2:]})
+    opt = make(name, [{"params": named[:-1]}])
+    with pytest.raises(ValueError, match=rf"{first}.*{last}|{last}.*{first}"):
+        opt.add_param_group({"params": named[-1:]})
     assert len(opt.param_groups) == 1
-    run(opt, [p for _, p in named[:2]], range(5))
-
-
-def test_overlapping_strided_parameters_are_refused_with_both_names(name: str):
-    base = torch.zeros(12)
-    named = [("even", Parameter(base[::2])), ("third", Parameter(base[::3]))]
-    with pytest.raises(ValueError, match=r"even.*third|third.*even"):
-        make(name, named)
-
-
-def test_an_enclosing_parameter_is_refused_though_another_lies_between(name: str):
-    base = torch.zeros(4, 10)
-    named = [("columns", Parameter(base[:, :2])), ("row", Parameter(base[0, 4:6])), ("cell", Parameter(base[3, 1]))]
-    with pytest.raises(ValueError, match=r"columns.*cell|cell.*columns"):
-        make(name, named)
-
-
-def test_parameters_of_different_dtypes_that_overlap_are_refused(name: str):
-    wide = torch.zeros(4)
-    upper = wide.view(torch.bfloat16)[1::2]
-    with pytest.raises(ValueError, match=r"wide.*upper|upper.*wide"):
-        make(name, [("wide", Parameter(wide)), ("upper", Parameter(upper))])
+    run(opt, [p for _, p in named[:-1]], range(5))
 
 
 @pytest.mark.parametrize("flatten", [False, True])

@@ -88,21 +88,6 @@ def test_flatten_on_and_off_give_the_same_bits(name: str):
     assert [p.stride() for p in flat] == [p.stride() for p in apart]
 
 
-def test_flatten_does_not_change_what_a_network_computes(name: str):
-    results = []
-    for flatten in (False, True):
-        model = Model()
-        opt = make(name, model.parameters(), flatten=flatten)
-        for step in range(5):
-            images = torch.randn(1, 1, 14, 14, generator=torch.Generator().manual_seed(step))
-            hidden = model.wide(model.depthwise(model.conv(images)).relu())
-            (hidden.square().mean() + model.line(hidden.flatten(1)[:, :100]).sum()).backward()
-            opt.step()
-            opt.zero_grad()
-        results.append(values(model.parameters()))
-    assert same_bits(*results)
-
-
 def test_parts_of_a_larger_storage_gaps_and_empty_ones_stay_where_they_are(name: str):
     base = torch.randn(30)
     stay = [Parameter(base[:10]), Parameter(torch.randn(4, 6)[:, ::2]), Parameter(torch.ones(0))]

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import QUIET, make, parameters, plain, run, same_bits, started, values
-from torch import nn
 from torch.nn import Parameter
 
 pytestmark = pytest.mark.usefixtures("addresses")
@@ -53,14 +52,6 @@ def test_parameters_moved_before_the_first_step_or_at_phase_0_are_adopted(name: 
         assert torch.allclose(p.float(), q, atol=1e-5)
     if move is not widened:
         assert same_bits(moved, stayed), "the momentum and the place in the noise go along"
-
-
-def test_to_float64_adopts_the_state_as_well(name: str):
-    model = nn.Linear(3, 2)
-    opt = make(name, model.parameters())
-    model.to(torch.float64)
-    run(opt, list(model.parameters()), range(2))
-    assert {t.dtype for entry in opt.state.values() for t in entry.values() if t.is_floating_point()} == {torch.float64}
 
 
 @pytest.mark.parametrize("move", [cloned, widened])

@@ -50,13 +50,6 @@ def test_scoping_counts_from_the_value_that_a_narrow_number_stands_for():
 
 
 @pytest.mark.parametrize("capturable", [False, True])
-@pytest.mark.parametrize("key", ["gamma", "momentum", "inner_steps", "scoping", "weight_decay", "lr", "maximize"])
-def test_a_string_is_refused_by_name_at_construction(name: str, key: str, capturable: bool):
-    with pytest.raises(ValueError, match=rf"{key}.*'1'"):
-        make(name, parameters(), **{key: "1"}, capturable=capturable)
-
-
-@pytest.mark.parametrize("capturable", [False, True])
 def test_a_state_made_with_numpy_numbers_loads_with_weights_only(name: str, capturable: bool):
     opt, _ = started(name, gamma=np.float32(0.25), lr=torch.tensor(0.1), capturable=capturable)
     opt.param_groups[0]["weight_decay"] = np.float64(0.5)

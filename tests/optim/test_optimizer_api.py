@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLAIN, QUIET, SETTINGS, make, parameters, run, same_bits, set_gradients, started, twins
+from conftest import QUIET, SETTINGS, make, parameters, run, same_bits, set_gradients, started, twins
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
@@ -27,24 +27,6 @@ def test_each_is_a_torch_optimizer_with_the_documented_arguments(name: str):
     assert set(SETTINGS[name]) <= set(arguments)
     opt = kind(nn.Linear(2, 1).parameters(), 0.25)
     assert opt.param_groups[0]["lr"] == 0.25
-
-
-def test_the_loop_of_the_readme_trains(name: str):
-    torch.manual_seed(0)
-    model = nn.Linear(3, 1)
-    inputs = torch.randn(64, 3)
-    targets = inputs @ torch.tensor([[1.0], [-2.0], [0.5]])
-    opt = getattr(deeprelax, name)(model.parameters(), lr=0.1, gamma=1e-4 if name == "Heat" else 0.1, inner_steps=2)
-    first = None
-    for _ in range(200):
-        loss = nn.functional.mse_loss(model(inputs), targets)
-        first = first or loss.item()
-        loss.backward()
-        opt.step()
-        opt.zero_grad()
-    opt.eval()
-    assert nn.functional.mse_loss(model(inputs), targets).item() < first / 10
-    assert all(p.grad is None for p in model.parameters())
 
 
 def test_the_closure_is_called_once_and_its_loss_returned(name: str):
@@ -100,14 +82,6 @@ def test_groups_have_their_own_values(name: str):
     assert opt.gamma == opt.param_groups[0]["gamma"]
 
 
-def test_names_from_named_parameters_are_kept_in_the_group(name: str):
-    model = nn.Linear(2, 3)
-    opt = make(name, model.named_parameters())
-    run(opt, list(model.parameters()), range(5))
-    assert opt.param_groups[0]["param_names"] == ["weight", "bias"]
-    assert opt.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
-
-
 def scheduler_of(kind: str, opt: Any) -> Any:
     if kind == "StepLR":
         return lr_scheduler.StepLR(opt, step_size=2, gamma=0.5)
@@ -134,18 +108,6 @@ def test_lr_schedulers_set_what_the_next_outer_step_uses(name: str, kind: str):
     assert same_bits(params, by_hand)
 
 
-def test_momentum_that_is_cycled_up_from_zero_works_as_torchs(name: str):
-    off = PLAIN[name]
-    opt = make(name, params := parameters(), **off)
-    run(opt, params, range(4))
-    opt.param_groups[0]["momentum"] = 0.9
-    run(opt, params, range(4, 12))
-    opt.param_groups[0]["momentum"] = 0.0
-    run(opt, params, range(12, 16))
-    assert all(torch.isfinite(p).all() for p in params)
-    assert "momentum_buffer" in opt.state[params[0]]
-
-
 def test_a_tensor_lr_gives_the_numbers_bits_under_a_scheduler(name: str):
     first, second = parameters(), parameters()
     lr = torch.tensor(0.5, dtype=torch.float64)
@@ -160,76 +122,6 @@ def test_a_tensor_lr_gives_the_numbers_bits_under_a_scheduler(name: str):
     run(one, first, range(1))
     scheduler.step()
     assert one.param_groups[0]["lr"] is lr
-
-
-def test_the_first_steps_momentum_buffer_is_the_force_as_torchs():
-    """HJ with L = 1, alpha = 0 is torch.optim.SGD: an oracle that shares no code with us."""
-    for nesterov in (False, True):
-        first, second = parameters(), parameters()
-        extra = {"momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.01}
-        ours = deeprelax.HJ(first, 0.1, inner_steps=1, alpha=0.0, **extra)
-        torchs = torch.optim.SGD(second, 0.1, foreach=False, **extra)
-        for step in range(6):
-            set_gradients(first, step)
-            set_gradients(second, step)
-            ours.step()
-            torchs.step()
-        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(first, second))
-
-
-@pytest.mark.parametrize("overflow_at", [0, 2, 3])
-def test_a_step_that_the_grad_scaler_skips_changes_nothing(name: str, overflow_at: int, unchanged: Any):
-    (opt, params), (other, reference) = twins(name)
-    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=1000)
-    scaler.scale(torch.zeros(()))  # it makes its scale at the first call
-    for step in range(6):
-        if step == overflow_at:
-            same = unchanged(opt, params)
-            set_gradients(params, 99)
-            params[0].grad.fill_(torch.inf)
-            scaler.step(opt)
-            scaler.update(256.0)
-            assert same()
-        set_gradients(params, step)
-        for p in params:
-            p.grad.mul_(256.0)  # a power of two: exact
-        scaler.step(opt)
-        scaler.update(256.0)
-        run(other, reference, range(step, step + 1))
-    assert same_bits(params, reference)
-
-
-def test_accumulated_and_clipped_gradients_are_what_is_used(name: str):
-    first, second = [Parameter(torch.ones(5))], [Parameter(torch.ones(5))]
-    one, two = make(name, first), make(name, second)
-    for step in range(5):
-        one.zero_grad()
-        for part in (1.0, 2.0):
-            (first[0] * part * (step + 1)).sum().backward()
-        norm = nn.utils.clip_grad_norm_(first, 1.0)
-        second[0].grad = torch.full((5,), 3.0 * (step + 1)) * (1.0 / (norm + 1e-6)).clamp(max=1.0)
-        one.step()
-        two.step()
-    assert same_bits(first, second)
-
-
-def test_step_hooks_are_called_around_every_step_and_see_the_arguments(name: str):
-    opt, params = started(name)
-    calls: list[Any] = []
-    opt.register_step_pre_hook(lambda o, args, kwargs: calls.append(("before", o is opt, o.phase)))
-    opt.register_step_post_hook(lambda o, args, kwargs: calls.append(("after", o is opt, o.phase)))
-    run(opt, params, range(2))
-    assert calls == [("before", True, 0), ("after", True, 1), ("before", True, 1), ("after", True, 2)]
-
-
-def test_the_profiler_names_the_step(name: str):
-    opt, params = started(name)
-    set_gradients(params, 0)
-    with torch.profiler.profile() as profile:
-        opt.step()
-        opt.zero_grad()
-    names = {event.key for event in profile.key_averages()}
-    assert {f"Optimizer.step#{name}.step", f"Optimizer.zero_grad#{name}.zero_grad"} <= names
 
 
 def test_after_eval_an_averaged_model_averages_x(name: str):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
 import pytest
 import torch
-from conftest import PLAIN, make, parameters, run, same_bits, set_gradients, started, twins, values
+from conftest import make, parameters, run, same_bits, set_gradients, started, twins, values
 from torch.nn import Parameter
 
 NARROW = [torch.bfloat16, torch.float16]
@@ -35,19 +34,6 @@ def test_eval_and_train_between_any_two_steps_do_not_change_the_run(name: str, d
     assert same_bits(params, reference)
 
 
-def test_x_does_not_change_within_a_cycle(name: str):
-    opt, params = started(name, 4)
-    seen = []
-    for step in range(4, 8):
-        opt.eval()
-        seen.append(values(params))
-        opt.train()
-        run(opt, params, range(step, step + 1))
-    assert all(same_bits(x, seen[0]) for x in seen)
-    opt.eval()
-    assert not same_bits(params, seen[0])
-
-
 @pytest.mark.parametrize("steps", [0, 2, 4])
 def test_step_in_eval_mode_is_an_error_and_changes_nothing(name: str, steps: int, unchanged: Any):
     opt, params = started(name, steps)
@@ -57,35 +43,6 @@ def test_step_in_eval_mode_is_an_error_and_changes_nothing(name: str, steps: int
     with pytest.raises(RuntimeError, match=r"eval.*train\(\)"):
         opt.step(lambda: pytest.fail("the closure ran"))
     assert same()
-
-
-def test_constructing_changes_no_parameter(name: str):
-    params = parameters()
-    before = values(params)
-    make(name, params)
-    assert same_bits(params, before)
-
-
-@pytest.mark.parametrize("steps", [0, 4])
-@pytest.mark.parametrize("dtype", [torch.float32, *NARROW], ids=str)
-@pytest.mark.parametrize("name", ["EntropySGD", "HJ"])
-def test_weights_loaded_at_phase_0_are_taken_up(name: str, steps: int, dtype: torch.dtype):
-    off = PLAIN[name]
-    params, direct = parameters(dtype), parameters(dtype, seed=50)
-    opt, other = make(name, params, scoping=0.0, **off), make(name, direct, scoping=0.0, **off)
-    run(opt, params, range(steps))
-    run(other, direct, range(steps))
-    loaded = values(parameters(dtype, seed=60))
-    for one in (params, direct):
-        with torch.no_grad():
-            for p, value in zip(one, loaded):
-                p.copy_(value)
-    opt.eval()
-    assert same_bits(params, loaded)
-    opt.train()
-    run(opt, params, range(steps, steps + 9))
-    run(other, direct, range(steps, steps + 9))
-    assert same_bits(params, direct)
 
 
 def test_heat_takes_up_weights_loaded_before_its_first_gradient():
@@ -113,21 +70,6 @@ def test_heats_train_before_the_first_gradient_moves_to_x_plus_w_once():
     assert not params[0].any()
     opt.train()
     assert same_bits(params, first)
-
-
-def test_heat_draws_fresh_noise_of_variance_gamma_for_every_gradient():
-    p = Parameter(torch.zeros(20_000))
-    opt = make("Heat", [p], gamma=0.25, scoping=0.75, lr=0.0, momentum=0.0, nesterov=False)
-    opt.train()
-    points = [p.detach().clone()]
-    for step in range(5):
-        p.grad = torch.zeros_like(p)
-        opt.step()
-        points.append(p.detach().clone())
-        # Section 5: after the outer update w is drawn with the new gamma.
-        assert p.std().item() == pytest.approx(0.5 if step < 3 else 0.25, rel=0.03)
-    for a, b in itertools.pairwise(points):
-        assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1].item()) < 0.05
 
 
 def test_heats_parameter_is_x_where_a_gradient_is_missing():

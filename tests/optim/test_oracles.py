@@ -155,16 +155,6 @@ def test_heats_perturbation_is_fresh_and_has_variance_gamma() -> None:
         assert abs(float((a * b).mean())) < 4.5 / math.sqrt(n)
 
 
-@pytest.mark.parametrize("make", [EntropySGD, HJ, Heat])
-def test_scoping_takes_a_thousandth_of_gamma_at_every_outer_update(make: type) -> None:
-    p = chains(1.0, 3)
-    opt, gamma = make([p], gamma=0.7, inner_steps=4), 0.7
-    for step in range(1, 801):
-        steps(opt, p, lambda y: y, 1)
-        gamma = gamma * (1 - 1e-3) if step % 4 == 0 else gamma
-        assert opt.gamma == gamma
-
-
 def test_alpha_is_the_weight_of_the_old_average() -> None:
     p, q = chains(1.0, 1), chains(1.0, 1)
     entropy = EntropySGD([p], inner_lr=0.1, alpha=0.9, temperature=0, gamma=1.0, inner_steps=9)

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import Parameter
 from torchs_inputs import KINDS, build
 
+
 def network() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
 
@@ -37,7 +38,9 @@ def test_an_optimizer_built_before_fully_shard_warns_once(
     opt = build("HJ", params := list(model.parameters()))  # held on to
     fully_shard(model if whole else model[1], mesh=mesh)
     backward(model)
-    with pytest.warns(UserWarning, match=rf"\['params'\]\[{place}\] .* \({missing} of 4\) is .*built before fully_shard"):
+    with pytest.warns(
+        UserWarning, match=rf"\['params'\]\[{place}\] .* \({missing} of 4\) is .*built before fully_shard"
+    ):
         opt.step()
     quiet(opt)
     assert len(params) == 4

@@ -6,80 +6,65 @@ import copy
 import io
 import itertools
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import DTYPES, OPTIMIZERS, make, parameters, plain, run, same_bits, started, values
+from conftest import OPTIMIZERS, SETTINGS, make, parameters, plain, run, same_bits, started, values
+from workers import processes
+
+import deeprelax
 
 L = 4
 END = 10  # two whole cycles and two steps more
+DTYPES = [torch.float32, torch.bfloat16]
 # (optimizer, dtype, steps before saving, in eval mode): every phase, with and without eval mode, and before any step.
-CASES = list(itertools.product(OPTIMIZERS, DTYPES, range(L, 2 * L), (False, True)))
-CASES += list(itertools.product(OPTIMIZERS, DTYPES, (0,), (False, True)))
+CASES = list(itertools.product(OPTIMIZERS, DTYPES, (0, *range(L, 2 * L)), (False, True)))
 
 
-def other(params: list[Any]) -> list[Any]:
-    """Parameters of the same kind with other values: what a new process has before loading."""
-    return parameters(params[0].dtype, seed=99)
-
-
-def load_weights(params: list[Any], saved: list[Any]) -> None:
-    with torch.no_grad():
-        for p, value in zip(params, saved, strict=True):
-            p.copy_(value)
-
-
-def continue_all(folder: Path) -> None:
-    """What the new process does: load every case, continue it, write where it ends."""
-    for path in sorted(folder.glob("case-*.pt")):
-        saved = torch.load(path, weights_only=True)
-        params = parameters(getattr(torch, saved["dtype"]), seed=99)
+def continue_all(rank: int) -> list[dict[str, Any]]:
+    """What the new process does: load every case, continue it, return where it ends."""
+    results = []
+    for (name, dtype, steps, _), saved in zip(CASES, torch.load("cases.pt", weights_only=True), strict=True):
+        params = parameters(dtype, seed=99)
         # Hyper-parameters and seed come from the file.
-        opt = getattr(__import__("deeprelax"), saved["name"])(params, inner_steps=2, gamma=9.0)
-        load_weights(params, saved["weights"])
+        opt = getattr(deeprelax, name)(params, inner_steps=2, gamma=9.0)
+        for p, value in zip(params, saved["weights"], strict=True):
+            p.data.copy_(value)
         opt.load_state_dict(saved["opt"])
         opt.train()
-        run(opt, params, range(saved["steps"], END))
-        result = {"weights": values(params), "phase": opt.phase, "gamma": opt.gamma, "state": opt.state_dict()}
-        torch.save(result, folder / path.name.replace("case", "result"))
+        run(opt, params, range(steps, END))
+        results.append({"weights": values(params), "phase": opt.phase, "gamma": opt.gamma, "state": opt.state_dict()})
+    return results
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def continued(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Every case saved here and continued in one new process."""
-    path = tmp_path_factory.mktemp("runs")
-    for i, (name, dtype, steps, in_eval) in enumerate(CASES):
+    path, cases = tmp_path_factory.mktemp("runs"), []
+    for name, dtype, steps, in_eval in CASES:
         opt, params = started(name, steps, dtype=dtype)
         if in_eval:
             opt.eval()
-        saved = {"name": name, "dtype": str(dtype).removeprefix("torch."), "steps": steps}
-        torch.save({**saved, "weights": values(params), "opt": opt.state_dict()}, path / f"case-{i:03}.pt")
-    code = "import sys, pathlib; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/optim']; import test_state_dict as t; "
-    code += "t.continue_all(pathlib.Path(sys.argv[2]))"
-    command = [sys.executable, "-W", "ignore", "-c", code, str(Path(__file__).parent.parent), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return path
+        cases.append({"weights": values(params), "opt": opt.state_dict()})
+    torch.save(cases, path / "cases.pt")
+    (results,) = processes(1, "continue_all", path, program="test_state_dict", GROUP="0")
+    return list(results)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_run_continued_in_a_new_process_equals_the_uninterrupted_run(name: str, dtype: torch.dtype, folder: Path):
-    for steps, in_eval in itertools.product((0, *range(L, 2 * L)), (False, True)):
-        opt, params = started(name, dtype=dtype)
-        if in_eval and steps == 0:  # Heat's train() before the first gradient already moves to x + w
-            opt.eval()
-            opt.train()
-        elif steps == 0:
-            opt.train()
-        run(opt, params, range(END))
-        result = torch.load(folder / f"result-{CASES.index((name, dtype, steps, in_eval)):03}.pt", weights_only=True)
-        assert same_bits(result["weights"], params), f"{steps} steps, eval mode {in_eval}"
-        assert (result["phase"], result["gamma"]) == (opt.phase, opt.gamma)
-        assert plain(result["state"]) == plain(opt.state_dict()), f"{steps} steps, eval mode {in_eval}"
+@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: "-".join(map(str, CASES[i])))
+def test_a_run_continued_in_a_new_process_equals_the_uninterrupted_run(case: int, continued: list[dict[str, Any]]):
+    (name, dtype, steps, in_eval), result = CASES[case], continued[case]
+    opt, params = started(name, dtype=dtype)
+    if in_eval and steps == 0:  # Heat's train() before the first gradient already moves to x + w
+        opt.eval()
+        opt.train()
+    elif steps == 0:
+        opt.train()
+    run(opt, params, range(END))
+    assert same_bits(result["weights"], params)
+    assert (result["phase"], result["gamma"]) == (opt.phase, opt.gamma)
+    assert plain(result["state"]) == plain(opt.state_dict())
 
 
 @pytest.mark.parametrize("in_eval", [False, True], ids=["training", "eval"])
@@ -124,36 +109,18 @@ def test_a_copy_shares_no_memory_with_the_original(name: str):
     assert plain(copied.state_dict()) == before
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_narrow_models_state_stays_float32_when_saved(name: str, dtype: torch.dtype):
-    opt, params = started(name, 6, dtype=dtype)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_the_clock_is_saved_as_plain_numbers(name: str, capturable: bool):
+    opt, _ = started(name, 6, capturable=capturable, **({} if name == "HJ" else {"seed": 2**64 - 1}))
+    torch.optim.lr_scheduler.StepLR(opt, 2)  # notes initial_lr in the group
     file = io.BytesIO()
     torch.save(opt.state_dict(), file)
     file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    opt = make(name, other(params))
-    opt.load_state_dict(saved)
-    for held in (saved, opt.state_dict(), {"state": opt.state}):
-        assert {t.dtype for entry in held["state"].values() for t in entry.values()} <= {torch.float32, torch.int64}
-    assert plain(opt.state_dict()) == plain(saved)
-    x = opt.state_dict()["state"][0]["x"]
-    assert not torch.equal(x, x.to(dtype).float()), "the state must hold more than the weights' digits"
-
-
-def test_the_clock_is_saved_as_plain_numbers(name: str):
-    params = parameters()
-    opt = make(name, params, seed=2**64 - 1) if name != "HJ" else make(name, params)
-    run(opt, params, range(6))
-    file = io.BytesIO()
-    torch.save(opt.state_dict(), file)
-    file.seek(0)
-    opt.load_state_dict(torch.load(file, weights_only=True))
-    group = opt.param_groups[0]
-    assert (type(group["step"]), group["step"], type(group["phase"]), group["phase"]) == (int, 6, int, 2)
-    assert type(group["gamma"]) is float
-    assert type(group["seed"]) is int
-    assert type(group["training"]) is bool
-    assert name == "HJ" or group["seed"] == 2**64 - 1
+    group = torch.load(file, weights_only=True)["param_groups"][0]
+    assert group["lr"] == group["initial_lr"] == SETTINGS[name]["lr"]
+    clock = {"step": 6, "phase": 2, "gamma": opt.gamma, "training": True, "seed": 2**64 - 1}
+    clock |= {"seed": group["seed"]} if name == "HJ" else {}
+    assert {key: (type(group[key]), group[key]) for key in clock} == {key: (type(v), v) for key, v in clock.items()}
     assert all(isinstance(value, int | float | str | bool | list | tuple) for value in group.values())
     assert "backend" not in group
 

@@ -110,17 +110,6 @@ def test_a_training_state_loaded_in_eval_mode_leaves_eval_mode(name: str):
     assert same_bits(first, second)
 
 
-def test_state_of_named_parameters_and_of_unnamed_ones_is_interchangeable(name: str):
-    named, bare = parameters(), parameters()
-    with_names = make(name, [(f"p{i}", p) for i, p in enumerate(named)])
-    without = make(name, bare)
-    run(with_names, named, range(2))
-    saved = with_names.state_dict()
-    without.load_state_dict(saved)
-    with_names.load_state_dict(without.state_dict())
-    assert with_names.param_groups[0]["param_names"][1] == "p1"
-
-
 def test_the_first_states_x_is_the_parameters_and_follows_them(name: str):
     opt, params = started(name)
     with torch.no_grad():
@@ -130,52 +119,6 @@ def test_the_first_states_x_is_the_parameters_and_follows_them(name: str):
     restored.load_state_dict(opt.state_dict())
     assert restored.phase == 0
     assert not restored.outer_step_happened
-
-
-def test_an_lr_scheduler_continues_with_the_optimizer(name: str):
-    def build() -> tuple[list[Parameter], Any, Any]:
-        opt, params = started(name)
-        one_cycle = torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=0.5, total_steps=20)
-        return params, opt, one_cycle
-
-    def advance(params: list[Parameter], opt: Any, scheduler: Any, steps: range) -> None:
-        for step in steps:
-            run(opt, params, range(step, step + 1))
-            scheduler.step()
-
-    params, opt, scheduler = build()
-    advance(params, opt, scheduler, range(6))
-    weights, state, schedule = copy.deepcopy((params, opt.state_dict(), scheduler.state_dict()))
-    advance(params, opt, scheduler, range(6, 12))
-    params2, opt2, scheduler2 = build()
-    with torch.no_grad():
-        for p, w in zip(params2, weights):
-            p.copy_(w)
-    opt2.load_state_dict(state)
-    scheduler2.load_state_dict(schedule)
-    advance(params2, opt2, scheduler2, range(6, 12))
-    assert same_bits(params, params2)
-    assert plain(opt.state_dict()) == plain(opt2.state_dict())
-
-
-def test_loading_and_saving_hooks_are_called(name: str):
-    opt, _ = started(name)
-    saved = saved_by(name, parameters())
-    calls = []
-
-    def replace(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
-        calls.append("before loading")
-        groups = [{**group, "lr": 0.125} for group in state["param_groups"]]
-        return {**state, "param_groups": groups}
-
-    opt.register_load_state_dict_pre_hook(replace)
-    opt.register_load_state_dict_post_hook(lambda optimizer: calls.append("after loading"))
-    opt.register_state_dict_pre_hook(lambda optimizer: calls.append("before saving"))
-    opt.register_state_dict_post_hook(lambda optimizer, state: calls.append("after saving"))
-    opt.load_state_dict(saved)
-    assert opt.param_groups[0]["lr"] == 0.125
-    opt.state_dict()
-    assert calls == ["before loading", "after loading", "before saving", "after saving"]
 
 
 def test_momentum_switched_on_later_is_saved_and_restored(name: str):

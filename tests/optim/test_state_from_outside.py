@@ -12,8 +12,6 @@ import torch
 from conftest import QUIET, make, parameters, run, same_bits, set_gradients, started, twins, values
 from torch.nn import Parameter
 
-from deeprelax import HJ
-
 
 def cloned(opt: Any, p: Parameter) -> dict[str, Any]:
     return {name: value.clone() for name, value in opt.state[p].items()}
@@ -71,17 +69,6 @@ def test_replacing_the_state_by_a_copy_changes_nothing(name: str, put: Callable[
     other.eval()
     opt.eval()
     assert same_bits(params, others)
-
-
-def test_an_assigned_state_is_used_by_eval_and_the_kernels():
-    p = Parameter(torch.zeros(2))
-    opt = HJ([p], lr=1.0, inner_steps=2)
-    opt.state[p] = cloned(opt, p)
-    for _ in range(5):
-        p.grad = torch.ones(2)
-        opt.step()
-    opt.eval()
-    assert p.tolist() == [-0.875, -0.875]
 
 
 @pytest.mark.parametrize("put", PUT)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import io
 from typing import Any
 
 import pytest
 import torch
 from conftest import plain, same_bits
-from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torchs_inputs import KINDS, Problem, build, inputs
 
@@ -56,30 +54,6 @@ def test_two_with_one_saved_state_stay_equal_with_names_or_without(kind: str, na
         assert without_names(one.state_dict()) == without_names(two.state_dict())
         if any(named):
             assert two.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
-
-
-@pytest.mark.parametrize("named", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_saved_file_reads_equal_also_with_weights_only(kind: str, named: bool):
-    for options in inputs(kind):
-        problem = Problem()
-        opt = build(kind, given(problem, named), **options)
-        steps(opt, problem, 3)
-        saved, file = opt.state_dict(), io.BytesIO()
-        torch.save(saved, file)
-        for weights_only in (False, True):
-            file.seek(0)
-            assert plain(torch.load(file, weights_only=weights_only)) == plain(saved)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_parameter_listed_again_has_the_same_place_in_the_saved_groups(kind: str):
-    problem = Problem()
-    opt = build(kind, problem.params)
-    steps(opt, problem, 3)
-    expected = torch.optim.Optimizer.state_dict(opt)["param_groups"][-1]["params"]
-    opt.param_groups.extend(opt.param_groups)
-    assert torch.optim.Optimizer.state_dict(opt)["param_groups"][-1]["params"] == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,14 +148,3 @@ def test_a_deep_copy_has_every_public_attribute(kind: str):
         steps(opt, problem, 3)
         copied = copy.deepcopy(opt)
         assert {k for k in vars(opt) if k[0] != "_"} == {k for k in vars(copied) if k[0] != "_"}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_parameter_is_without_state_after_a_step(kind: str):
-    for options in inputs(kind):
-        model = nn.Linear(5, 5)
-        opt = build(kind, model.parameters(), **options)
-        model(torch.ones(2, 5)).sum().backward()
-        opt.step()
-        state = opt.outer.state if kind == "OuterLoop" else opt.state
-        assert all(len(state[p]) > 0 for p in model.parameters())

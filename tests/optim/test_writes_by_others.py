@@ -89,17 +89,19 @@ def test_a_write_in_mid_cycle_warns_once_at_its_end(name: str):
         run(opt, params, range(6, 8))
 
 
-def test_weights_loaded_between_cycles_are_taken_up_without_a_warning(name: str):
+@pytest.mark.parametrize("steps", [0, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weights_loaded_between_cycles_are_taken_up_without_a_warning(name: str, dtype: torch.dtype, steps: int):
     if not getattr(deeprelax, name).params_hold_x:
         pytest.skip("its parameters do not hold x between two cycles: see the next test")
-    (opt, params), (other, others) = twins(name, 4)
+    (opt, params), (other, others) = twins(name, steps, dtype=dtype)
     load(params)
     load(others)
     other.restart()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(opt, params, range(4, 8))
-    run(other, others, range(4, 8))
+        run(opt, params, range(steps, steps + 4))
+    run(other, others, range(steps, steps + 4))
     assert same_bits(params, others)
 
 
@@ -200,31 +202,21 @@ def test_at_x_keeps_what_is_loaded_inside(name: str):
     assert same_bits(params, weights)
 
 
-def test_eval_and_train_in_inference_mode_leave_usable_state(name: str):
+@pytest.mark.parametrize("steps", [0, 2])
+def test_eval_and_train_in_inference_mode_leave_usable_state(name: str, steps: int):
     (opt, params), (other, others) = twins(name)
     for ps, o in ((params, opt), (others, other)):
         for p in ps:
-            p.data = p.data.double()
-        run(o, ps, range(2))
+            p.data = p.data.double()  # adopted in the next call
+        run(o, ps, range(steps))
     with torch.inference_mode():
         opt.eval()
         opt.train()
     other.eval()
     other.train()
-    run(opt, params, range(2, 9))
-    run(other, others, range(2, 9))
+    run(opt, params, range(steps, 9))
+    run(other, others, range(steps, 9))
     assert same_bits(params, others)
-
-
-def test_a_cast_adopted_in_inference_mode_leaves_usable_state(name: str):
-    opt, params = started(name)
-    for p in params:
-        p.data = p.data.double()
-    with torch.inference_mode():
-        opt.eval()
-        opt.train()
-    run(opt, params, range(9))
-    opt.eval()
 
 
 def test_the_warning_of_a_write_is_at_the_users_line():
