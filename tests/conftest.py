@@ -80,7 +80,6 @@ for _name in ("EntropySGD", "ElasticSGD", "Parle"):
     PLAIN[_name]["inner_momentum"] = 0.0
 # What ``make`` gives an optimizer in the place of a backend's name: tests put objects here.
 BACKENDS: dict[str, Any] = {}
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SLOWEST = [
     *("test_sharded.py", "test_reproduce.py", "test_torchrun.py", "test_backends_agree.py"),
     *("test_triton.py", "test_triton_ptx.py", "test_cuda_binaries.py", "test_triton_ticked.py", "test_theory.py"),

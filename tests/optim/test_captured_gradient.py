@@ -42,8 +42,7 @@ class Operations(capture.Operations):
                 place.copy_(value)
 
 
-@pytest.mark.parametrize("model", ["lenet", "allcnn"])
-@pytest.mark.parametrize("optimizer", ["entropy-sgd", "heat", "hj"])
+@pytest.mark.parametrize(("optimizer", "model"), [("entropy-sgd", "allcnn"), ("heat", "lenet"), ("hj", "lenet")])
 def test_replays_of_a_captured_gradient_are_the_gradients_of_the_run(
     optimizer: str, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

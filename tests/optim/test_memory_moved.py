@@ -10,8 +10,6 @@ import torch
 from conftest import QUIET, make, parameters, plain, run, same_bits, started, values
 from torch.nn import Parameter
 
-pytestmark = pytest.mark.usefixtures("addresses")
-
 
 def cloned(p: Parameter) -> None:
     p.data = p.data.clone()
@@ -31,6 +29,7 @@ def channels_last(p: Parameter) -> None:
 MOVES = [cloned, widened, channels_last]
 
 
+@pytest.mark.usefixtures("addresses")
 @pytest.mark.parametrize("move", MOVES)
 @pytest.mark.parametrize("steps", [0, 4])
 def test_parameters_moved_before_the_first_step_or_at_phase_0_are_adopted(name: str, move: Callable, steps: int):
@@ -54,6 +53,7 @@ def test_parameters_moved_before_the_first_step_or_at_phase_0_are_adopted(name: 
         assert same_bits(moved, stayed), "the momentum and the place in the noise go along"
 
 
+@pytest.mark.usefixtures("addresses")
 @pytest.mark.parametrize("move", [cloned, widened])
 @pytest.mark.parametrize("steps", [1, 3, 6])
 def test_in_mid_cycle_a_moved_parameter_is_an_error_that_names_it(name: str, move: Callable, steps: int):
@@ -106,6 +106,7 @@ def test_a_parameter_moved_in_eval_mode_is_an_error(name: str):
         opt.train()
 
 
+@pytest.mark.usefixtures("addresses")
 def test_other_strides_at_the_same_address_are_noticed(name: str):
     quiet = QUIET[name]
     p = Parameter(torch.arange(6.0).view(2, 3))
