@@ -48,8 +48,8 @@ class Recorder:
 
 
 class Operations(TorchDispatchMode):
-    """Notes torch's own operations, which a graph repeats on the memory that the capture saw; what asks the host for a
-    value is an error in a capture."""
+    """Notes torch's own operations, which a graph repeats on the memory that the capture saw; reading a value
+    on the host is an error in a capture."""
 
     def __init__(self, launches: list[Callable[[], None]]) -> None:
         super().__init__()
@@ -70,8 +70,8 @@ class Operations(TorchDispatchMode):
 
 
 class Graph:
-    """Holds to what ``torch.cuda.CUDAGraph`` does with one ``step()``: its launches run when it is replayed, on the
-    very tensors that the capture saw, with no Python of the optimizer's."""
+    """Treats one ``step()`` as ``torch.cuda.CUDAGraph`` does: its launches run when it is replayed, on the tensors that
+    the capture saw, without the optimizer's Python code."""
 
     def __init__(self) -> None:
         self._launches: list[Callable[[], None]] = []

@@ -124,7 +124,7 @@ def test_with_an_outer_step_of_one_any_cycle_is_adamw_bit_for_bit() -> None:
 
 
 def test_a_parameter_that_joins_late_begins_its_own_bias_correction() -> None:
-    """Its first step has the size of lr, whatever the gradient's: so it is with Adam."""
+    """Its first step has the size of lr for any gradient, as Adam's has."""
     first, late = Parameter(torch.zeros(3)), Parameter(torch.zeros(3))
     opt = EntropyAdamW([first], lr=0.5, weight_decay=0.0, inner_steps=50)
     for k in range(9):

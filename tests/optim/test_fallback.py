@@ -1,4 +1,4 @@
-"""Where no compiled backend can be had, the first step says that the reference makes the updates."""
+"""Without a compiled backend the first step says that the reference makes the updates."""
 
 import warnings
 

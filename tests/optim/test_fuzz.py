@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(
 ALPHA, INNER_LR, SCOPING = 0.75, 0.125, 0.25
 NUMBERS = st.integers(-8, 8).map(lambda n: n / 4)
 POSITIVE = st.integers(1, 8).map(lambda n: n / 4)
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "80"))
 
 
 @dataclass
@@ -290,7 +290,7 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("kind", ["HJ", "EntropySGD", "Heat"])
 def test_any_sequence_of_calls_gives_what_the_model_gives(kind: str) -> None:
-    """Some 6,000 operations in all."""
+    """Some 10,000 operations in all."""
     case = type(f"{kind}Machine", (Machine,), {"kind": kind})
     checks = list(HealthCheck)
     run_state_machine_as_test(

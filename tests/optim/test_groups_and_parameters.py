@@ -91,6 +91,37 @@ def test_a_parameter_that_is_frozen_is_not_touched_again(name: str, steps: int):
     assert params[1] not in opt.state
 
 
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_thawed_parameter_joins_as_a_late_group_does(name: str, steps: int):
+    changes = {**QUIET[name], **({"warm_start": False} if name == "HJ" else {})}
+    params, others, late = parameters(), parameters(), Parameter(torch.linspace(-1, 1, 9))
+    frozen = Parameter(torch.linspace(-1, 1, 9), requires_grad=False)
+    opt, other = make(name, [*params, frozen], **changes), make(name, others, **changes)
+    run(opt, params, range(steps))
+    run(other, others, range(steps))
+    frozen.requires_grad_(True)
+    other.add_param_group({"params": [late], "gamma": other.param_groups[0]["gamma"]})
+    run(opt, [*params, frozen], range(steps, steps + 9))
+    run(other, [*others, late], range(steps, steps + 9))
+    assert torch.allclose(frozen, late, atol=1e-6)
+    assert not torch.equal(frozen, torch.linspace(-1, 1, 9))
+
+
+def test_a_saved_state_that_lacks_frozen_parameters_loads(name: str):
+    params, others = parameters(), parameters()
+    for ps in (params, others):
+        ps[2].requires_grad_(False)
+    opt, other = make(name, params), make(name, others)
+    trained = [p for p in params if p.requires_grad]
+    run(opt, trained, range(6))
+    other.load_state_dict(opt.state_dict())
+    for p, q in zip(params, others):
+        q.data.copy_(p.data)
+    run(opt, trained, range(6, 12))
+    run(other, [p for p in others if p.requires_grad], range(6, 12))
+    assert same_bits(params, others)
+
+
 # A run that ends in mid-cycle.
 
 

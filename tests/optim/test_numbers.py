@@ -1,4 +1,4 @@
-"""Hyper-parameters are plain Python numbers, whatever they were given as; other processes and versions read them."""
+"""Hyper-parameters are plain Python numbers, which other processes and versions read; floating-point modes."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_an_optimizer_goes_on_where_it_was_sent_from(name: str):
     assert plain(opt.state_dict()) == plain(other.state_dict())
 
 
-# What was saved before.
+# States of version 0.1.
 
 OLD = {"norm": -1.0, "norm_before": -1.0, "gamma_schedule": "scoping"}
 

@@ -169,7 +169,7 @@ def wrong_gradients(p: Parameter) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["sparse", "another size", "flat", "transposed", "dtype"])
-@pytest.mark.parametrize("steps", [0, 2, 3])
+@pytest.mark.parametrize("steps", [0, 2])
 def test_a_gradient_that_does_not_fit_is_an_error_that_names_the_parameter(
     name: str, kind: str, steps: int, unchanged: Any
 ):
@@ -185,23 +185,23 @@ def test_a_gradient_that_does_not_fit_is_an_error_that_names_the_parameter(
     assert same()
 
 
-def test_an_unknown_backend_is_refused_with_the_names_that_there_are(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_an_unknown_backend_is_refused_with_the_names_of_all(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match=r"quantum.*cpu.*eager"):
-        make(name, [Parameter(torch.ones(2))], backend="quantum")
+        make("HJ", [Parameter(torch.ones(2))], backend="quantum")
     with pytest.raises(ValueError, match="quantum"):
         kernels.why_not("quantum")
     monkeypatch.setenv("DEEPRELAX_BACKEND", "quantum")
     with pytest.raises(ValueError, match="quantum"):
-        make(name, [Parameter(torch.ones(2))])
+        make("HJ", [Parameter(torch.ones(2))])
 
 
-def test_a_backend_that_does_not_work_here_is_refused_with_the_reason(name: str):
+def test_a_backend_that_does_not_work_here_is_refused_with_the_reason():
     missing = [n for n in kernels.NAMES if n not in kernels.available()]
     for backend in missing:
         reason = kernels.why_not(backend)
         assert "looked for" in reason
         with pytest.raises(RuntimeError, match=backend) as error:
-            make(name, [Parameter(torch.ones(2))], backend=backend)
+            make("HJ", [Parameter(torch.ones(2))], backend=backend)
         assert reason in str(error.value)
     assert "eager" in kernels.available()
     assert all(kernels.why_not(n) == "" for n in kernels.available())
@@ -220,21 +220,18 @@ def test_a_triton_too_old_to_give_the_same_bits_is_refused(
         kernels._load.cache_clear()
 
 
-def test_the_environment_chooses_the_backend_where_the_user_does_not(name: str, monkeypatch: pytest.MonkeyPatch):
-    ran = []
-    kind = EagerUpdate
-    original = kind.run
-    monkeypatch.setattr(kind, "run", lambda self, *args: (ran.append("eager"), original(self, *args))[1])
+def test_the_environment_chooses_the_backend_where_the_user_does_not(monkeypatch: pytest.MonkeyPatch):
+    calls, original = [], EagerUpdate.run
+    monkeypatch.setattr(EagerUpdate, "run", lambda self, *args: (calls.append(self), original(self, *args))[1])
+
+    def by_the_reference(**options: Any) -> bool:
+        calls.clear()
+        started("HJ", 1, **options)
+        return bool(calls)
+
     monkeypatch.setenv("DEEPRELAX_BACKEND", "eager")
-    params = parameters()
-    run(make(name, params), params, range(1))
-    assert ran == ["eager"]
-    monkeypatch.delenv("DEEPRELAX_BACKEND")
-    run(make(name, parameters(), backend="eager"), [], range(0))
+    assert by_the_reference()
     if "cpu" in kernels.available():
-        params = parameters()
-        monkeypatch.setenv("DEEPRELAX_BACKEND", "eager")
-        run(make(name, params, backend="cpu"), params, range(1))
+        assert not by_the_reference(backend="cpu")
         monkeypatch.delenv("DEEPRELAX_BACKEND")
-        run(make(name, params), params, range(1))
-        assert ran == ["eager"]
+        assert not by_the_reference()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLAIN, make, parameters, plain, run, same_bits, set_gradients, started, values
+from conftest import PLAIN, QUIET, make, parameters, plain, run, same_bits, set_gradients, started, values
 from torch.nn import Parameter
 
 import deeprelax
@@ -44,6 +44,16 @@ def test_a_users_gamma_is_the_new_gamma_and_scoping_continues_from_it(name: str)
     run(opt, params, range(4, 6))
     run(other, fresh, range(4, 6))
     assert not same_bits(params, fresh)
+
+
+def test_a_new_number_of_inner_steps_counts_from_the_next_cycle(name: str):
+    opt, params = started(name, 1, inner_steps=3)
+    opt.param_groups[0]["inner_steps"] = 4
+    phases = []
+    for step in range(1, 7):
+        run(opt, params, range(step, step + 1))
+        phases.append(opt.phase)
+    assert phases == [2, 0, 1, 2, 3, 0]
 
 
 @pytest.mark.parametrize("capturable", [False, True])
@@ -97,6 +107,32 @@ def test_a_late_group_joins_at_the_current_phase_with_x_its_parameters(name: str
     run(opt, all_params, range(20, 25))
     run(restored[1], restored[0], range(20, 25))
     assert same_bits(all_params, restored[0])
+
+
+def test_a_late_groups_first_cycle_has_the_remaining_calls(name: str):
+    quiet = QUIET[name]
+    late, alone = Parameter(torch.linspace(-1, 1, 9)), Parameter(torch.linspace(-1, 1, 9))
+    opt, _ = started(name, 1, **quiet)
+    opt.add_param_group({"params": [late]})
+    share = 3 / 4 if name == "Heat" else 1  # Heat divides by L = 4
+    other = make(name, [alone], **{**quiet, "inner_steps": 3, "lr": opt.defaults["lr"] * share})
+    for step in range(3):
+        set_gradients([late], step)
+        set_gradients([alone], step)
+        opt.step()
+        other.step()
+        assert torch.allclose(late, alone, atol=1e-6)
+    assert opt.outer_step_happened
+    assert other.outer_step_happened
+
+
+def test_a_late_group_draws_its_own_noise():
+    first, late = Parameter(torch.zeros(50)), Parameter(torch.zeros(50))
+    opt = deeprelax.Heat([first], gamma=1.0, seed=1)
+    opt.add_param_group({"params": [late]})
+    opt.train()
+    assert first.any()
+    assert not torch.equal(first, late)
 
 
 def test_a_late_group_added_in_eval_mode_joins_too(name: str):

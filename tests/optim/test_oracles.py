@@ -120,7 +120,7 @@ def test_hj_on_the_absolute_value_finds_the_huber_gradient() -> None:
     steps(opt, p, torch.sign, 3500)
     found, far = opt.state[p]["p"], x.abs() > gamma
     torch.testing.assert_close(found[far], x[far].sign(), rtol=0, atol=1e-12)
-    # At the kink p goes to and fro by at most (1 - alpha) |sign - p|.
+    # At the kink p oscillates by at most (1 - alpha) |sign - p|.
     torch.testing.assert_close(found[~far], x[~far] / gamma, rtol=0, atol=2 * (1 - alpha))
 
 

@@ -229,7 +229,7 @@ def test_values_out_of_range_are_refused_by_name(options: dict[str, Any], messag
         OuterLoop(INNER["SGD"](parameters()), **options)
 
 
-def test_an_inner_that_is_no_optimizer_and_its_own_state_are_refused() -> None:
+def test_an_inner_that_is_not_an_optimizer_and_its_own_state_are_refused() -> None:
     with pytest.raises(TypeError, match=r"torch\.optim\.Optimizer"):
         OuterLoop(parameters())  # type: ignore[arg-type]
     params = parameters()

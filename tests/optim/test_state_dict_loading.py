@@ -42,28 +42,24 @@ def test_another_optimizers_state_is_refused_and_nothing_changes(name: str, save
     assert same()
 
 
-def test_a_state_of_other_shapes_is_refused_with_both_shapes(name: str, unchanged: Unchanged):
-    saved = saved_by(name, [Parameter(torch.ones(4)), Parameter(torch.ones(2, 3))])
-    params = [Parameter(torch.zeros(4)), Parameter(torch.zeros(3, 2))]
-    opt = make(name, params)
-    same = unchanged(opt, params)
-    with pytest.raises(ValueError, match=r"\(2, 3\).*expected.*\(3, 2\)"):
+@pytest.mark.parametrize(
+    ("shapes", "groups", "message"),
+    [
+        ([(4,), (2, 3)], [[(4,), (3, 2)]], r"\(2, 3\).*expected.*\(3, 2\)"),
+        ([(4,)], [[(4,)], [(4,)]], "1 parameter group.*has 2"),
+        ([(4,)], [[(4,), (4,)]], "1 param.*2 in"),
+    ],
+)
+def test_a_state_of_other_shapes_or_groups_is_refused_with_both(
+    name: str, shapes: list[Any], groups: list[list[Any]], message: str, unchanged: Unchanged
+):
+    saved = saved_by(name, [Parameter(torch.ones(shape)) for shape in shapes])
+    params = [[Parameter(torch.zeros(shape)) for shape in group] for group in groups]
+    opt = make(name, [{"params": group} for group in params])
+    same = unchanged(opt, [p for group in params for p in group])
+    with pytest.raises(ValueError, match=message):
         opt.load_state_dict(saved)
     assert same()
-
-
-def test_a_state_of_other_groups_is_refused_with_both_counts(name: str, unchanged: Unchanged):
-    saved = saved_by(name, [Parameter(torch.ones(4))])
-    params = [Parameter(torch.zeros(4)), Parameter(torch.zeros(4))]
-    for groups, expected in (
-        ([{"params": [p]} for p in params], "1 parameter group.*has 2"),
-        (params, "1 param.*2 in"),
-    ):
-        opt = make(name, groups)
-        same = unchanged(opt, params)
-        with pytest.raises(ValueError, match=expected):
-            opt.load_state_dict(saved)
-        assert same()
 
 
 def test_a_state_without_the_tensors_of_a_parameter_is_refused(name: str, unchanged: Unchanged):

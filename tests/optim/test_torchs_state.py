@@ -80,7 +80,7 @@ def test_hooks_around_saving_may_add_anything_to_the_state(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_state_under_a_key_that_is_no_parameter_is_saved_and_loaded(kind: str):
+def test_state_under_a_key_that_is_not_a_parameter_is_saved_and_loaded(kind: str):
     first, second = Problem(), Problem()
     one, two = build(kind, first.params), build(kind, second.params)
     one.state["note"] = {"of": "somebody else"}

@@ -9,7 +9,6 @@ import torch
 from conftest import make, parameters, run, same_bits, set_gradients, started, twins, values
 from torch.nn import Parameter
 
-import deeprelax
 from deeprelax import EntropySGD
 
 
@@ -91,29 +90,17 @@ def test_a_write_in_mid_cycle_warns_once_at_its_end(name: str):
 
 @pytest.mark.parametrize("steps", [0, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_weights_loaded_between_cycles_are_taken_up_without_a_warning(name: str, dtype: torch.dtype, steps: int):
-    if not getattr(deeprelax, name).params_hold_x:
-        pytest.skip("its parameters do not hold x between two cycles: see the next test")
+def test_weights_loaded_between_cycles_are_taken_up(name: str, dtype: torch.dtype, steps: int):
+    """With a warning if the parameters did not hold x."""
     (opt, params), (other, others) = twins(name, steps, dtype=dtype)
     load(params)
     load(others)
     other.restart()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True, action="always") as found:
         run(opt, params, range(steps, steps + 4))
     run(other, others, range(steps, steps + 4))
     assert same_bits(params, others)
-
-
-def test_weights_loaded_over_heats_x_plus_w_are_taken_up():
-    (opt, params), (other, others) = twins("Heat", 4)
-    load(params)
-    load(others)
-    other.restart()
-    with pytest.warns(UserWarning, match="taken up as x"):
-        run(opt, params, range(4, 8))
-    run(other, others, range(4, 8))
-    assert same_bits(params, others)
+    assert ["taken up as x" in str(w.message) for w in found] == [True] * (steps > 0 and not opt.params_hold_x)
 
 
 def test_an_ordinary_run_with_evaluation_never_warns(name: str):
