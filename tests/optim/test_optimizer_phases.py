@@ -13,6 +13,13 @@ from torch.nn import Parameter
 import deeprelax
 
 
+def x_of(opt: Any, p: Parameter) -> torch.Tensor:
+    opt.eval()
+    x = p.detach().clone()
+    opt.train()
+    return x
+
+
 def test_the_phase_counts_the_gradients_of_the_cycle(name: str):
     opt, params = started(name, inner_steps=3)
     seen = [(opt.phase, opt.outer_step_happened)]
@@ -44,6 +51,26 @@ def test_a_users_gamma_is_the_new_gamma_and_scoping_continues_from_it(name: str)
     run(opt, params, range(4, 6))
     run(other, fresh, range(4, 6))
     assert not same_bits(params, fresh)
+
+
+def test_calls_without_a_gradient_still_begin_and_end_the_cycle(name: str):
+    """A parameter without gradients in a whole cycle keeps its x, whatever cycles before and after it did."""
+    if name == "ElasticSGD":
+        pytest.skip("a parameter without a gradient stays where it is, and the centre comes nearer")
+    off = PLAIN[name]
+    params = [Parameter(torch.ones(5)), Parameter(torch.linspace(1, 2, 5))]
+    opt = make(name, params, **off)
+    run(opt, params, range(4))
+    x = x_of(opt, params[1])
+    for step in range(4, 8):
+        set_gradients(params, step, without=[1])
+        before = params[1].detach().clone()
+        opt.step()
+        assert torch.equal(params[1], x), "without a gradient it stands at x"
+        assert step == 4 or torch.equal(params[1], before)
+    assert torch.equal(x_of(opt, params[1]), x)
+    run(opt, params, range(8, 12))
+    assert not torch.equal(params[1], x)
 
 
 def test_a_new_number_of_inner_steps_counts_from_the_next_cycle(name: str):
