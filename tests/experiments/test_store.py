@@ -29,8 +29,9 @@ def flipped(content: bytes, position: int) -> bytes:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of a run that was stopped in its middle, and of one that has ended."""
     folder = tmp_path_factory.mktemp("runs")
-    assert store.execute(RUN, LENET, "digest", folder / "paused", deadline=0.0) == store.PAUSED
-    assert store.execute(RUN, LENET, "digest", folder / "finished") == store.FINISHED
+    with environment.threads(1):  # as many as in every test
+        assert store.execute(RUN, LENET, "digest", folder / "paused", deadline=0.0) == store.PAUSED
+        assert store.execute(RUN, LENET, "digest", folder / "finished") == store.FINISHED
     return folder
 
 

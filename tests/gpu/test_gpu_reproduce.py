@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 from on_gpu import only_real
-from test_reproduce import GENTLER, data_for, errors, final_state, narrow, small
+from test_reproduce import data_for, errors, final_state, narrow, small
 
 from deeprelax.experiments.runner import Runner, can_be_captured
 from deeprelax.experiments.table1 import protocol, store
 from deeprelax.experiments.table1.protocol import OPTIMIZERS
 
 __all__ = ["narrow"]  # a fixture for every test here
+# Where the program of the authors has more momentum than these few easy images bear.
+GENTLER = {("lenet", "entropy-sgd"): {"lr": 0.03}, ("lenet", "sgd"): {"lr": 0.03}}
 
 
 @only_real
@@ -29,8 +31,8 @@ def test_a_captured_run_learns_and_resumes_with_the_same_bits(
     captured = Runner._captured
     monkeypatch.setattr(Runner, "_captured", lambda self: captures.append(1) or captured(self))
     data = data_for(model).to(torch.device("cuda"))
-    run = small(optimizer, model, epochs=10, evaluate_every=5, **changes)
-    run = dataclasses.replace(run, options={**run.options, **GENTLER.get(("authors", model, optimizer), {})})
+    run = small(optimizer, model, epochs=16, evaluate_every=8, **changes)
+    run = dataclasses.replace(run, options={**run.options, **GENTLER.get((model, optimizer), {})})
     store.execute(run, data, "digest", tmp_path / "whole")
     assert store.execute(run, data, "digest", tmp_path / "parts", deadline=0.0) == store.PAUSED
     assert store.execute(run, data, "digest", tmp_path / "parts") == store.FINISHED

@@ -176,14 +176,17 @@ class Machine(RuleBasedStateMachine):
         return Parameter(torch.tensor([value], dtype=torch.float64))
 
     @precondition(lambda self: self.model.training)
-    @rule(data=st.data())
-    def step(self, data: Any) -> None:
-        gradients = [[data.draw(st.none() | NUMBERS) for _ in group.weights] for group in self.model.groups]
-        for group, gs in zip(self.params, gradients):
-            for p, g in zip(group, gs):
-                p.grad = None if g is None or not p.requires_grad else torch.tensor([g], dtype=torch.float64)
-        self.opt.step()
-        self.model.step(gradients)
+    @rule(data=st.data(), count=st.integers(1, 5))
+    def step(self, data: Any, count: int) -> None:
+        """So many steps: one at a time, few cycles would come to their end between two other calls."""
+        for _ in range(count):
+            gradients = [[data.draw(st.none() | NUMBERS) for _ in group.weights] for group in self.model.groups]
+            for group, gs in zip(self.params, gradients):
+                for p, g in zip(group, gs):
+                    p.grad = None if g is None or not p.requires_grad else torch.tensor([g], dtype=torch.float64)
+            self.opt.step()
+            self.model.step(gradients)
+            self.weights_are_equal()
 
     @rule()
     def to_eval(self) -> None:
@@ -290,7 +293,7 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("kind", ["HJ", "EntropySGD", "Heat"])
 def test_any_sequence_of_calls_gives_what_the_model_gives(kind: str) -> None:
-    """Some 10,000 operations in all."""
+    """``EXAMPLES`` sequences of up to 50 calls."""
     case = type(f"{kind}Machine", (Machine,), {"kind": kind})
     checks = list(HealthCheck)
     run_state_machine_as_test(
