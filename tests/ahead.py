@@ -17,7 +17,7 @@ H100 = GPUTarget("cuda", 90, 32)
 
 
 def specialization(launch: Launch) -> dict[str, Any]:
-    """By the arguments' names: what each launch with another value is another kernel for."""
+    """For each argument by name: how Triton specialises a kernel for the value that the launch has."""
     return dict(zip((p.name for p in launch.kernel.params), bind(launch, H100)[2], strict=True))
 
 

@@ -81,9 +81,9 @@ for _name in ("EntropySGD", "ElasticSGD", "Parle"):
 # What ``make`` gives an optimizer in the place of a backend's name: tests put objects here.
 BACKENDS: dict[str, Any] = {}
 SLOWEST = [
-    *("test_sharded.py", "test_reproduce.py", "test_torchrun.py", "test_backends_agree.py"),
-    *("test_triton.py", "test_triton_ptx.py", "test_cuda_binaries.py", "test_triton_ticked.py", "test_theory.py"),
-    *("test_state_dict.py", "test_gpu_bench.py", "test_triton_sizes.py"),
+    *("test_sharded.py", "test_theory.py", "test_triton.py", "test_reproduce.py", "test_torchrun.py"),
+    *("test_reproduce_cli.py", "test_compare.py", "test_examples.py", "test_backends_agree.py"),
+    *("test_two_processes.py", "test_cuda_binaries.py", "test_elastic.py"),
 ]
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
@@ -121,7 +121,7 @@ def set_gradients(params: Iterable[Tensor], step: int, without: Sequence[int] = 
 
 
 def run(opt: Any, params: Sequence[Tensor], steps: range) -> None:
-    """One ``step()`` for each number, with that number's gradients."""
+    """One ``step()`` for each number, with the gradients of that step."""
     for step in steps:
         set_gradients(params, step)
         opt.step()

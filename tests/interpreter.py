@@ -9,13 +9,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def interpreted(test: Callable[..., None]) -> Callable[..., None] | None:
-    """Only for that process."""
+    """The test in the process that has the interpreter; None elsewhere."""
     return test if INTERPRETED else None
 
 
 def patch_once_a_launch() -> None:
-    """The interpreter gives the language's functions other meanings at every call of a function of a kernel, in a third
-    of all time; for a module, once a launch is enough."""
+    """At every call of a kernel's function the interpreter patches the language, which takes a third of all time; once
+    a launch is enough for a module."""
     from triton.runtime import interpreter
 
     patch, launch, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()

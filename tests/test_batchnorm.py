@@ -92,7 +92,7 @@ def test_a_model_without_batch_norm_does_not_read_the_loader():
 
 
 class Keywords(nn.Module):
-    """As a Trainer calls a model; the norm sees two inputs of different length in each call."""
+    """Called as a Trainer calls a model; in each call the norm gets two inputs of different length."""
 
     def __init__(self) -> None:
         super().__init__()

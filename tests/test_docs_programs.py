@@ -37,7 +37,7 @@ own_share_of_the_data, validate = lambda rank: loader, lambda model: None
 
 
 def programs(page: str) -> list[str]:
-    """In their order."""
+    """The programs of a page, in order."""
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
@@ -67,7 +67,7 @@ def test_every_page_with_a_program_is_run_somewhere() -> None:
 
 
 def commands() -> list[str]:
-    """Of the README and the pages, in their blocks without a language."""
+    """The commands in the README's and the pages' code blocks that name no language."""
     found = []
     for path in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]:
         for block in re.findall(r"```\n(.*?)```", path.read_text(), re.DOTALL):

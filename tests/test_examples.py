@@ -31,7 +31,7 @@ RUNS = {
 
 
 def program(name: str, arguments: list[str]) -> str:
-    """What it prints; in this process, which has torch loaded, and where a torchvision that does not fit is mended."""
+    """What an example prints. It runs in this process, where torch is loaded and any torchvision can be imported."""
     with pytest.MonkeyPatch.context() as patch, io.StringIO() as said, contextlib.redirect_stdout(said):
         patch.setattr(sys, "argv", [name, *arguments])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
@@ -39,7 +39,7 @@ def program(name: str, arguments: list[str]) -> str:
 
 
 def processes(name: str, arguments: list[str]) -> str:
-    """What it prints as two processes that torchrun starts."""
+    """What an example prints in two processes that torchrun starts."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *launcher, str(EXAMPLES / name), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

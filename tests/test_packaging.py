@@ -43,7 +43,7 @@ def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def packed(distribution: Path) -> set[str]:
-    """Names of its files."""
+    """The names of the files in it."""
     return {str(path.relative_to(distribution)) for path in distribution.rglob("*") if path.is_file()}
 
 

@@ -44,7 +44,7 @@ def at_offset(values: Tensor, offset: int) -> Tensor:
 
 
 def numbers(size: int, dtype: torch.dtype, generator: torch.Generator, special: bool = False) -> Tensor:
-    """Normal; with ``special``, one in three is from ``SPECIAL``."""
+    """Normal numbers; with ``special``, one in three is from ``SPECIAL``."""
     values = torch.randn(size, dtype=torch.float64, generator=generator)
     if special:
         drawn = torch.rand(size, generator=generator) < 1 / 3
@@ -68,7 +68,7 @@ class Call:
         return bool(self.scalars.flags & flag)
 
     def changed(self, on: int = 0, off: int = 0, **values: float) -> Call:
-        """The same with these flags and scalars."""
+        """A copy with other flags and scalars."""
         scalars = Scalars.from_buffer_copy(self.scalars)
         for name, value in values.items():
             setattr(scalars, name, value)
@@ -76,7 +76,7 @@ class Call:
         return Call(self.rule, scalars)
 
     def with_draw(self, draw: Draw) -> Call:
-        """The same with that noise."""
+        """A copy that draws this noise."""
         key0, key1 = draw.key
         return self.changed(key0=key0, key1=key1, step=draw.step)
 
@@ -154,7 +154,7 @@ def near_weights(table: Table, x: Tensor, factor: float) -> None:
 
 
 def names_of_buffers(rule: Rule, dtype: torch.dtype, stochastic_rounding: bool) -> list[str]:
-    """All that the rule may have."""
+    """Every buffer that the rule may use."""
     kept = buffers_of(rule, dtype in (torch.bfloat16, torch.float16), stochastic_rounding)
     return [*kept, *(buffer for _, buffer in rule.optional)]
 
@@ -165,7 +165,7 @@ def missed_gradients(tensors: int) -> Tensor:
 
 
 def corrected(rate: float, betas: tuple[float, float], step: int) -> dict[str, float]:
-    """The scalars that AdamW has, at that step."""
+    """AdamW's scalars at a step."""
     step_size, inv_root_bias2 = bias_correction(rate, *betas, step + 1)
     beta1, beta2 = betas
     return {
@@ -176,7 +176,7 @@ def corrected(rate: float, betas: tuple[float, float], step: int) -> dict[str, f
 
 
 def coins(seed: int, count: int) -> Iterator[tuple[bool, ...]]:
-    """Rows of ``count`` random booleans, without end."""
+    """An endless iterator over rows of ``count`` random booleans."""
     rng = random.Random(seed)
     while True:
         yield tuple(rng.random() < 0.5 for _ in range(count))

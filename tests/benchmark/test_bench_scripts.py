@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def script(name: str) -> Any:
-    """That file of bench/; tests/distributed has modules of the same names."""
+    """A file of bench/ as a module: tests/distributed has modules of the same names."""
     spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "bench" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Timer:
-    """By which every step takes 6 ms; an optimizer's in phase 1 two and in phase 2 three times as long."""
+    """Every step takes 6 ms, an optimizer's in phase 1 twice and in phase 2 three times as long."""
 
     def timed(self, step: Step, samples: list[Sample]) -> Step:
         def call() -> None:

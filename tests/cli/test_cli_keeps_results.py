@@ -44,7 +44,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A benchmark of a moment."""
+    """A benchmark that takes no time."""
     monkeypatch.setattr(throughput, "workloads", lambda preset: [Workload(name, ((16,),) * 2) for name in ("a", "b")])
 
 

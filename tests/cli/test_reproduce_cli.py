@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: str, *arguments: object, code: int = 0) -> Result:
-    """Options in one text are taken apart."""
+    """The result of a command; a string of several options is split."""
     threads = [] if command == "figure2" else ["--threads", "1"]
     words = [word for a in arguments for word in (a.split() if isinstance(a, str) else [str(a)])]
     result = CliRunner().invoke(main, ["reproduce", command, *threads, *words])

@@ -68,7 +68,7 @@ def killed(rank: int) -> dict[str, Any]:
 
 
 def hung(rank: int) -> dict[str, Any]:
-    """The same with one that sleeps."""
+    """The same with a worker that hangs."""
     return lost(rank, hangs=True)
 
 
@@ -236,7 +236,7 @@ def program(rank: int) -> str:
 
 
 def partitions(rank: int) -> dict[str, Any]:
-    """All of these."""
+    """The scenarios of test_partitions.py."""
     return {"zero": zero(rank), "zero resumed": zero_resumed(rank), "fsdp1": fsdp1(rank), "overflow": overflow(rank)}
 
 

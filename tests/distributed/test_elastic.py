@@ -180,8 +180,8 @@ def test_workers_draw_their_own_noise_also_in_a_captured_step() -> None:
 
 
 def mean_force(kind: str, x: float, inner_lr: float) -> float:
-    """Of the springs on a centre that stands at x, over time 40 after 4: f = (x² - 1)², γ = 0.1, temperature 2, three
-    workers of 4,096 elements; of Entropy-SGD's, on as many elements."""
+    """The springs' mean force on a centre held at x, over a time of 40 after one of 4: f = (x² - 1)², γ = 0.1,
+    temperature 2, three workers of 4,096 elements; for Entropy-SGD, one of as many elements in all."""
     forces = []
     for rank in range(3 if kind == "ElasticSGD" else 1):
         p = Parameter(torch.full((4096 if kind == "ElasticSGD" else 3 * 4096,), x, dtype=torch.float64))

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Joining:
-    """The replicas of a worker that has no part in its first mean, which is given."""
+    """Replicas of a worker that does not take part in its first mean, whose result is given."""
 
     rank, size = 2, 3
 

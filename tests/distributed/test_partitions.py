@@ -30,7 +30,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of what the processes save."""
+    """Where the processes save their states."""
     return tmp_path_factory.mktemp("partitions")
 
 

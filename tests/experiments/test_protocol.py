@@ -133,7 +133,7 @@ AUTHORS_ENTROPY_SGDS = {"lenet": {40: 0.1}, "allcnn": {60: 0.2, 120: 0.04}}
 
 
 def factor(preset: str, model: str, optimizer: str, epoch: int) -> float:
-    """What the rate is of its first value in that effective epoch, the first being 0."""
+    """The learning rate in an effective epoch (counted from 0), as a fraction of its initial value."""
     own = (preset, optimizer) == ("authors", "entropy-sgd")
     falls = (AUTHORS_ENTROPY_SGDS if own else SGDS)[model]
     return next((to for first, to in reversed(falls.items()) if first <= epoch), 1.0)

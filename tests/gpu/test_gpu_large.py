@@ -24,7 +24,7 @@ NEEDS = 26 * 2**30  # bytes: weights and gradients of two each, two buffers of f
 
 
 def scalars(rule: Rule, first: bool, last: bool) -> Scalars:
-    """Of a call at that place in the cycle, with noise and stochastic rounding where the rule has them."""
+    """The scalars of a call at a place in the cycle, with noise and stochastic rounding if the rule has them."""
     hyper = Hyper(inner_steps=3, keep=1.0, alpha=0.7, temperature=0.05, flags=int(Flag.STOCHASTIC_ROUNDING))
     phase = 0 if first else 2 if last else 1
     cycle = CycleState(0.31, 0.11, 0.77, 0.77, step=5, phase=phase, cycle_steps=3, fresh=False, seed=7)
@@ -32,7 +32,7 @@ def scalars(rule: Rule, first: bool, last: bool) -> Scalars:
 
 
 def places() -> list[slice]:
-    """The two ends, and both sides of element 2^31, at wherever a Philox call has its first element and elsewhere."""
+    """The two ends, and both sides of element 2^31, at the first element of a Philox call and elsewhere."""
     return [
         slice(0, REACH),
         slice(BOUNDARY - REACH - 1, BOUNDARY + REACH),
@@ -42,7 +42,7 @@ def places() -> list[slice]:
 
 @pytest.fixture
 def held() -> Iterator[list[Tensor]]:
-    """For the large tensors, whose memory is the next test's as soon as this one ends."""
+    """Holds the large tensors; their memory is free for the next test as soon as this one ends."""
     tensors: list[Tensor] = []
     yield tensors
     release(tensors)

@@ -147,13 +147,13 @@ def test_a_launch_that_fails_says_which_kernel_and_what_sizes() -> None:
 
 
 def scalars() -> Scalars:
-    """Of a cycle of one call with η = α = 0.5."""
+    """The scalars of a cycle of one call with η = α = 0.5."""
     hyper = Hyper(inner_steps=1, keep=1.0, alpha=0.5)
     return HJ.scalars(hyper, CycleState(0.5, 0.0, 1.0, 1.0, step=0, phase=0, cycle_steps=1, fresh=True, seed=0))
 
 
 def assert_that_it_goes_on() -> None:
-    """The error was of that one launch."""
+    """The error belonged to one launch: the next one works."""
     w, g = torch.ones(100, device="cuda"), torch.ones(100, device="cuda")
     table = Table([w], [0])
     buffers = {"x": table.new_buffer(), "p": table.new_buffer()}

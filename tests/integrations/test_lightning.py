@@ -43,7 +43,7 @@ def _no_warning_of_ours() -> Iterator[None]:
 
 
 class Network(LightningModule):
-    """Its batches depend on the number of the step alone, as a loader that can be resumed would give them."""
+    """Its batches depend only on the number of the step, as from a loader that can be resumed."""
 
     def __init__(self, name: str, norm: bool = False, **changes: Any) -> None:
         super().__init__()

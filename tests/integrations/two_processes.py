@@ -38,7 +38,7 @@ class Sharing(test_lightning.Network):
 
 
 def lightning_run(folder: Path, name: str) -> dict[str, Any]:
-    """Under ddp."""
+    """A run under DDP."""
     ddp = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
     run, recorder = test_lightning.trainer(folder, max_steps=7, val_check_interval=3, **ddp)
     module = Sharing(name)

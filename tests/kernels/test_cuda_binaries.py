@@ -25,7 +25,7 @@ needs_module = pytest.mark.skipif(
 
 
 def nvcc_flags() -> list[str]:
-    """Of setup.py."""
+    """``NVCC_FLAGS`` of setup.py."""
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "NVCC_FLAGS":
             return list(ast.literal_eval(node.value))
@@ -33,7 +33,7 @@ def nvcc_flags() -> list[str]:
 
 
 def default_architectures() -> list[str]:
-    """Of setup.py."""
+    """``CUDA_ARCHITECTURES`` of setup.py, as "sm_90"."""
     found = re.search(r'CUDA_ARCHITECTURES = "([\d;]+)"', (ROOT / "setup.py").read_text())
     assert found
     return [f"sm_{a}" for a in found[1].split(";")]

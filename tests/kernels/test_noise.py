@@ -65,7 +65,7 @@ def normal(draw: Draw, index: int, start: int, count: int) -> Tensor:
 
 
 def many(step: int, count: int, start: int = 0) -> Tensor:
-    """Normals from the fast generator, which is compared with the reference bit by bit."""
+    """Normals from the fast generator; other tests compare it with the reference bit by bit."""
     return native().normal(Draw(SEED, step), 0, start, count).double()
 
 

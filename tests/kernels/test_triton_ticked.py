@@ -50,7 +50,7 @@ def random_hyper(rule: str, inner_steps: int) -> Hyper:
 
 
 def changed(hyper: Hyper, on: int = 0, off: int = 0, **values: float) -> Hyper:
-    """The same with these flags and values."""
+    """A copy with other flags and values."""
     new = Hyper.from_buffer_copy(hyper)
     for name, value in values.items():
         setattr(new, name, value)

@@ -35,13 +35,13 @@ def rule(request: pytest.FixtureRequest) -> str:
 
 
 def tick_of(rule: str) -> Tick:
-    """Of a group with every optional term."""
+    """The tick of a group with every optional term."""
     of: Hyper = hyper(rule)
     return new_tick(rule, of)
 
 
 def capture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on a CUDA graph is being captured."""
+    """Pretend that a CUDA graph is being captured from now on."""
     for module in WHERE_CAPTURING:
         monkeypatch.setattr(f"deeprelax.{module}.capturing", lambda device: True)
 

@@ -44,7 +44,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def dense(seed: int = 0) -> list[Parameter]:
-    """Parameters that no copy stands in for."""
+    """Parameters whose memory the optimizer uses directly, without a copy."""
     return [p for p in parameters(seed=seed) if p.is_contiguous() and p.numel()]
 
 

@@ -40,7 +40,7 @@ def once(function: Callable[..., Any], backend: Any = "aot_eager") -> Callable[.
 
 
 def noises(params: Sequence[Tensor], step: int) -> list[Tensor]:
-    """What gradients have next to the weights."""
+    """Random tensors from which, with the weights, a step's gradients are computed."""
     draw = torch.Generator().manual_seed(step)
     return [torch.empty_like(p).copy_(torch.randn(p.shape, generator=draw)) for p in params]
 
@@ -110,7 +110,7 @@ def test_backward_may_be_inside_the_graph() -> None:
 
 @pytest.mark.parametrize(("capturable", "scheduled"), [(False, True), (True, False)])
 def test_an_ordinary_loop_has_no_more_graph_breaks_than_with_sgd(capturable: bool, scheduled: bool) -> None:
-    """And is compiled once."""
+    """It is compiled once as well."""
 
     def loop(opt: Any, model: torch.nn.Module, schedule: Any) -> None:
         opt.zero_grad()

@@ -16,7 +16,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def steps(name: str, **options: object) -> list[str]:
-    """What is said in two steps and before them."""
+    """The warnings of two steps; construction has none."""
     p = torch.nn.Parameter(torch.ones(3))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

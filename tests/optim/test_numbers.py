@@ -85,7 +85,7 @@ def test_an_optimizer_can_be_sent_to_another_process(name: str, capturable: bool
 
 
 def test_an_optimizer_goes_on_where_it_was_sent_from(name: str):
-    """Sending puts the state into shared memory; the weights have been there before."""
+    """Sending moves the state into shared memory; the weights were there before."""
     params = [Parameter(torch.linspace(-1, 1, 9).share_memory_())]
     opt = make(name, params)
     run(opt, params, range(3))

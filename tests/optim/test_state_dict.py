@@ -23,7 +23,7 @@ CASES = list(itertools.product(OPTIMIZERS, DTYPES, (0, *range(L, 2 * L)), (False
 
 
 def continue_all(rank: int) -> list[dict[str, Any]]:
-    """What the new process does: load every case, continue it, return where it ends."""
+    """What the new process does: load every case, resume it, and return the weights at its end."""
     results = []
     for (name, dtype, steps, _), saved in zip(CASES, torch.load("cases.pt", weights_only=True), strict=True):
         params = parameters(dtype, seed=99)
@@ -40,7 +40,7 @@ def continue_all(rank: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def continued(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Every case saved here and continued in one new process."""
+    """Every case, saved here and resumed in one new process."""
     path, cases = tmp_path_factory.mktemp("runs"), []
     for name, dtype, steps, in_eval in CASES:
         opt, params = started(name, steps, dtype=dtype)

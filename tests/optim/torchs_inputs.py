@@ -24,7 +24,7 @@ for _kind in ("EntropySGD", "ElasticSGD", "Parle"):
 
 
 def build(kind: str, params: Any, **changes: Any) -> Any:
-    """The optimizer with its start and these changes; OuterLoop is around torch's SGD."""
+    """The optimizer with its initial settings and these changes; OuterLoop wraps torch's SGD."""
     options = {**START[kind], **changes}
     if kind == "OuterLoop":
         return deeprelax.OuterLoop(torch.optim.SGD(params, **{k: v for k, v in options.items() if k != "inner_steps"}))
@@ -32,7 +32,7 @@ def build(kind: str, params: Any, **changes: Any) -> Any:
 
 
 def inputs(kind: str) -> Iterator[dict[str, Any]]:
-    """Changes to the start, as the lists of torch's database have them: new tensors in every one."""
+    """Changes to the initial settings, as torch's database lists them; each has new tensors."""
     lr = START[kind].get("lr", 1e-3)
     yield {}
     yield {"lr": lr / 2}
