@@ -88,11 +88,11 @@ def test_a_write_in_mid_cycle_warns_once_at_its_end(name: str):
         run(opt, params, range(6, 8))
 
 
-@pytest.mark.parametrize("steps", [0, 4])
+@pytest.mark.parametrize(("steps", "inner_steps"), [(0, 4), (4, 4), (4, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_weights_loaded_between_cycles_are_taken_up(name: str, dtype: torch.dtype, steps: int):
-    """With a warning if the parameters did not hold x."""
-    (opt, params), (other, others) = twins(name, steps, dtype=dtype)
+def test_weights_loaded_between_cycles_are_taken_up(name: str, dtype: torch.dtype, steps: int, inner_steps: int):
+    """With one warning if the parameters did not hold x."""
+    (opt, params), (other, others) = twins(name, steps, dtype=dtype, inner_steps=inner_steps)
     load(params)
     load(others)
     other.restart()
