@@ -62,7 +62,7 @@ preset_option = click.option(
 
 
 def _shared(command: Callable[..., Any], images: str) -> Callable[..., Any]:
-    """Options that table1 and search have in common; ``images`` goes on with what ``--images`` says."""
+    """Options shared by table1 and search; ``images`` completes the help of ``--images``."""
     for option in reversed(
         [
             data_option(
@@ -162,7 +162,7 @@ def reproduce() -> None:
 )  # fmt: skip
 @click.option(
     "--until", type=COUNT, metavar="EPOCH",
-    help="Save every run at this effective epoch, its schedule unchanged; without it the next call goes on.",
+    help="Save every run at this effective epoch, its schedule unchanged; without it the next call resumes.",
 )  # fmt: skip
 @click.option("--evaluate-every", type=COUNT, help="Effective epochs.  [default: at about 40 points of a run]")
 @click.option("--autocast", type=click.Choice(["bf16"]), help="Mixed precision.  [default: float32]")

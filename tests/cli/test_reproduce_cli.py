@@ -120,7 +120,7 @@ def test_a_run_that_meets_the_deadline_is_saved_and_resumed(data: Path, tmp_path
     assert whole.state == parts.state
 
 
-def test_runs_saved_at_an_epoch_go_on_to_the_same_bits(data: Path, tmp_path: Path) -> None:
+def test_runs_saved_at_an_epoch_resume_with_the_same_bits(data: Path, tmp_path: Path) -> None:
     """Every row is begun, though the first is not at its end, and a second call neither trains nor evaluates."""
     base = ["--data", data, "--models", "lenet", "--optimizers", "hj,sgd", "--seeds", 1, "--epochs", 5]
     base += ["--evaluate-every", 2]

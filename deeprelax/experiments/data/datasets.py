@@ -45,11 +45,11 @@ class Data:
         """A copy on the device."""
         return Data(self.name, *(value.to(device) for value in vars(self).values() if isinstance(value, Tensor)))
 
-    def shuffled(self) -> tuple[Tensor, Tensor]:
-        """Training inputs and targets in an order that is always the same, to take a part of them."""
+    def part(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Copies of training inputs and targets ``begin`` to ``end`` of a random order that is always the same."""
         order = torch.randperm(len(self.train_targets), generator=torch.Generator().manual_seed(PART_SEED))
-        order = order.to(self.train_inputs.device)
-        return self.train_inputs[order], self.train_targets[order]
+        chosen = order[begin:end].to(self.train_inputs.device)
+        return self.train_inputs[chosen], self.train_targets[chosen]
 
 
 def load(name: str, folder: Path | None = None) -> Data:

@@ -72,8 +72,8 @@ class Loader:
             if self._images is not None:
                 if self._images > len(data.train_targets):
                     raise DataError(f"--images {self._images}: {data.name} has only {len(data.train_targets)}")
-                x, y = (part[: self._images].clone() for part in data.shuffled())
-                data = Data(data.name, x, y, data.validation_inputs, data.validation_targets)
+                part = data.part(0, self._images)
+                data = Data(data.name, *part, data.validation_inputs, data.validation_targets)
             self._held[wanted] = (data.to(self._device), digest + self._part)
         return self._held[wanted]
 

@@ -33,16 +33,14 @@ def held_out(load: Callable[[Run], tuple[Data, str]], images: int | None) -> Cal
     def load_parts(run: Run) -> tuple[Data, str]:
         if run.model not in kept:
             data, digest = load(run)
-            inputs, targets = data.shuffled()
-            count = len(targets)
+            count = len(data.train_targets)
             train = images if images is not None else count * 6 // 7
             held = max(1, train // 6)
             if train + held > count:
                 raise ValueError(
                     f"--images {train}: with the {held} held out that is more than {data.name}'s {count} images"
                 )
-            second = slice(train, train + held)
-            parts = Data(data.name, inputs[:train], targets[:train], inputs[second], targets[second])
+            parts = Data(data.name, *data.part(0, train), *data.part(train, train + held))
             kept.clear()
             kept[run.model] = (parts, f"{digest} {train} for training, {held} held out")
         return kept[run.model]

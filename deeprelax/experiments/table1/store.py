@@ -186,7 +186,7 @@ def execute(
     Args:
         data: on the device to train on.
         deadline: on ``time.monotonic``'s clock; a run that meets it is saved and can be resumed.
-        until: effective epochs after which the run is saved as at the deadline; None goes on to the end.
+        until: effective epochs after which the run is saved as at the deadline; None: no such end.
         stop: asked after every gradient; the run is then saved as at the deadline.
         checkpoint_seconds: between two checkpoints. The last one is removed when the run has ended.
         on_progress: called with the gradients taken, their number at the end or ``until``, and the last validation
@@ -244,14 +244,14 @@ def execute(
                 now = time.monotonic()
                 errors = [line["validation_error"] for line in lines if "validation_error" in line]
                 on_progress(runner.done, reach, errors[-1] if errors else None)
-                at_end = _has_diverged(lines) or runner.done == runner.total
-                paused = (now >= deadline or runner.done >= reach or stop()) and not at_end
+                at_end = _has_diverged(lines) or runner.done == reach
+                paused = (now >= deadline or stop()) and not at_end
                 if at_end or paused or now - last_saved >= checkpoint_seconds:
                     checkpoints.write(saved, {"lines": lines, "state": runner.state(), "seconds": before + now - start})
                     last_saved = now
                 if paused:
                     return PAUSED
-            if runner.done < runner.total and not _has_diverged(lines):  # it had reached ``until`` before
+            if runner.done < runner.total and not _has_diverged(lines):  # it is at ``until`` or beyond
                 return PAUSED
             end = DIVERGED if _has_diverged(lines) else FINISHED
             _append(path, {"ended": end, "state": checkpoints.digest(runner.state())})
