@@ -87,8 +87,7 @@ DR_HD void philox_groups(Draw draw, uint32_t index, uint64_t block, uint32_t hig
 }
 
 // Words of `groups` vectors of counters from `block` on.
-DR_HD void fill_groups(U (*words)[4], Draw draw, uint32_t index, uint64_t block, uint32_t rounding_bit, int groups,
-                       const Ahead& ahead) {
+DR_HD void fill_groups(U (*words)[4], Draw draw, uint32_t index, uint64_t block, uint32_t rounding_bit, int groups) {
   const uint64_t last = block + static_cast<uint64_t>(groups) * kLanes;
   if (block >> 32 != last >> 32) {  // the high half changes inside: once in 2^34 elements
     for (int k = 0; k < groups; ++k, block += kLanes) philox_group(draw, index, block, rounding_bit, words[k]);
@@ -96,18 +95,14 @@ DR_HD void fill_groups(U (*words)[4], Draw draw, uint32_t index, uint64_t block,
   }
   const uint32_t high = static_cast<uint32_t>(block >> 32) | rounding_bit;
   int k = 0;
-  for (; k + 2 <= groups; k += 2, block += 2 * kLanes) {
-    ahead.fetch(k / 2);
-    philox_groups<2>(draw, index, block, high, words + k);
-  }
+  for (; k + 2 <= groups; k += 2, block += 2 * kLanes) philox_groups<2>(draw, index, block, high, words + k);
   if (k < groups) philox_groups<1>(draw, index, block, high, words + k);
 }
 
-void fill_normals(float* out, Draw draw, uint32_t index, uint64_t block, int groups, const Ahead& ahead) {
+void fill_normals(float* out, Draw draw, uint32_t index, uint64_t block, int groups) {
   U words[kMaxGroups][4];
-  fill_groups(words, draw, index, block, 0u, groups, ahead);
+  fill_groups(words, draw, index, block, 0u, groups);
   for (int k = 0; k < groups; ++k, out += kGroup) {
-    if (k % 2 == 0) ahead.fetch((groups + k) / 2);
     F n0, n1, n2, n3;
     box_muller(words[k][0], words[k][1], n0, n1);
     box_muller(words[k][2], words[k][3], n2, n3);
@@ -117,7 +112,7 @@ void fill_normals(float* out, Draw draw, uint32_t index, uint64_t block, int gro
 
 void fill_words(uint32_t* out, Draw draw, uint32_t index, uint64_t block, int groups) {
   U words[kMaxGroups][4];
-  fill_groups(words, draw, index, block, kRoundingBit, groups, {});
+  fill_groups(words, draw, index, block, kRoundingBit, groups);
   for (int k = 0; k < groups; ++k, out += kGroup) {
     const U* w = words[k];
     store_group(reinterpret_cast<float*>(out), as_float(w[0]), as_float(w[1]), as_float(w[2]), as_float(w[3]));
@@ -128,7 +123,7 @@ void fill_words(uint32_t* out, Draw draw, uint32_t index, uint64_t block, int gr
 void normals(float* out, uint32_t key0, uint32_t key1, uint32_t index, uint32_t step, int64_t start, int64_t count) {
   alignas(64) float group[kGroup];
   for (int64_t block = start / 4; 4 * block < start + count; block += kLanes) {
-    fill_normals(group, {key0, key1, step}, index, static_cast<uint64_t>(block), 1, {});
+    fill_normals(group, {key0, key1, step}, index, static_cast<uint64_t>(block), 1);
     for (int i = 0; i < kGroup; ++i) {
       const int64_t k = 4 * block + i - start;
       if (k >= 0 && k < count) out[k] = group[i];

@@ -7,34 +7,15 @@ namespace deeprelax::DR_ISA {
 
 constexpr int kGroup = 4 * kLanes;  // elements per vector of counters
 
-// Elements between two refills of the noise buffer. Short, so that the memory is never idle for long: from 512 to 128
-// a noisy call of Entropy-SGD takes 0.89 of the time with AVX-512 and 0.92 with AVX2; 64 is slower (AMD EPYC, Zen 4).
+// Elements between two refills of the noise buffer: so few that the processor computes the noise of one tile while the
+// operands of the next arrive, which its own prefetchers ask for. With 512 the memory idles, 64 cost more in calls, and
+// prefetch instructions slow the noise by more than they gain (AMD EPYC, Zen 4).
 constexpr int64_t kTile = 128;
-
-// Operands that the caller needs next. Their cache lines are prefetched while the noise is computed, which leaves the
-// memory idle; the loop after it is bound by memory.
-struct Ahead {
-  const char* address[8];
-  int64_t bytes[8];  // per group
-  int count = 0;
-
-  template <class E>
-  void add(const E* p) {
-    if (p) {
-      address[count] = reinterpret_cast<const char*>(p);
-      bytes[count++] = kGroup * static_cast<int64_t>(sizeof(E));
-    }
-  }
-  DR_HD void fetch(int group) const {
-    for (int s = 0; s < count; ++s)
-      for (int64_t line = 0; line < bytes[s]; line += 64) __builtin_prefetch(address[s] + group * bytes[s] + line);
-  }
-};
 
 constexpr int kMaxGroups = kTile / kGroup + 1;  // a tile that starts inside a counter's four elements
 
 // kGroup * groups normals of parameter `index`, from element 4 * block on.
-void fill_normals(float* out, Draw draw, uint32_t index, uint64_t block, int groups, const Ahead& ahead);
+void fill_normals(float* out, Draw draw, uint32_t index, uint64_t block, int groups);
 
 // The random words of stochastic rounding, in the order of the elements.
 void fill_words(uint32_t* out, Draw draw, uint32_t index, uint64_t block, int groups);

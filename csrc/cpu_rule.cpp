@@ -112,15 +112,7 @@ void run_chunks(const CpuLaunch& launch, const Scalars<typename Compute<P>::type
       if (kept && kDraws) std::copy_n(normals + kTile, kGroup, normals);
       if (kept && kRounds) std::copy_n(words + kTile, kGroup, words);
       if (kDraws) {
-        Ahead ahead;
-        if (done + 2 * kTile <= chunk.end) {
-          const Tile<P, T> next = tile.after(kTile);
-          if (!past_cache) ahead.add(next.w);
-          ahead.add(next.g);
-          T* const buffers[] = {next.x, next.y, next.acc, next.momentum, next.velocity, next.square};
-          for (T* buffer : buffers) ahead.add(buffer);
-        }
-        fill_normals(normals + kept * kGroup, draw, static_cast<uint32_t>(index), block, groups - kept, ahead);
+        fill_normals(normals + kept * kGroup, draw, static_cast<uint32_t>(index), block, groups - kept);
         tile.drawn = normals + skip;
       }
       if (kRounds) {
