@@ -24,7 +24,7 @@ from deeprelax.benchmark.baselines import PEERS, CompiledEntropySGD, EagerEntrop
 from deeprelax.benchmark.shapes import Workload, parameters, resnet50_shapes
 from deeprelax.benchmark.timing import Step, alternate
 from deeprelax.benchmark.traffic import PEER_OPERANDS, bytes_moved, peer_bytes_moved
-from deeprelax.environment import describe
+from deeprelax.environment import describe, instruction_sets
 from deeprelax.files import write_json
 
 # fp32 words that one inner call reads and writes, per element.
@@ -48,6 +48,9 @@ COMPILED = "EntropySGD, noise, torch.compile"
 
 # Numbers of small tensors, and the bound on the host time of EntropySGD's and HJ's step() relative to fused SGD's.
 HOST = {1: 1.5, 4: 1.5, 30: 1.2, 161: 0.8, 1000: 0.55}
+# The bound on the time of a noisy EntropySGD step relative to fused AdamW's, for one large tensor and for ResNet-50's.
+NOISY = {"avx512": (1.0, 0.95)}
+NOISY_ELSEWHERE = (1.1, 1.1)
 
 
 def workloads(preset: str) -> list[Workload]:
@@ -166,30 +169,32 @@ def row(name: str, times: dict[str, list[float]], elements: int) -> dict[str, An
 def targets(workload: Workload, times: dict[str, list[float]]) -> list[dict[str, Any]]:
     """The promises of the README, each with what was measured."""
     sgd, adamw = "torch.optim.SGD(fused=True)", "torch.optim.AdamW(fused=True)"
+    momentum = "torch.optim.SGD(momentum, fused=True)"  # moves as many bytes as HJ
     found: list[dict[str, Any]] = []
 
     def add(promise: str, value: float, bound: float, at_least: bool) -> None:
         met = value >= bound if at_least else value <= bound
         found.append({"promise": promise, "measured": value, "bound": bound, "at_least": at_least, "met": met})
 
-    if len(workload.shapes) == 1 and not is_host(workload):
+    large = len(workload.shapes) == 1 and not is_host(workload)
+    if not is_host(workload):
+        noisy = NOISY.get(instruction_sets()[0], NOISY_ELSEWHERE)[0 if large else 1]
+        by_adamw = ratio(times, "EntropySGD, noise", adamw)
+        add(f"EntropySGD with noise: time relative to fused AdamW, {workload.name}", by_adamw, noisy, False)
+        by_momentum = ratio(times, "HJ", momentum)
+        add(f"HJ: time relative to fused SGD with momentum, {workload.name}", by_momentum, 1.0, False)
+    if large:
         for name, loop in (
             ("EntropySGD", "C++ loop, streams of EntropySGD"),
             ("HJ", "C++ loop, streams of HJ and Heat"),
+            (OUTER_PASS, "C++ loop, streams of HJ and Heat"),
         ):
             add(f"{name}: bandwidth relative to a plain C++ loop", ratio(times, loop, name), 0.9, True)
-            per_byte = ratio(times, name, sgd) * WORDS[sgd] / WORDS[name]
-            add(f"{name}: time per byte relative to fused SGD", per_byte, 1.0, False)
+        per_byte = ratio(times, "EntropySGD", sgd) * WORDS[sgd] / WORDS["EntropySGD"]
+        add("EntropySGD: time per byte relative to fused SGD", per_byte, 1.0, False)
         add("EntropyAdamW: time relative to fused AdamW", ratio(times, "EntropyAdamW", adamw), 1.0, False)
-        loop = "C++ loop, streams of HJ and Heat"
-        add("OuterLoop's pass: bandwidth relative to a plain C++ loop", ratio(times, loop, OUTER_PASS), 0.9, True)
-        add(
-            "EntropySGD with noise: times faster than eager torch with randn_like",
-            ratio(times, "EntropySGD, noise, eager torch", "EntropySGD, noise"),
-            9.0,
-            True,
-        )
-        add("EntropySGD with noise: time relative to fused AdamW", ratio(times, "EntropySGD, noise", adamw), 1.5, False)
+        by_eager = ratio(times, "EntropySGD, noise, eager torch", "EntropySGD, noise")
+        add("EntropySGD with noise: times faster than eager torch with randn_like", by_eager, 9.0, True)
     if is_host(workload) and len(workload.shapes) in HOST:
         for name in ("EntropySGD", "HJ"):
             promise = f"{name}: host time of step() relative to fused SGD, {workload.name}"
