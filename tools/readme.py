@@ -327,7 +327,7 @@ def of_file(show: Callable[[dict[str, Any], str], str]) -> Callable[[Path], str]
 # For each page its marks, the stored results, and the function that writes what stands between the marks.
 PAGES: dict[str, list[tuple[str, str, str, Callable[[Path], str]]]] = {
     "README.md": [
-        (SPEED_BEGIN, SPEED_END, "amd-epyc-2-threads/cpu.json", of_file(speed)),
+        (SPEED_BEGIN, SPEED_END, "amd-epyc-avx512-2-threads/cpu.json", of_file(speed)),
         (TRAIN_BEGIN, TRAIN_END, "*/digits.json", of_file(training)),
     ],
     "docs/workers.md": [
