@@ -65,33 +65,34 @@ SCRIPTS ?= tests bandwidth steps host ncu
 GPU := $(OUT)/gpu
 export OUT COMMIT
 ON_GPU = timeout --kill-after=5 $(1) $(PYTHON) bench/gpu/$(2).py $(3) || \
-    echo "$(2).py $(3): exit status $$?" >> $(GPU)/stopped.txt
-BOTH = $(foreach b,cuda triton,$(call ON_GPU,$(1),$(2),--backend $(b));)
+    echo "$(strip $(2).py $(3)): exit status $$?" >> $(GPU)/stopped.txt
+BOTH = $(foreach b,cuda triton,$(call ON_GPU,$(1),$(2),--backend $(b) $(3));)
 
 gpu:
 	mkdir -p $(GPU)
 	architecture="$$($(PYTHON) bench/gpu/preflight.py)" && \
 	export CUDA_HOME="$${CUDA_HOME:-/usr/local/cuda}" DEEPRELAX_CUDA=1 DEEPRELAX_CUDA_ARCHS="$$architecture" && \
 	PIP_BREAK_SYSTEM_PACKAGES=1 $(PYTHON) -m pip install --quiet --no-index --no-build-isolation --no-deps -e .
-	$(if $(filter tests,$(SCRIPTS)),rm -f $(addprefix $(GPU)/,rows.jsonl pytest.xml *check-*.txt stopped.txt))
+	$(if $(filter tests,$(SCRIPTS)),rm -f $(addprefix $(GPU)/,rows.jsonl stopped.txt *.xml *check-*.txt))
 	$(MAKE) --no-print-directory --jobs=1 $(addprefix gpu-,$(SCRIPTS))
 	$(PYTHON) bench/gpu/report.py
 
 # compute-sanitizer and ncu may lie in CUDA's folder alone.
 gpu-tests gpu-ncu: export PATH := $(PATH):$(or $(CUDA_HOME),/usr/local/cuda)/bin
 
-# The tests and the sanitizer at one time. It compiles almost every Triton kernel that the other scripts measure. Calls
-# that fail inside torch or the driver are no fault of ours. Every tensor gets its own memory: torch's pool would hide
-# what reaches past the end of one.
-SANITIZED := memcheck-cuda memcheck-triton racecheck-triton
+# The tests, and those that compare every call with the reference under compute-sanitizer, at one time. Calls that fail
+# inside torch or the driver are no fault of ours. Every tensor gets its own memory: torch's pool would hide what
+# reaches past the end of one. Triton compiles a kernel for each setting, so that its tests are fewer.
+ON_GPU_TEST = -m pytest -q -p no:cacheprovider --junitxml=$(GPU)/$(1).xml
 SANITIZE = { PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout --kill-after=5 200 compute-sanitizer --tool $(1) --error-exitcode 86 \
-    --report-api-errors no $(PYTHON) bench/gpu/sanitize.py --backend $(2); echo "exit status $$?"; } \
-    > $(GPU)/$(1)-$(2).txt 2>&1 &
+    --report-api-errors no $(PYTHON) $(call ON_GPU_TEST,$(1)-$(2)) tests/gpu/test_gpu_calls.py tests/gpu/test_gpu_scaler.py \
+    -k "$(2)$(3)" > $(GPU)/$(1)-$(2).txt 2>&1 || echo "compute-sanitizer, $(1)-$(2): exit status $$?" >> $(GPU)/stopped.txt; } &
+NARROW := and (scaled or float32 or bfloat16)
 
 gpu-tests:
-	-$(foreach s,$(SANITIZED),$(call SANITIZE,$(firstword $(subst -, ,$(s))),$(lastword $(subst -, ,$(s))))) \
-	CUBLAS_WORKSPACE_CONFIG=:4096:8 OMP_NUM_THREADS=2 timeout --signal=INT --kill-after=20 200 $(PYTHON) -m pytest \
-	    tests/gpu -n 6 --dist loadgroup --timeout 90 -q -p no:cacheprovider --junitxml=$(GPU)/pytest.xml; wait
+	-$(call SANITIZE,memcheck,cuda) $(call SANITIZE,memcheck,triton, $(NARROW)) $(call SANITIZE,racecheck,triton, $(NARROW)) \
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 OMP_NUM_THREADS=2 timeout --signal=INT --kill-after=20 200 $(PYTHON) \
+	    $(call ON_GPU_TEST,pytest) tests/gpu -n 6 --dist loadgroup --timeout 90; wait
 
 gpu-bandwidth:
 	$(call BOTH,120,bandwidth)
@@ -102,7 +103,7 @@ gpu-steps:
 	$(call ON_GPU,90,steps,--compiled)
 
 gpu-host:
-	$(call BOTH,40,host)
+	$(call BOTH,40,steps,--host)
 
 gpu-ncu:
 	$(call BOTH,60,ncu)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from deeprelax.experiments.compare import report as compare_report
 from deeprelax.experiments.compare import runner
@@ -112,6 +113,29 @@ def host(workloads: list[dict[str, Any]]) -> list[str]:
         cells = [f"{r['microseconds']:.0f} ({r['by_fused_sgd']:.2f})" for r in rows]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def draw(rows: report.Results, path: Path) -> None:
+    """Plot the bandwidth of inner calls and of a copy over their size, a panel per dtype; nothing without rows."""
+    inner = [r for r in report.only(rows, "bandwidth", kind=None) if "rule" in r]
+    panels = sorted({r["dtype"] for r in inner}, reverse=True)
+    if not panels:
+        return
+    figure = Figure(figsize=(1 + 6.5 * len(panels), 5), layout="constrained")
+    names = [rule.name for rule in report.RULES]
+    for ax, dtype in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
+        here = report.only(inner, "bandwidth", dtype=dtype)
+        for rule, backend in dict.fromkeys((r["rule"], r["backend"]) for r in here):
+            found = report.only(here, "bandwidth", rule=rule, backend=backend)
+            points = sorted((r["elements"], r["gb_per_s"]) for r in found)
+            style = {"linestyle": "-" if backend == "cuda" else "--", "label": f"{rule} [{backend}]"}
+            color = f"C{names.index(rule)}" if rule in names else "black"  # of the copy
+            ax.plot(*zip(*points), marker=".", color=color, **style)
+        ax.set(title=f"inner call, {dtype}", xlabel="elements of one launch", ylabel="GB/s, reads and writes")
+        ax.set_xscale("log", base=2)
+        ax.set_ylim(bottom=0)
+        ax.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
 
 
 def on_gpu(source: Path) -> str:
@@ -361,6 +385,8 @@ def rendered(page: str) -> str:
 
 
 def main() -> None:
+    for source in (ROOT / "bench" / "results").glob("*/rows.jsonl"):
+        draw(report.load(source.parent), source.parent / "bandwidth.png")
     for page in PAGES:
         (ROOT / page).write_text(rendered(page))
 

@@ -10,13 +10,9 @@ from dataclasses import replace
 from functools import partial
 
 import common
-import torch
-from common import DTYPES, GPU, KINDS, OUT, RULES, Contestant, Rows, Rule, compare, copies, inner
+from common import DTYPES, KINDS, OUT, RULES, Contestant, Rows, Rule, compare, copies, inner
 
 from deeprelax import kernels
-from deeprelax.benchmark.profiler import sample
-from deeprelax.benchmark.timing import Timer
-from deeprelax.benchmark.traffic import bytes_moved
 from deeprelax.kernels import Backend
 
 ELEMENTS, ROUNDS = 2**28, 15  # of the kinds of call
@@ -25,64 +21,58 @@ CALLS = 3  # between two events, and more where they are short: as many as TOGET
 TOGETHER, MOST_CALLS = 2**24, 64
 
 
-def measure(rows: Rows, backend: Backend, timer: Timer) -> None:
+def measure(rows: Rows, backend: Backend) -> None:
     """Each row is written as soon as it is measured, the targets' first."""
-    work = {f"{r.name}, {d}": partial(kinds, rows, r, backend, d, ELEMENTS, timer) for d in DTYPES for r in RULES}
-    for size in SIZES:
-        work |= {f"{size}, {dtype}": partial(inner_calls, rows, backend, dtype, size, timer) for dtype in DTYPES}
-    work |= {f"settings, {dtype}": partial(settings, rows, backend, dtype, SIZES[0], timer) for dtype in DTYPES}
+    work = {f"{rule.name}, {d}": partial(kinds, rows, backend, d, rule) for d in DTYPES for rule in RULES}
+    work |= {f"{size}, {d}": partial(inner_calls, rows, backend, d, size) for size in SIZES for d in DTYPES}
+    work |= {f"settings, {d}": partial(settings, rows, backend, d) for d in DTYPES}
     for what, run in work.items():
         with rows.attempt(f"{what} [{backend.name}]"):
             run()
         gc.collect()  # optimizers and their memory are in reference cycles
 
 
-def kinds(rows: Rows, rule: Rule, backend: Backend, dtype: str, size: int, timer: Timer) -> None:
-    """A row for each kind of call, told apart by their order in short cycles."""
-    opt = replace(rule, length=len(KINDS)).make([common.parameter(size, DTYPES[dtype], rows.device)], backend)
-    contestants = {"copy": copies(size, 1, rows.device)}
+def kinds(rows: Rows, backend: Backend, dtype: str, rule: Rule) -> None:
+    """A row for each kind of call, in short cycles."""
+    opt = replace(rule, length=len(KINDS)).make([common.parameter(ELEMENTS, dtype)], backend)
+    calls = {kind: Contestant(opt.step, 1, rule.bytes(dtype, kind) * ELEMENTS) for kind in KINDS}
+    found = compare({"copy": copies(ELEMENTS, 1), **calls}, ROUNDS, "copy", KINDS)
     for kind in KINDS:
-        contestants[kind] = Contestant(opt.step, 1, bytes_moved(rule.optimizer, DTYPES[dtype], kind) * size)
-    samples = sample(opt.step, KINDS, {"copy": contestants["copy"].step}, timer, ROUNDS)
-    for kind in KINDS:
-        found = common.figures(samples, contestants, kind, "copy")
-        rows.add(rule=rule.name, backend=backend.name, dtype=dtype, elements=size, kind=kind, **found)
+        rows.add(rule=rule.name, backend=backend.name, dtype=dtype, elements=ELEMENTS, kind=kind, **found[kind])
 
 
-def inner_calls(rows: Rows, backend: Backend, dtype: str, size: int, timer: Timer) -> None:
+def inner_calls(rows: Rows, backend: Backend, dtype: str, size: int) -> None:
     """A row for each rule and the copy."""
     calls = max(CALLS, min(MOST_CALLS, TOGETHER // size))
-    contestants = {"copy": copies(size, calls, rows.device)}
+    contestants = {"copy": copies(size, calls)}
     for rule in RULES:
         with rows.attempt(f"{rule.name} [{backend.name}], {dtype}, {size} elements"):
-            contestants[rule.name] = inner(rule, backend, DTYPES[dtype], size, calls, rows.device)
-    for name, found in compare(contestants, timer, ROUNDS, "copy").items():
+            contestants[rule.name] = inner(rule, backend, dtype, size, calls)
+    for name, found in compare(contestants, ROUNDS, "copy").items():
         rows.add(rule=name, backend=backend.name, dtype=dtype, elements=size, **found)
 
 
-def settings(rows: Rows, backend: Backend, dtype: str, size: int, timer: Timer) -> None:
+def settings(rows: Rows, backend: Backend, dtype: str) -> None:
     """A row for the inner call of Entropy-SGD, and for each setting that moves no more bytes than it."""
-    plain, noisy = RULES[:2]
-    calls = partial(inner, backend=backend, dtype=DTYPES[dtype], size=size, calls=CALLS, device=rows.device)
+    plain, noisy = (partial(inner, rule, backend, dtype, SIZES[0], CALLS) for rule in RULES[:2])
     contestants = {
-        "plain": calls(plain),
-        "gradient unaligned": calls(plain, unaligned="g"),
-        "weight unaligned": calls(plain, unaligned="w"),
-        "noise": calls(noisy),
-        "noise, weight unaligned": calls(noisy, unaligned="w"),
-        "weight decay": calls(plain, weight_decay=1e-4),
-        "capturable, GradScaler": calls(plain, capturable=True),
+        "plain": plain(),
+        "gradient unaligned": plain("g"),
+        "weight unaligned": plain("w"),
+        "noise": noisy(),
+        "noise, weight unaligned": noisy("w"),
+        "weight decay": plain(weight_decay=1e-4),
+        "capturable, GradScaler": plain(capturable=True),
     }
-    for name, found in compare(contestants, timer, ROUNDS, "plain").items():
+    for name, found in compare(contestants, ROUNDS, "plain").items():
         rows.add(setting=name, backend=backend.name, dtype=dtype, **found)
 
 
 def main() -> None:
     given = common.arguments(str(__doc__))
-    torch.manual_seed(0)
-    rows = Rows(OUT, "bandwidth", GPU)
+    rows = Rows(OUT, "bandwidth")
     with rows.loaded():
-        measure(rows, kernels.get(given.backend, GPU), common.timer_of(ELEMENTS, GPU))
+        measure(rows, kernels.get(given.backend, common.GPU))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 import statistics
 import subprocess
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +24,8 @@ from torch import Tensor
 
 import deeprelax
 from deeprelax import kernels
-from deeprelax.benchmark.timing import DeviceTimer, Sample, Step, Timer, Watch, alternate
+from deeprelax.benchmark.profiler import sample
+from deeprelax.benchmark.timing import DeviceTimer, Step, Timer, Watch
 from deeprelax.benchmark.traffic import bytes_moved
 from deeprelax.environment import cuda_kernels, describe
 from deeprelax.kernels import Backend
@@ -59,6 +60,10 @@ class Rule:
         """The optimizer, with rates so small that weights keep their size."""
         known = {"lr": 1e-6, "inner_steps": self.length, **self.options, **options}
         return getattr(deeprelax, self.optimizer)(params, backend=backend, **known)
+
+    def bytes(self, dtype: str, kind: str) -> int:
+        """What a call of that kind moves per element."""
+        return bytes_moved(self.optimizer, DTYPES[dtype], kind)
 
     def per_cycle(self, values: Mapping[str, float]) -> float:
         """The mean over a cycle of a value per kind of call."""
@@ -96,60 +101,46 @@ def apart(size: int, calls: int) -> int:
     return calls if size < LARGE else 1
 
 
-def parameter(size: int, dtype: torch.dtype, device: torch.device, unaligned: str = "") -> Tensor:
+def parameter(size: int, dtype: str, unaligned: str = "") -> Tensor:
     """Random, with a random gradient; ``unaligned``: "w" or "g", which of them begins one element into its memory."""
-    w, g = (torch.randn(size + 1, device=device, dtype=dtype)[name == unaligned :][:size] for name in ("w", "g"))
+    w, g = (torch.randn(size + 1, device=GPU, dtype=DTYPES[dtype])[name == unaligned :][:size] for name in ("w", "g"))
     p: Tensor = torch.nn.Parameter(w)
     p.grad = g
     return p
 
 
 def inner(
-    rule: Rule,
-    backend: str | Backend,
-    dtype: torch.dtype,
-    size: int,
-    calls: int,
-    device: torch.device,
-    unaligned: str = "",
-    **options: Any,
+    rule: Rule, backend: str | Backend, dtype: str, size: int, calls: int, unaligned: str = "", **options: Any
 ) -> Contestant:
     """Inner calls on tensors of that size, each an optimizer's only one."""
     steps = []
     for _ in range(apart(size, calls)):
-        opt = rule.make([parameter(size, dtype, device, unaligned)], backend, inner_steps=10**9, **options)
+        opt = rule.make([parameter(size, dtype, unaligned)], backend, inner_steps=10**9, **options)
         if options.get("capturable"):
-            opt.grad_scale, opt.found_inf = torch.full((), 1024.0, device=device), torch.zeros((), device=device)
+            opt.grad_scale, opt.found_inf = torch.full((), 1024.0, device=GPU), torch.zeros((), device=GPU)
         opt.step()  # the first call of the cycle; errors show
         steps.append(opt.step)
-    synchronize(device)
-    return Contestant(partial(in_turn, steps, calls), calls, bytes_moved(rule.optimizer, dtype, "inner") * size)
+    synchronize()
+    return Contestant(partial(in_turn, steps, calls), calls, rule.bytes(dtype, "inner") * size)
 
 
-def copies(size: int, calls: int, device: torch.device) -> Contestant:
+def copies(size: int, calls: int) -> Contestant:
     """Copies of as many fp32 elements."""
-    pairs = [torch.randn(2, size, device=device) for _ in range(apart(size, calls))]
+    pairs = [torch.randn(2, size, device=GPU) for _ in range(apart(size, calls))]
     runs: list[Step] = [partial(to.copy_, source) for to, source in pairs]
     return Contestant(partial(in_turn, runs, calls), calls, 8 * size)
 
 
-def timer_of(elements: int, device: torch.device) -> Timer:
+def synchronize() -> None:
+    """Wait for the device."""
+    if GPU.type == "cuda":
+        torch.cuda.synchronize(GPU)
+
+
+def timer() -> Timer:
     """Times work on the device between events. Copies before it empty the caches, and keep the device from waiting for
     the host."""
-    return DeviceTimer(Watch(), copies(elements, 1, device).step)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def sample(steps: Mapping[str, Step], timer: Timer, rounds: int) -> dict[str, list[Sample]]:
-    """One sample of each a round, every round in a new random order; two rounds warm up."""
-    samples: dict[str, list[Sample]] = {name: [] for name in steps}
-    alternate({name: timer.timed(step, samples[name]) for name, step in steps.items()}, rounds + 1)
-    return {name: values[2:] for name, values in samples.items()}
+    return DeviceTimer(Watch(), copies(2 * LARGE, 1).step)
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -158,54 +149,48 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
 
 
-def compare(contestants: Mapping[str, Contestant], timer: Timer, rounds: int, other: str) -> dict[str, dict[str, Any]]:
-    """The figures of all, from samples of each in every round."""
-    samples = sample({name: c.step for name, c in contestants.items()}, timer, rounds)
-    return {name: figures(samples, contestants, name, other) for name in contestants}
-
-
-def figures(
-    samples: Mapping[str, list[Sample]], contestants: Mapping[str, Contestant], name: str, other: str
-) -> dict[str, Any]:
-    """Figures of a contestant's calls.
+def compare(
+    contestants: Mapping[str, Contestant], rounds: int, other: str, kinds: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Figures of the calls of all, from a sample of each in every round, in a new random order; those in ``kinds`` are
+    the calls of one optimizer's cycle, told apart by their order.
 
     Returns:
-        ``us`` and ``host_us``; the fraction of samples in which the device ``waited`` for the host; the bytes moved and
-        the bandwidth; time and bandwidth by those of the contestant ``other``, a ratio for each round.
+        For each ``us`` and ``host_us``; the fraction of samples in which the device ``waited`` for the host; the bytes
+        moved and the bandwidth; time and bandwidth relative to those of ``other``, a ratio for each round.
     """
-    this, that = contestants[name], contestants[other]
-    seconds = [s.cost / this.calls for s in samples[name]]
-    ratios = [t / (s.cost / that.calls) for t, s in zip(seconds, samples[other], strict=True)]
-    return {
-        "us": spread([1e6 * t for t in seconds]),
-        "host_us": statistics.median(1e6 * s.host / this.calls for s in samples[name]),
-        "waited": statistics.mean(s.waited for s in samples[name]),
-        "bytes": this.bytes,
-        "gb_per_s": this.bytes / statistics.median(seconds) / 1e9,
-        "time_ratio": statistics.median(ratios),
-        "bandwidth_ratio": spread([this.bytes / that.bytes / ratio for ratio in ratios]),
-        "relative_to": other,
-    }
+    cycle = contestants[kinds[0]].step if kinds else synchronize
+    others = {name: c.step for name, c in contestants.items() if name not in kinds}
+    samples = sample(cycle, kinds, others, timer(), rounds)
+    seconds = {name: [s.cost / c.calls for s in samples[name]] for name, c in contestants.items()}
+    found = {}
+    for name, this in contestants.items():
+        ratios = [a / b for a, b in zip(seconds[name], seconds[other], strict=True)]
+        found[name] = {
+            "us": spread([1e6 * t for t in seconds[name]]),
+            "host_us": statistics.median(1e6 * s.host / this.calls for s in samples[name]),
+            "waited": statistics.mean(s.waited for s in samples[name]),
+            "bytes": this.bytes,
+            "gb_per_s": this.bytes / statistics.median(seconds[name]) / 1e9,
+            "time_ratio": statistics.median(ratios),
+            "bandwidth_ratio": spread([this.bytes / contestants[other].bytes / ratio for ratio in ratios]),
+            "relative_to": other,
+        }
+    return found
 
 
 class Rows:
-    """OUT/rows.jsonl, whose first line says what the results were produced with. A last line that an interruption
-    truncated is removed.
+    """A script's results in a folder's rows.jsonl, whose first line says what they were produced with. A last line
+    that an interruption truncated is removed."""
 
-    Args:
-        out: the folder; it is made.
-        script: whose rows these are.
-        device: what they are measured on.
-    """
-
-    def __init__(self, out: Path, script: str, device: torch.device) -> None:
+    def __init__(self, out: Path, script: str) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self.path, self.script, self.device = out / "rows.jsonl", script, device
+        self.path, self.script = out / "rows.jsonl", script
         self.path.touch()
         whole = self.path.read_bytes().rfind(b"\n") + 1
         os.truncate(self.path, whole)
         if not whole:
-            self.add(script="about", **about(device))
+            self.add(script="about", **about())
 
     def add(self, **row: Any) -> None:
         """One result."""
@@ -221,7 +206,7 @@ class Rows:
             said = traceback.format_exc()[-TRACEBACK:]
             self.add(script="error", what=f"{self.script}, {what}", said=said)
             print(f"{self.script}, {what}: {said}", flush=True)
-            synchronize(self.device)
+            synchronize()
 
     @contextlib.contextmanager
     def loaded(self) -> Iterator[None]:
@@ -231,13 +216,12 @@ class Rows:
             yield
         finally:
             smi.terminate()
-            fields = LOAD.split(",")
-            lines = [line.split(", ") for line in smi.communicate()[0].splitlines()]
-            columns = dict(zip(fields, zip(*(line for line in lines if len(line) == len(fields)))))
-            reasons = sorted(set(columns.pop(fields[-1], ())))
-            with contextlib.suppress(ValueError):  # "[N/A]"
-                ranges = {name: spread([float(v) for v in values]) for name, values in columns.items()}
-                self.add(script="clocks", during=self.script, **ranges, reasons=reasons)
+            lines = smi.communicate()[0].splitlines()
+            samples = [line.split(", ") for line in lines if line.count(",") == LOAD.count(",")]
+            with contextlib.suppress(ValueError):  # no samples, or "[N/A]"
+                *columns, reasons = zip(*samples)
+                ranges = {name: spread(list(map(float, values))) for name, values in zip(LOAD.split(","), columns)}
+                self.add(script="clocks", during=self.script, **ranges, reasons=sorted(set(reasons)))
 
 
 LOAD = "clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active"
@@ -250,9 +234,9 @@ def nvidia_smi(fields: str, options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def about(device: torch.device) -> dict[str, Any]:
+def about() -> dict[str, Any]:
     """GPU, driver, versions, commit (COMMIT names it outside of a repository), date."""
-    found = describe(device)
+    found = describe(GPU)
     return {
         **found,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

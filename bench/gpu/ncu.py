@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from common import DTYPES, GPU, LARGE, OUT, RULES, TRACEBACK, Rows, arguments, inner, synchronize
+from common import DTYPES, LARGE, OUT, RULES, TRACEBACK, Rows, arguments, inner, synchronize
 
 STALLS = "long_scoreboard short_scoreboard wait math_pipe_throttle lg_throttle mio_throttle no_instruction not_selected"
 METRICS = {
@@ -29,11 +29,11 @@ NAMES = ("update", *(rule.kernel.name for rule in RULES))  # in those of CUDA's 
 def calls(backend: str) -> None:
     """Make each call once to compile it, and once more for the profiler."""
     for rule, dtype in WORK:
-        call = inner(rule, backend, DTYPES[dtype], LARGE, 1, GPU)
+        call = inner(rule, backend, dtype, LARGE, 1)
         call.step()
         torch.cuda.profiler.start()
         call.step()
-        synchronize(GPU)
+        synchronize()
         torch.cuda.profiler.stop()
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     if given.calls:
         calls(given.backend)
         return
-    rows = Rows(OUT, "ncu", GPU)
+    rows = Rows(OUT, "ncu")
     # Nsight Compute fixes clocks by default: what it measures would not be what the other scripts measure.
     options = ["--clock-control=none", "--profile-from-start=off", "--csv", "--page=raw", "--print-units=base"]
     command = ["ncu", *options, "--metrics", ",".join(METRICS.values()), sys.executable, __file__, "--calls"]

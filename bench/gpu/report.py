@@ -1,21 +1,19 @@
-"""The results of a run on a GPU as tables and a picture, and whether it proved what it was meant to prove.
+"""The results of a run on a GPU as tables, and whether it proved what it was meant to prove.
 
     python bench/gpu/report.py [out/gpu]
 
-Reads rows.jsonl, pytest.xml, what compute-sanitizer printed, and stopped.txt; writes gpu.md and bandwidth.png. Exit
-status 1 if a backend did not run, a test or a script failed or the sanitizer found something, 3 if something was not
-proven.
+Reads rows.jsonl, stopped.txt and pytest's outcomes, alone and under compute-sanitizer; writes gpu.md. Exit status 1 if
+a backend did not run, a test or a script failed or the sanitizer found something, 3 if something was not proven.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import xml.etree.ElementTree
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common import KINDS, OUT, RULES, WORKLOADS
 
@@ -37,69 +35,50 @@ BANDWIDTHS = {
 }
 MOST_BY_BYTE = 1.0  # time per byte of a step, relative to fused AdamW
 HOST = {"cuda": 1.0, "triton": 2.0}  # most time, relative to fused SGD
-SANITIZED = ("memcheck-cuda", "memcheck-triton", "racecheck-triton")
+CHECKS = ("pytest", "memcheck-cuda", "memcheck-triton", "racecheck-triton")
+FOUND = 86  # compute-sanitizer's exit status if it found something
 UNFINISHED = (124, 127, 137)  # exit statuses that are no failure: no time, no program, killed
-# Reasons of tests/gpu/on_gpu.py for skipping a test: of no consequence, and what leaves something unproven.
-ALLOWED, NOT_PROVEN = "one GPU", "GPU memory"
+ALLOWED = "one GPU"  # tests/gpu/on_gpu.py: the reason for skipping a test that leaves nothing unproven
 
 
 def load(folder: Path) -> Results:
-    """The rows, without a last line that an interruption truncated, pytest's outcomes and the sanitizer's, and the
-    scripts that did not come to their end."""
+    """The rows, without a last line that an interruption truncated, the outcomes of the tests, and the scripts that did
+    not come to their end."""
 
     def read(name: str) -> str:
         return (folder / name).read_text() if (folder / name).exists() else ""
 
     written = read("rows.jsonl")
     rows: Results = [json.loads(line) for line in written[: written.rfind("\n") + 1].splitlines()]
-    if junit := read("pytest.xml"):
-        rows.append({"script": "tests", **outcomes(junit)})
-    for name in SANITIZED:
-        verdict, said = sanitized(read(f"{name}.txt"))
-        rows.append({"script": "sanitizer", "what": f"compute-sanitizer, {name}", "verdict": verdict, "said": said})
+    rows += [{"script": "tests", "what": name, **outcomes(read(f"{name}.xml"))} for name in CHECKS]
     stopped = read("stopped.txt").splitlines()
-    return rows + [{"script": "stopped", "what": what, "verdict": verdict_on(what)} for what in stopped]
+    return rows + [{"script": "stopped", "what": what, "failed": failed(what)} for what in stopped]
 
 
-def verdict_on(said: str) -> str:
-    """The verdict on a program that was to end with 0, from a text that ends with its exit status."""
-    return "not proven" if int(said.split()[-1]) in UNFINISHED else "failed"
-
-
-def sanitized(printed: str) -> tuple[str, str]:
-    """The verdict on a run, and the reason, from what it printed and its exit status in the last line."""
-    if "Device not supported" in printed:  # under gVisor, for example: nothing is seen then
-        return "not proven", "Device not supported"
-    *lines, status = printed.splitlines() or [""]
-    if not status.startswith("exit status"):
-        return "not proven", "it did not end"
-    said = next((line.strip("= ") for line in reversed(lines) if "SUMMARY" in line), " ".join(lines[-3:]))
-    return "passed" if status.split()[-1] == "0" else verdict_on(status), f"{said}; {status}"
+def failed(said: str) -> bool:
+    """Whether a text that ends with a program's exit status reports a failure, not what could not be done. Under
+    compute-sanitizer only its own status does: it may not support the device, and the tests also run without it."""
+    status = int(said.split()[-1])
+    return status == FOUND or not (status in UNFINISHED or said.startswith("compute-sanitizer"))
 
 
 def outcomes(junit: str) -> dict[str, Any]:
-    """Counts, the names of what failed, and the reasons of what was skipped."""
-    counts: Counter[str] = Counter()
-    skips: Counter[str] = Counter()
-    failed = []
-    for case in xml.etree.ElementTree.fromstring(junit).iter("testcase"):
-        kinds = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
-        counts[kinds[0] if kinds else "passed"] += 1
-        if kinds and kinds[0] == "skipped":
-            skips[str(next(c.get("message") for c in case if c.tag == "skipped"))] += 1
-        elif kinds:
+    """How many passed, the names of those that failed, and why how many were skipped; nothing without a report."""
+    passed, failed, skips = 0, [], Counter[str]()
+    for case in xml.etree.ElementTree.fromstring(junit or "<none/>").iter("testcase"):
+        found = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+        if found is None:
+            passed += 1
+        elif found.tag == "skipped":
+            skips[str(found.get("message"))] += 1
+        else:
             failed.append(f"{case.get('classname')}::{case.get('name')}")
-    return {"counts": dict(counts), "failed": failed, "skips": dict(skips)}
+    return {"passed": passed, "failed": failed, "skips": dict(skips)}
 
 
 def only(rows: Results, script: str, **wanted: Any) -> Results:
     """Those of the script that have these values."""
     return [r for r in rows if r["script"] == script and all(r.get(name) == value for name, value in wanted.items())]
-
-
-def first(rows: Results, script: str) -> dict[str, Any]:
-    """The script's first row; empty without one."""
-    return next(iter(only(rows, script)), {})
 
 
 def of_cycle(rows: Results, name: str, dtype: str, backend: str) -> float | None:
@@ -113,55 +92,61 @@ def of_cycle(rows: Results, name: str, dtype: str, backend: str) -> float | None
     return moved / rule.per_cycle({kind: r["bytes"] / r["bandwidth_ratio"]["median"] for kind, r in kinds.items()})
 
 
-def judge(rows: Results) -> Results:
-    """Every target: promise, bound, whether it is a lower bound, predicted, measured (None if not), met."""
-    found: Results = []
+class Target(NamedTuple):
+    """A bound, from below or above, and what was measured, if it was; ``predicted``: before any GPU had run it."""
 
-    def add(promise: str, bound: float, at_least: bool, measured: float | None, predicted: str = "") -> None:
-        met = measured is not None and (measured >= bound if at_least else measured <= bound)
-        entry = {"promise": promise, "bound": bound, "at_least": at_least, "measured": measured, "met": met}
-        found.append(entry | {"predicted": predicted})
+    promise: str
+    sign: str
+    bound: float
+    measured: float | None
+    predicted: str = ""
 
+    @property
+    def missed(self) -> bool:
+        """Whether it was measured beyond the bound."""
+        low, high = (self.measured, self.bound) if self.sign == "≥" else (self.bound, self.measured)
+        return low is not None and high is not None and low < high
+
+
+def judge(rows: Results) -> list[Target]:
+    """Every target."""
+    found = []
     for (name, dtype), (cuda, triton, predicted) in BANDWIDTHS.items():
         for backend, bound, guess in (("cuda", cuda, predicted), ("triton", triton, "")):
-            measured = of_cycle(rows, name, dtype, backend)
-            add(f"{name}, {dtype} [{backend}]: bandwidth relative to a copy", bound, True, measured, guess)
+            promise = f"{name}, {dtype} [{backend}]: bandwidth relative to a copy"
+            found.append(Target(promise, "≥", bound, of_cycle(rows, name, dtype, backend), guess))
     for workload in WORKLOADS:
         for backend in HOST:
             steps = [r for r in only(rows, "steps", backend=backend) if r["workload"].startswith(workload)]
-            costs = {r["name"]: 1 / r["bandwidth_ratio"]["median"] for r in steps if not r["name"].startswith("torch")}
+            costs = [1 / r["bandwidth_ratio"]["median"] for r in steps if not r["name"].startswith("torch")]
             promise = f"{workload} [{backend}]: time of step() per byte relative to AdamW, slowest of {len(RULES)}"
-            add(promise, MOST_BY_BYTE, False, max(costs.values()) if len(costs) == len(RULES) else None)
+            found.append(Target(promise, "≤", MOST_BY_BYTE, max(costs) if len(costs) == len(RULES) else None))
     for backend, bound in HOST.items():
         for new in (False, True):
             timed = only(rows, "host", backend=backend, capturable=False, new_gradients=new)
             ours = [r["by_sgd"] for r in timed if not r["name"].startswith("torch")]
             promise = f"host time of step(), 300 tensors{', new gradients' * new} [{backend}]: relative to SGD, slowest"
-            add(promise, bound, False, max(ours, default=None))
+            found.append(Target(promise, "≤", bound, max(ours, default=None)))
     return found
 
 
 def wrong(rows: Results) -> list[str]:
     """What failed, or did not run."""
-    about, tests = first(rows, "about"), first(rows, "tests")
-    found = [f"the {name} backend did not run: {why}" for name, why in about.get("why_not", {}).items() if why]
+    whys = [why_not for about in only(rows, "about") for why_not in about["why_not"].items()]
+    found = [f"the {name} backend did not run: {why}" for name, why in whys if why]
     found += [f"{r['what']} failed" for r in only(rows, "error")]
-    found += [r["what"] for r in only(rows, "stopped", verdict="failed")]
-    if not tests.get("counts", {}).get("passed"):
-        found.append("no GPU test passed")
-    found += [f"{name} failed" for name in tests.get("failed", [])]
-    for why, n in tests.get("skips", {}).items():
-        if why != ALLOWED and not why.startswith(NOT_PROVEN):
-            found.append(f"{n} GPU tests were skipped, which nothing allows: {why}")
-    return found + [f"{r['what']}: {r['said']}" for r in only(rows, "sanitizer", verdict="failed")]
+    found += [r["what"] for r in only(rows, "stopped", failed=True)]
+    tests = only(rows, "tests", what=CHECKS[0])[0]
+    return found + [f"{name} failed" for name in tests["failed"]] + ["no GPU test passed"] * (not tests["passed"])
 
 
 def not_proven(rows: Results) -> list[str]:
     """What this machine or the time did not allow."""
-    skips = first(rows, "tests").get("skips", {})
-    found = [f"not proven: {n} GPU tests: {why}" for why, n in skips.items() if why.startswith(NOT_PROVEN)]
-    found += [f"not proven: {r['what']}" for r in only(rows, "stopped", verdict="not proven")]
-    return found + [f"not proven: {r['what']}: {r['said']}" for r in only(rows, "sanitizer", verdict="not proven")]
+    found = [r["what"] for r in only(rows, "stopped", failed=False)]
+    for tests in only(rows, "tests"):
+        found += [f"{tests['what']}, {n} tests: {why}" for why, n in tests["skips"].items() if why != ALLOWED]
+        found += [f"{tests['what']}: no test passed"] * (not tests["passed"])
+    return [f"not proven: {what}" for what in found]
 
 
 def table(headings: list[str], rows: list[list[Any]]) -> list[str]:
@@ -172,90 +157,52 @@ def table(headings: list[str], rows: list[list[Any]]) -> list[str]:
     return [*lines, *("| " + " | ".join(" ".join(str(cell).split()) for cell in row) + " |" for row in rows), ""]
 
 
-def about_line(rows: Results) -> str:
-    """GPU, versions, commit, date."""
-    found = first(rows, "about")
-    versions = [f"{name} {found.get('versions', {}).get(name)}" for name in ("torch", "triton")]
-    shown = [f"{name} {found.get(name)}" for name in ("driver", "kernels", "commit", "date")]
-    return f"**{found.get('gpu')}**: {', '.join([*versions, *shown])}"
-
-
-def targets(entries: Results) -> list[str]:
+def targets(found: list[Target]) -> list[str]:
     """The table of ``judge``."""
     lines = []
-    for t in entries:
-        measured = "not measured" if t["measured"] is None else f"{t['measured']:.3f}"
-        missed = " (missed)" if t["measured"] is not None and not t["met"] else ""
-        bound = f"{'≥' if t['at_least'] else '≤'} {t['bound']:g}"
-        lines.append([t["promise"], bound, t["predicted"], measured + missed])
+    for t in found:
+        measured = "not measured" if t.measured is None else f"{t.measured:.3f}{' (missed)' * t.missed}"
+        lines.append([t.promise, f"{t.sign} {t.bound:g}", t.predicted, measured])
     return table(["target", "bound", "predicted", "measured"], lines)
 
 
 def summary(rows: Results) -> list[str]:
-    """The part of the results that the docs show."""
-    lines = [about_line(rows), "", *(f"- **{' '.join(said.split())}**" for said in wrong(rows) + not_proven(rows)), ""]
-    checks = [["GPU tests", ", ".join(f"{n} {kind}" for kind, n in r["counts"].items())] for r in only(rows, "tests")]
-    checks += [[r["what"], f"{r['verdict']}: {r['said']}"] for r in only(rows, "sanitizer")]
-    return lines + table(["check", "outcome"], checks) + targets(judge(rows))
+    """The part of the results that the docs show: GPU, versions, commit, date; what is wrong; tests; targets."""
+    about = next(iter(only(rows, "about")), {})
+    versions = [f"{name} {about.get('versions', {}).get(name)}" for name in ("torch", "triton")]
+    shown = [f"{name} {about.get(name)}" for name in ("driver", "kernels", "commit", "date")]
+    lines = [f"**{about.get('gpu')}**: {', '.join([*versions, *shown])}", ""]
+    lines += [*(f"- **{' '.join(said.split())}**" for said in wrong(rows) + not_proven(rows)), ""]
+    tests = [[r["what"], r["passed"], len(r["failed"]), sum(r["skips"].values())] for r in only(rows, "tests")]
+    return lines + table(["tests/gpu", "passed", "failed", "skipped"], tests) + targets(judge(rows))
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    """A row's values in order, figures with four digits; of a median with quartiles, the median."""
-    plain = [value["median"] if isinstance(value, dict) and "median" in value else value for value in row.values()]
-    return [f"{value:.4g}" if isinstance(value, float) else str(value) for value in plain]
+def cell(value: Any) -> str:
+    """Figures with four digits; of a median with quartiles, the median."""
+    value = value["median"] if isinstance(value, dict) and "median" in value else value
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def markdown(rows: Results) -> str:
-    """The summary, and all rows of each script, in a table for each set of columns."""
+    """The summary, all rows of each script, in a table for each set of columns, and what errors said."""
     lines = ["# deeprelax on a GPU", "", *summary(rows)]
-    groups: dict[tuple[str, ...], Results] = {}
+    groups: dict[tuple[str, ...], list[list[str]]] = {}
     for row in rows:
-        if row["script"] not in ("about", "tests", "error", "sanitizer", "stopped"):
-            groups.setdefault((row["script"], *(name for name in row if name != "script")), []).append(row)
+        if row["script"] not in ("about", "tests", "error", "stopped"):
+            cells = {name: cell(value) for name, value in row.items() if name != "script"}
+            groups.setdefault((row["script"], *cells), []).append([*cells.values()])
     for (script, *names), found in groups.items():
-        shown = [cells({name: row[name] for name in names}) for row in found]
-        lines += [f"## {script}", "", *table(names, shown)]
+        lines += [f"## {script}", "", *table(names, found)]
     for row in only(rows, "error"):
         lines += [f"{row['what']}:", "", "```", row["said"].rstrip(), "```", ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def draw(rows: Results, path: Path) -> None:
-    """Plot the bandwidth of inner calls and of a copy over their size, a panel per dtype; nothing without rows."""
-    inner = [r for r in only(rows, "bandwidth", kind=None) if "rule" in r]
-    panels = sorted({r["dtype"] for r in inner}, reverse=True)
-    if not panels:
-        return
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1 + 6.5 * len(panels), 5), layout="constrained")
-    names = [rule.name for rule in RULES]
-    for ax, dtype in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels):
-        here = only(inner, "bandwidth", dtype=dtype)
-        for rule, backend in dict.fromkeys((r["rule"], r["backend"]) for r in here):
-            found = only(here, "bandwidth", rule=rule, backend=backend)
-            points = sorted((r["elements"], r["gb_per_s"]) for r in found)
-            style = {"linestyle": "-" if backend == "cuda" else "--", "label": f"{rule} [{backend}]"}
-            color = f"C{names.index(rule)}" if rule in names else "black"  # of the copy
-            ax.plot(*zip(*points), marker=".", color=color, **style)
-        ax.set(title=f"inner call, {dtype}", xlabel="elements of one launch", ylabel="GB/s, reads and writes")
-        ax.set_xscale("log", base=2)
-        ax.set_ylim(bottom=0)
-        ax.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=OUT)
-    folder = parser.parse_args().folder
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else OUT
     rows = load(folder)
     (folder / "gpu.md").write_text(markdown(rows))
     print((folder / "gpu.md").read_text())
-    try:
-        draw(rows, folder / "bandwidth.png")
-    except ModuleNotFoundError as error:
-        print(f"no picture ({error}): run this again where matplotlib is")
     return 1 if wrong(rows) else 3 if not_proven(rows) else 0
 
 

@@ -11,19 +11,16 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from importlib.util import module_from_spec
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import common
-from common import DTYPES, GPU, OUT, ROOT, RULES, TRACEBACK, Rows, Rule, arguments, compare, copies, inner
+from common import DTYPES, OUT, ROOT, RULES, TRACEBACK, Rows, Rule, arguments, compare, copies, inner
 
 from deeprelax import kernels
-from deeprelax.benchmark.timing import Timer
 from deeprelax.kernels import Backend
 from deeprelax.kernels.cuda import Cuda
 
@@ -41,24 +38,20 @@ VARIANTS: dict[str, str] = {
 }
 
 
-def candidates(bytes_each: int, noise: bool) -> Iterator[Any]:
-    """Sizes that are tried for weights of so many bytes; without noise, ``per_thread`` is of no consequence."""
-    from deeprelax.kernels.triton.sizes import Sizes
-
-    widest = max(4, 16 // bytes_each)
-    per_threads = sorted({4, widest}) if noise else (widest,)
-    for per_thread, warps, accesses, passes in product(per_threads, (2, 4, 8), (1, 2), (1, 2)):
-        yield Sizes(32 * warps * widest * accesses, per_thread, warps, passes)
+def kind(rule: Rule, dtype: str) -> tuple[str, int, bool]:
+    """What sizes depend on: the rule, the bytes of a weight, whether noise is drawn."""
+    return rule.kernel.name, DTYPES[dtype].itemsize, rule.noise
 
 
 def triton_backends(rule: Rule, dtype: str) -> dict[str, Backend]:
-    """By the sizes, the present ones first."""
+    """By the sizes, the present ones first; without noise, ``per_thread`` is of no consequence."""
     from deeprelax.kernels.triton.backend import Triton
-    from deeprelax.kernels.triton.sizes import SIZES
+    from deeprelax.kernels.triton.sizes import SIZES, Sizes
 
-    kind = rule.kernel.name, DTYPES[dtype].itemsize, rule.noise
-    every = dict.fromkeys([SIZES[kind], *candidates(kind[1], kind[2])])
-    return {str(sizes): Triton({**SIZES, kind: sizes}) for sizes in every}
+    this, widest = kind(rule, dtype), max(4, 16 // DTYPES[dtype].itemsize)
+    each = product({4, widest} if rule.noise else {widest}, (2, 4, 8), (1, 2), (1, 2))
+    tried = [Sizes(32 * warps * widest * accesses, k, warps, passes) for k, warps, accesses, passes in each]
+    return {str(sizes): Triton({**SIZES, this: sizes}) for sizes in (SIZES[this], *tried)}
 
 
 def cuda_backend(out: Path, flags: str) -> Backend:
@@ -82,14 +75,14 @@ def cuda_backends(folder: Path) -> dict[str, Backend]:
         return dict(zip(VARIANTS, pool.map(cuda_backend, outs, VARIANTS.values())))
 
 
-def try_all(rows: Rows, backends: dict[str, Backend], rule: Rule, dtype: str, size: int, timer: Timer) -> str:
-    """Add a row for each that runs; the first is what is installed. Returns the fastest, or the first if the fastest
-    gains no more than noise."""
-    contestants = {"copy": copies(size, CALLS, rows.device)}
+def fastest(rows: Rows, backends: dict[str, Backend], rule: Rule, dtype: str) -> str:
+    """Add a row for each that runs; the first is what is installed, and what is returned if no other gains more than
+    noise."""
+    contestants = {"copy": copies(ELEMENTS, CALLS)}
     for name, backend in backends.items():
         with rows.attempt(f"{name}: {rule.name}, {dtype}"):
-            contestants[name] = inner(rule, backend, DTYPES[dtype], size, CALLS, rows.device)
-    found = compare(contestants, timer, ROUNDS, "copy")
+            contestants[name] = inner(rule, backend, dtype, ELEMENTS, CALLS)
+    found = compare(contestants, ROUNDS, "copy")
     for name, figures in found.items():
         rows.add(variant=name, rule=rule.name, dtype=dtype, **figures)
     reached = {name: found[name]["bandwidth_ratio"]["median"] for name in backends if name in found}
@@ -97,25 +90,19 @@ def try_all(rows: Rows, backends: dict[str, Backend], rule: Rule, dtype: str, si
     return best if reached[best] >= NOISE * reached.get(present, 0.0) else present
 
 
-def line(rule: Rule, dtype: str, sizes: str) -> str:
-    """Of ``TUNED`` in kernels/triton/sizes.py."""
-    return f"    {(rule.kernel.name, DTYPES[dtype].itemsize, rule.noise)}: {sizes},"
-
-
 def main() -> None:
     given = arguments(str(__doc__))
-    rows = Rows(OUT, "tune", GPU)
+    rows = Rows(OUT, "tune")
     with tempfile.TemporaryDirectory() as folder:
-        built: dict[str, Backend] = {BUILT: kernels.get(given.backend, GPU)}
+        built: dict[str, Backend] = {BUILT: kernels.get(given.backend, common.GPU)}
         if given.backend == "cuda":
             built |= cuda_backends(Path(folder))
-        timer = common.timer_of(ELEMENTS, GPU)
         for dtype in DTYPES:
             for rule in RULES:
                 with rows.attempt(f"{rule.name}, {dtype}"):
                     backends = built if given.backend == "cuda" else triton_backends(rule, dtype)
-                    best = try_all(rows, backends, rule, dtype, ELEMENTS, timer)
-                    print(line(rule, dtype, best) if given.backend == "triton" else f"{rule.name}, {dtype}: {best}")
+                    best = fastest(rows, backends, rule, dtype)
+                    print(f"    {kind(rule, dtype)}: {best},")  # for Triton, of TUNED in kernels/triton/sizes.py
                 gc.collect()  # optimizers and their memory are in reference cycles
 
 

@@ -7,7 +7,7 @@ import io
 import itertools
 import os
 import sys
-from collections import Counter
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,27 +16,22 @@ from typing import Any
 
 import bandwidth
 import common
-import host
 import ncu
 import pytest
 import report
-import sanitize
 import steps
 import torch
 import tune
-from common import KINDS, RULES, Contestant, Rows, Rule
+from common import KINDS, RULES, Rows, Rule
 
 from deeprelax import kernels
 from deeprelax.benchmark.shapes import Workload
 from deeprelax.benchmark.timing import Sample, Step
 from deeprelax.benchmark.traffic import bytes_moved, peer_bytes_moved
 from deeprelax.kernels import Backend
-from deeprelax.kernels.abi import DTYPES as NUMBERS
 from deeprelax.kernels.reference import Eager
-from deeprelax.optim.relaxation import Relaxation
 
 ROOT = Path(__file__).parents[2]
-CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -52,9 +47,6 @@ class Timer:
         return call
 
 
-TIMER = Timer()
-
-
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
     """The CUDA kernels' code on CPU tensors is what "cuda" names, also for the scripts' programs."""
@@ -64,13 +56,24 @@ def emulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
     backend, real = Cuda(module, emulated=True), kernels.get
     for place in ("deeprelax.kernels.get", "deeprelax.optim.bucket.get", "deeprelax.optim.device_clock.get"):
         monkeypatch.setattr(place, lambda name, device: backend if name == "cuda" else real(name, device))
-    monkeypatch.setattr(common, "timer_of", lambda *_: TIMER)
-    for script in (bandwidth, host, ncu, sanitize, steps, tune):
-        small = {"GPU": CPU, "OUT": tmp_path, "ROUNDS": 2, "ELEMENTS": 2**10, "TENSORS": 2, "LARGE": 2**7}
+    small = {"GPU": torch.device("cpu"), "OUT": tmp_path, "ROUNDS": 2, "HOST_ROUNDS": 2, "ELEMENTS": 2**10}
+    small |= {"TENSORS": 2, "LARGE": 2**7, "SIZES": (2**7,), "timer": Timer}
+    for script in (common, bandwidth, ncu, steps, tune):
         for name in small.keys() & vars(script):
             monkeypatch.setattr(script, name, small[name])
-    monkeypatch.setattr(bandwidth, "SIZES", (2**7,))
     return backend
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a shell script of that name first on the PATH."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    def program(name: str, script: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}")
+        (tmp_path / name).chmod(0o755)
+
+    return program
 
 
 @pytest.fixture
@@ -106,44 +109,25 @@ def test_every_rule_kind_dtype_and_size_is_measured_by_a_copy(run: Callable[...,
     assert settings == [(name, dtype) for dtype in ("fp32", "bf16") for name in names]
 
 
-def optimizers(contestant: Contestant) -> list[Any]:
-    """What makes the contestant's calls."""
-    return [call.__self__ for call in contestant.step.args[0]]  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("unaligned", ["", "w", "g"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("unaligned", "captured"), [("", {}), ("w", {}), ("g", {}), ("", {"capturable": True})])
+@pytest.mark.parametrize("dtype", common.DTYPES)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_what_is_timed_is_an_inner_call_of_the_reference(
-    rule: Rule, dtype: torch.dtype, unaligned: str, emulated: Backend
+    rule: Rule, dtype: str, unaligned: str, captured: dict[str, Any], emulated: Backend
 ) -> None:
-    """Each on a separate tensor, aligned or not as asked."""
+    """Each on a separate tensor, aligned or not as asked; captured, which the reference cannot be, under a scaler."""
     found = []
-    for backend in (emulated, Eager()):
+    for backend in (emulated, "cpu" if captured else Eager()):
         torch.manual_seed(0)
-        contestant = common.inner(rule, backend, dtype, 100, 3, CPU, unaligned)
+        contestant: Any = common.inner(rule, backend, dtype, 100, 3, unaligned, **captured)
         contestant.step()
-        assert [opt.phase for opt in optimizers(contestant)] == [2] * 3
-        found += [opt.param_groups[0]["params"][0] for opt in optimizers(contestant)]
+        optimizers = [call.__self__ for call in contestant.step.args[0]]
+        assert all(opt.phase == 2 and (not captured or opt.grad_scale == 1024) for opt in optimizers)
+        found += [opt.param_groups[0]["params"][0] for opt in optimizers]
     assert all(map(torch.equal, found[:3], found[3:]))
     for p in found:
         assert [t.storage_offset() for t in (p, p.grad)] == [unaligned == "w", unaligned == "g"]
     assert len({p.data_ptr() for p in found}) == 6
-
-
-def test_a_captured_call_is_an_inner_one_under_a_scaler(emulated: Backend) -> None:
-    torch.manual_seed(0)
-    captured = common.inner(RULES[0], emulated, torch.float32, 100, 1, CPU, capturable=True)
-    captured.step()
-    torch.manual_seed(0)
-    p = common.parameter(100, torch.float32, CPU)
-    p.grad /= 1024
-    plain = RULES[0].make([p], Eager())
-    plain.step()
-    plain.step()
-    (opt,) = optimizers(captured)
-    assert opt.phase == plain.phase == 2
-    assert torch.equal(opt.param_groups[0]["params"][0], p)
 
 
 def test_no_call_finds_its_operands_in_a_cache() -> None:
@@ -172,40 +156,52 @@ def test_whole_steps_are_compared_per_byte_with_adamw(
     assert plain == [*steps.plain(False), steps.ADAMW]
 
 
-def test_the_hosts_time_is_compared_with_sgds(run: Callable[..., report.Results]) -> None:
-    found = run(host, "--backend", "cuda")
-    keys = {(r["name"], r["capturable"], r["new_gradients"]) for r in found}
-    ours = {(rule.name, capturable, new) for rule in RULES for capturable in (False, True) for new in (False, True)}
-    assert keys == ours | {(host.SGD, False, False), (host.SGD, False, True)}
-    assert all(r["by_sgd"] == 1 for r in found if r["name"] == host.SGD)
+def test_the_hosts_time_is_compared_with_sgds(
+    run: Callable[..., report.Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed: list[Any] = []
+    monkeypatch.setattr(steps.throughput, "exchange", lambda params, grads: partial(changed.append, (params, grads)))
+    run(steps, "--backend", "cuda", "--host")
+    found = report.only(report.load(tmp_path), "host")
+    names = [*(rule.name for rule in RULES), steps.SGD]
+    expected = [(name, capturable, new) for capturable in (False, True) for new in (False, True) for name in names]
+    assert [(r["name"], r["capturable"], r["new_gradients"]) for r in found] == expected
+    assert len(changed) == 2 * len(names) * 3  # where gradients are new, before every call
+    assert all(r["by_sgd"] == 1 for r in found if r["name"] == steps.SGD)
     assert all(r["us"]["median"] > 1 for r in found)
-    params = host.parameters([(3,)] * 2, CPU)
-    before, prepare = [p.grad for p in params], host.before(params, new=True)
-    for same in (False, True):
-        prepare()
-        assert all((p.grad is g) == same for p, g in zip(params, before))
 
 
 def test_a_failure_is_a_row_and_the_others_are_measured(emulated: Backend, tmp_path: Path) -> None:
-    real = emulated.bind
-
     def bind(rule: Any, *rest: Any) -> Any:
         if rule.name == "hj":
             raise RuntimeError("made up")
-        return real(rule, *rest)
+        return emulated.bind(rule, *rest)
 
     broken: Any = SimpleNamespace(name="cuda", bind=bind, tick=emulated.tick)
-    rows = Rows(tmp_path, "made", CPU)
-    bandwidth.inner_calls(rows, broken, "fp32", 2**7, TIMER)
+    rows = Rows(tmp_path, "made")
+    bandwidth.inner_calls(rows, broken, "fp32", 2**7)
     whole = rows.path.read_text()
     rows.path.write_text(whole + '{"script": "made", "us": {"median": 1}')
     found = report.load(tmp_path)
-    Rows(tmp_path, "made", CPU)  # the next script appends to whole lines
+    Rows(tmp_path, "made")  # the next script appends to whole lines
     assert rows.path.read_text() == whole
     assert {r["rule"] for r in report.only(found, "made")} == {"copy", *(r.name for r in RULES)} - {"HJ"}
     (error,) = report.only(found, "error")
     assert "made up" in error["said"]
     assert any("HJ [cuda]" in said for said in report.wrong(found))
+
+
+def test_clocks_and_reasons_for_throttling_are_sampled_under_load(
+    emulated: Backend, program: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    rows, ready = Rows(tmp_path, "made"), tmp_path / "nvidia-smi.ready"
+    lines = r"8, 1, 4, 4, 0x0\n1, 1, 7, 6, 0x4\n1, 2"
+    program("nvidia-smi", f"trap '' TERM; touch {ready}; printf '{lines}'")
+    with rows.loaded():
+        while not ready.exists():
+            time.sleep(0.01)
+    (row,) = report.only(report.load(tmp_path), "clocks")
+    assert (row["clocks.sm"]["median"], row["power.draw"]["high"], row["reasons"]) == (4.5, 6.25, ["0x0", "0x4"])
 
 
 def test_the_fastest_constants_are_chosen_where_they_gain_more_than_noise(
@@ -219,58 +215,28 @@ def test_the_fastest_constants_are_chosen_where_they_gain_more_than_noise(
         reached = {"copy": 1.0, "present": 0.9, "other": bandwidth_ratio}
         figures = {name: {"bandwidth_ratio": {"median": value}} for name, value in reached.items()}
         monkeypatch.setattr(tune, "compare", lambda contestants, *_, made=figures: {n: made[n] for n in contestants})
-        assert tune.try_all(Rows(tmp_path, "tune", CPU), backends, RULES[2], "bf16", 2**7, TIMER) == best
-    assert tune.line(RULES[2], "bf16", "Sizes(1024, 8, 4, 2)") == "    ('hj', 2, False): Sizes(1024, 8, 4, 2),"
+        assert tune.fastest(Rows(tmp_path, "tune"), backends, RULES[2], "bf16") == best
     assert len(report.only(report.load(tmp_path), "error")) == 2
     headers = "".join(path.read_text() for path in (ROOT / "csrc").glob("*.h"))
     for flags in tune.VARIANTS.values():
         assert all(f"#ifndef {flag[2:].split('=')[0]}\n" in headers for flag in flags.split())
 
 
-def test_a_variant_that_nvcc_refuses_says_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.parent.mkdir()
-    nvcc.write_text('#!/bin/sh\necho "no such option: $NVCC_APPEND_FLAGS" >&2; exit 1\n')
-    nvcc.chmod(0o755)
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+def test_a_variant_that_nvcc_refuses_says_what_it_said(
+    program: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    program("nvcc", 'echo "no such option: $NVCC_APPEND_FLAGS" >&2; exit 1')
     with pytest.raises(RuntimeError, match=r"-DBAD: [\s\S]*no such option: -DBAD"):
         tune.cuda_backend(tmp_path / "variant", "-DBAD")
 
 
-def test_the_sanitizers_program_makes_whole_cycles_of_every_rule_and_dtype(
-    run: Callable[..., report.Results], emulated: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blocks = [*(emulated.module.chunk(number) for number in NUMBERS.values()), *(1024 * passes for passes in (1, 2))]
-    assert all(sanitize.BLOCKS % block == 0 for block in blocks)
-    monkeypatch.setattr(sanitize, "SIZES", (0, 1, 5, 64, 256, 259, 511))
-    bound: set[tuple[str, torch.dtype]] = set()
-    ended: Counter[tuple[str, torch.dtype, int]] = Counter()
-    bind, to_its_end = emulated.bind, sanitize.run
-
-    def noted(rule: Any, table: Any, *rest: Any, **more: Any) -> Any:
-        bound.add((rule.name, table.dtype))
-        return bind(rule, table, *rest, **more)
-
-    def noting(opt: Any) -> None:
-        to_its_end(opt)
-        if isinstance(opt, Relaxation):
-            ended[type(opt).__name__, opt.param_groups[0]["params"][0].dtype, opt.phase] += 1
-
-    monkeypatch.setattr(emulated, "bind", noted)
-    monkeypatch.setattr(sanitize, "run", noting)
-    run(sanitize, "--backend", "cuda")
-    expected: Counter[tuple[str, torch.dtype, int]] = Counter()
-    for rule, dtype in itertools.product(sanitize.EVERY["cuda"], sanitize.DTYPES["cuda"]):
-        rounded = dtype == torch.bfloat16 and rule.kernel.keeps_y
-        expected[rule.optimizer, dtype, 0] += 4 * (1 + rounded)  # settings, and stochastic rounding
-    expected.update((rule.optimizer, torch.float32, 2) for rule in RULES)  # captured: one of the steps overflows
-    assert ended == expected
-    assert bound == set(itertools.product(kernels.RULES, NUMBERS))
-
-
 @pytest.mark.parametrize("backend", common.BACKENDS)
 def test_ncu_is_read_launch_by_launch(
-    backend: str, run: Callable[..., report.Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str,
+    run: Callable[..., report.Results],
+    program: Callable[[str, str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def kernel(rule: Rule) -> str:
         if backend == "cuda":
@@ -284,12 +250,8 @@ def test_ncu_is_read_launch_by_launch(
     for rule, _ in ncu.WORK:
         lines.writerow(["0", kernel(rule), *["1,234.5"] * len(ncu.METRICS)])
         lines.writerow(["1", "elementwise", *["1"] * len(ncu.METRICS)])
-    program = tmp_path / "ncu"
-    program.write_text(f"#!/bin/sh\ncat <<'END'\n==PROF== Connected\n{text.getvalue()}END\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    metrics = dict.fromkeys(ncu.METRICS, 1234.5)
-    about = {"script": "ncu", "backend": backend}
+    program("ncu", f"cat <<'END'\n==PROF== Connected\n{text.getvalue()}END\n")
+    about, metrics = {"script": "ncu", "backend": backend}, dict.fromkeys(ncu.METRICS, 1234.5)
     expected = [{**about, "rule": rule.name, "dtype": dtype, **metrics} for rule, dtype in ncu.WORK]
     assert run(ncu, "--backend", backend) == expected
     started: list[bool] = []

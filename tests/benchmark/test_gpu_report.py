@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,67 +12,63 @@ from typing import Any
 
 import preflight
 import pytest
+import readme
 import report
 import torch
 
+from deeprelax.kernels import RULES
+
 ROOT = Path(__file__).parents[2]
-
 JUNIT = '<testsuite><testcase classname="a" name="good"/><testcase classname="a" name="b">{}</testcase></testsuite>'
-
-STATUSES = [(1, 1), (124, 3), (137, 3)]  # of a script that did not come to its end, and of the report
-
-
-@pytest.fixture
-def passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a run in which everything passed, which is what is reported."""
-    (tmp_path / "pytest.xml").write_text(JUNIT.format(""))
-    for name in report.SANITIZED:
-        (tmp_path / f"{name}.txt").write_text("exit status 0\n")
-    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
-    return tmp_path
+MEASURING = {"bandwidth.py": "", "steps.py": " --host"}
+SANITIZER = "compute-sanitizer, memcheck-cuda"
 
 
 @pytest.mark.parametrize(
     ("outcome", "stopped", "status", "said"),
     [
-        ("", "", 0, "2 passed"),
-        ('<skipped message="one GPU"/>', "", 0, "1 passed, 1 skipped"),
-        ('<skipped message="GPU memory: 3"/>', "", 3, "not proven: 1 GPU"),
+        ("", "", 0, "| pytest | 2 | 0 | 0 |"),
+        ('<skipped message="one GPU"/>', "", 0, "| pytest | 1 | 0 | 1 |"),
+        ('<skipped message="GPU memory: 3"/>', "", 3, "not proven: pytest, 1 tests: GPU memory: 3"),
         ('<failure message="x"/>', "", 1, "a::b failed"),
-        ('<skipped message="because"/>', "", 1, "nothing allows: because"),
-        *(("", f"host.py: exit status {n}", status, f"host.py: exit status {n}") for n, status in STATUSES),
+        *(("", f"steps.py: exit status {n}", status, f"steps.py: exit status {n}") for n, status in ((1, 1), (124, 3))),
+        *(("", f"{SANITIZER}: exit status {n}", status, SANITIZER) for n, status in ((86, 1), (1, 3), (137, 3))),
+        (None, "", 3, "not proven: memcheck-cuda: no test passed"),
     ],
 )
 def test_the_report_says_what_was_not_proved(
-    outcome: str, stopped: str, status: int, said: str, passed: Path, monkeypatch: pytest.MonkeyPatch
+    outcome: str | None, stopped: str, status: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (passed / "pytest.xml").write_text(JUNIT.format(outcome))
-    (passed / "stopped.txt").write_text(stopped)
+    """``outcome``: of a test; None: the sanitizer did not run."""
+    for name in report.CHECKS if outcome is not None else report.CHECKS[:1]:
+        (tmp_path / f"{name}.xml").write_text(JUNIT.format(outcome or ""))
+    (tmp_path / "stopped.txt").write_text(stopped)
     about = {"script": "about", "gpu": "a GPU", "why_not": {"cuda": ""}}
-    inner = {"script": "bandwidth", "rule": "HJ", "backend": "cuda", "dtype": "fp32", "elements": 64, "gb_per_s": 1.0}
-    (passed / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (about, inner)))
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # which a GPU's machine may lack
+    (tmp_path / "rows.jsonl").write_text(f'{json.dumps(about)}\n{{"script": "cut o')
+    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
     assert report.main() == status
-    assert said in (passed / "gpu.md").read_text()
+    assert said in (tmp_path / "gpu.md").read_text()
 
 
 def test_targets_are_judged_by_whole_cycles_and_by_the_slowest(tmp_path: Path) -> None:
     hj: dict[str, Any] = {"script": "bandwidth", "backend": "cuda", "rule": "HJ", "dtype": "fp32", "bytes": 20}
-    found: report.Results = [
+    found: report.Results = report.load(tmp_path) + [
         {**hj, "kind": kind, "elements": 128, "bandwidth_ratio": {"median": of}}
         for kind, of in (("inner", 1.0), ("first", 0.5), ("last", 0.5))
     ]
     found += [{**hj, "rule": rule, "elements": n, "gb_per_s": n / 9} for n in (64, 128) for rule in ("HJ", "copy")]
     timed = {"script": "host", "backend": "cuda", "capturable": False, "new_gradients": True}
     found += [{**timed, "name": name, "by_sgd": by} for name, by in (("HJ", 0.9), ("Heat", 1.1), ("torch.optim", 9))]
-    judged = {t["promise"]: t for t in report.judge(found)}
-    assert judged["HJ, fp32 [cuda]: bandwidth relative to a copy"]["measured"] == pytest.approx(5 / 7)
+    judged = {t.promise: t for t in report.judge(found)}
+    assert judged["HJ, fp32 [cuda]: bandwidth relative to a copy"].measured == pytest.approx(5 / 7)
     slowest = judged["host time of step(), 300 tensors, new gradients [cuda]: relative to SGD, slowest"]
-    assert (slowest["measured"], slowest["met"]) == (1.1, False)
-    assert judged["Heat, bf16 [triton]: bandwidth relative to a copy"]["measured"] is None
-    report.draw(found, tmp_path / "b.png")
-    assert (tmp_path / "b.png").stat().st_size > 1000
+    assert (slowest.measured, slowest.missed) == (1.1, True)
+    assert judged["Heat, bf16 [triton]: bandwidth relative to a copy"].measured is None
+    bounds = ((0.9, False), (0.8, True), (None, False))
+    assert all(report.Target("", "≥", 0.9, measured).missed == missed for measured, missed in bounds)
     assert "0.96 to 1.00 | 0.714 (missed)" in report.markdown(found)
+    readme.draw(found, tmp_path / "b.png")
+    assert (tmp_path / "b.png").stat().st_size > 1000
 
 
 def test_make_gpu_says_what_it_lacks_before_it_builds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,20 +95,27 @@ def test_a_script_that_dies_loses_only_its_own_rows(tmp_path: Path) -> None:
     python.chmod(0o755)
     command = ["make", "--jobs=4", "gpu", f"PYTHON={python}", f"OUT={out}", "SCRIPTS=tests bandwidth host"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    lines = [line.replace("bench/gpu/", "").split() for line in notes.read_text().splitlines()]
-    lines = [words for words in lines if words[0] != "sanitize.py"]  # at any time, where compute-sanitizer is
-    assert [" ".join(words[: 2 if words[0] == "-m" else 3]) for words in lines] == [
-        "preflight.py", "-m pip", "-m pytest", "bandwidth.py --backend cuda", "bandwidth.py --backend triton",
-        "host.py --backend cuda", "host.py --backend triton", "report.py",
-    ]  # fmt: skip
-    assert (out / "gpu" / "stopped.txt").read_text().splitlines() == [
-        f"{script}.py --backend {backend}: exit status 1"
-        for script in ("bandwidth", "host")
-        for backend in ("cuda", "triton")
-    ]
-    for name in report.SANITIZED:
-        *_, status = (out / "gpu" / f"{name}.txt").read_text().splitlines()
-        assert re.fullmatch(r"exit status [1-9]\d*", status)
+    lines = [line.replace("bench/gpu/", "") for line in notes.read_text().splitlines()]
+    scripts = [f"{name} --backend {b}{more}" for name, more in MEASURING.items() for b in ("cuda", "triton")]
+    assert [line for line in lines if line[0] != "-" and "junit" not in line] == ["preflight.py", *scripts, "report.py"]
+    assert sum("pytest.xml tests/gpu -n 6" in line for line in lines) == 1
+    stopped = (out / "gpu" / "stopped.txt").read_text().splitlines()
+    assert stopped[-4:] == [f"{script}: exit status 1" for script in scripts]
+    sanitized = stopped[:-4]
+    names = {f"compute-sanitizer, {name}" for name in report.CHECKS[1:]}
+    assert {line.split(":")[0] for line in sanitized} == names
+    assert all(report.failed(line) == (line not in sanitized) for line in stopped)
+
+
+def test_the_sanitizer_sees_every_rule_in_whole_blocks_and_under_a_scaler() -> None:
+    made = subprocess.run(["make", "-n", "gpu-tests"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name, dtypes in (("memcheck-cuda", 4), ("racecheck-triton", 2)):
+        arguments = made.partition(f"{name}.xml ")[2].partition(" > ")[0]
+        command = [sys.executable, "-m", "pytest", "-q", "--collect-only", *shlex.split(arguments)]
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        for test in ("every_call", "many_chunks"):
+            assert len(set(re.findall(rf"{test}.*(torch\.\w+-\w+)_calls", listed))) == dtypes * len(RULES)
+        assert all(f"[{optimizer}-{name.split('-')[1]}-True]" in listed for optimizer in ("HJ", "EntropyAdamW"))
 
 
 def test_where_make_gpu_cannot_run_earlier_results_stay(tmp_path: Path) -> None:
@@ -121,12 +125,3 @@ def test_where_make_gpu_cannot_run_earlier_results_stay(tmp_path: Path) -> None:
     done = subprocess.run(["make", "gpu", "PYTHON=false", f"OUT={tmp_path}"], cwd=ROOT, capture_output=True)
     assert done.returncode
     assert rows.read_text() == "{}\n"
-
-
-def test_what_the_sanitizer_printed_is_judged() -> None:
-    passed, failed = "========= ERROR SUMMARY: 0 errors\n", "========= ERROR SUMMARY: 3 errors\n"
-    assert report.sanitized(passed + "exit status 0\n") == ("passed", "ERROR SUMMARY: 0 errors; exit status 0")
-    assert report.sanitized(failed + "exit status 86\n") == ("failed", "ERROR SUMMARY: 3 errors; exit status 86")
-    assert report.sanitized("a Traceback\nNameError\nexit status 1\n")[0] == "failed"
-    ends = ("exit status 124", "not found\nexit status 127", "Device not supported\nexit status 1", passed, "")
-    assert all(report.sanitized(printed)[0] == "not proven" for printed in ends)

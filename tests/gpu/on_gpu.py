@@ -22,7 +22,7 @@ EMULATED = os.environ.get("DEEPRELAX_EMULATE_GPU") == "1"
 DEVICE = "cpu" if EMULATED else "cuda"
 BACKENDS = ["cuda", "triton"]
 only_real = pytest.mark.skipif(EMULATED, reason="cannot be emulated")
-# The reasons for which a test may be skipped on a GPU: make gpu fails at any other.
+# Why tests are skipped on a GPU. make gpu allows the first reason; at any other it says that something is not proven.
 ONE_GPU, MEMORY = "one GPU", "GPU memory"
 
 
