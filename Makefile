@@ -83,16 +83,20 @@ gpu-tests gpu-ncu: export PATH := $(PATH):$(or $(CUDA_HOME),/usr/local/cuda)/bin
 # The tests, and those that compare every call with the reference under compute-sanitizer, at one time. Calls that fail
 # inside torch or the driver are no fault of ours. Every tensor gets its own memory: torch's pool would hide what
 # reaches past the end of one. Triton compiles a kernel for each setting, so that its tests are fewer.
-ON_GPU_TEST = -m pytest -q -p no:cacheprovider --junitxml=$(GPU)/$(1).xml
-SANITIZE = { PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout --kill-after=5 200 compute-sanitizer --tool $(1) --error-exitcode 86 \
-    --report-api-errors no $(PYTHON) $(call ON_GPU_TEST,$(1)-$(2)) tests/gpu/test_gpu_calls.py tests/gpu/test_gpu_scaler.py \
-    -k "$(2)$(3)" > $(GPU)/$(1)-$(2).txt 2>&1 || echo "compute-sanitizer, $(1)-$(2): exit status $$?" >> $(GPU)/stopped.txt; } &
+ON_GPU_TEST = $(PYTHON) -m pytest -q -p no:cacheprovider --junitxml=$(GPU)/$(1).xml
+IN_TIME = timeout --signal=INT --kill-after=20 200
+SANITIZE = { PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(IN_TIME) compute-sanitizer --tool $(1) --error-exitcode 86 \
+    --report-api-errors no $(call ON_GPU_TEST,$(1)-$(2)) tests/gpu/test_gpu_calls.py tests/gpu/test_gpu_scaler.py \
+    -k "$(2)$(3)" > $(GPU)/$(1)-$(2).txt 2>&1 || \
+    echo "compute-sanitizer, $(1)-$(2): exit status $$?" >> $(GPU)/stopped.txt; } &
 NARROW := and (scaled or float32 or bfloat16)
 
+gpu-tests: export OMP_NUM_THREADS := 2
 gpu-tests:
-	-$(call SANITIZE,memcheck,cuda) $(call SANITIZE,memcheck,triton, $(NARROW)) $(call SANITIZE,racecheck,triton, $(NARROW)) \
-	CUBLAS_WORKSPACE_CONFIG=:4096:8 OMP_NUM_THREADS=2 timeout --signal=INT --kill-after=20 200 $(PYTHON) \
-	    $(call ON_GPU_TEST,pytest) tests/gpu -n 6 --dist loadgroup --timeout 90; wait
+	-$(call SANITIZE,memcheck,cuda) \
+	$(call SANITIZE,memcheck,triton, $(NARROW)) \
+	$(call SANITIZE,racecheck,triton, $(NARROW)) \
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(IN_TIME) $(call ON_GPU_TEST,pytest) tests/gpu -n 6 --dist loadgroup --timeout 90; wait
 
 gpu-bandwidth:
 	$(call BOTH,120,bandwidth)
