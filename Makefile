@@ -93,10 +93,11 @@ NARROW := and (scaled or float32 or bfloat16)
 
 gpu-tests: export OMP_NUM_THREADS := 2
 gpu-tests:
-	-$(call SANITIZE,memcheck,cuda) \
+	$(call SANITIZE,memcheck,cuda) \
 	$(call SANITIZE,memcheck,triton, $(NARROW)) \
 	$(call SANITIZE,racecheck,triton, $(NARROW)) \
-	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(IN_TIME) $(call ON_GPU_TEST,pytest) tests/gpu -n 6 --dist loadgroup --timeout 90; wait
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(IN_TIME) $(call ON_GPU_TEST,pytest) tests/gpu -n 6 --dist loadgroup --timeout 90 || \
+	echo "tests/gpu: exit status $$?" >> $(GPU)/stopped.txt; wait
 
 gpu-bandwidth:
 	$(call BOTH,120,bandwidth)
