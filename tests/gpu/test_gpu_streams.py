@@ -135,12 +135,16 @@ def test_a_launch_that_fails_says_which_kernel_and_what_sizes() -> None:
     table = Table([weight], [0])
     buffers = {"x": table.new_buffer(), "p": table.new_buffer()}
     update: Any = backend_named("cuda").bind(HJ, table, buffers)
-    n_chunks, device = update._launch.n_chunks, update._launch.device
+    addresses, launch = array("q", [weight.data_ptr()]), update._launch
+    launch.grads = addresses.buffer_info()[0]
+    n_chunks, device = launch.n_chunks, launch.device
     for n, where, message in (
         (2**31, device, r"hj<float32>, 2147483648 chunks of \d+ elements .*cuda:0: .*cudaError"),
         (n_chunks, 99, r"chunks of \d+ elements .*cuda:99: .*cudaErrorInvalidDevice"),
     ):
-        update._launch.n_chunks, update._launch.device = n, where
+        *_, first_chunks = update._kept
+        first_chunks[-1] = launch.n_chunks = n
+        launch.device = where
         with pytest.raises(RuntimeError, match=message):
             module.run(update._address, ctypes.addressof(scalars()), torch.cuda.current_stream().cuda_stream)
     assert_that_it_goes_on()
