@@ -1,4 +1,4 @@
-"""The CUDA backend without a GPU: how it is built, what it says, what its structures look like."""
+"""The CUDA backend without a GPU: how it and the CPU kernels are built, what it says, what its structures are."""
 
 import contextlib
 import os
@@ -156,7 +156,7 @@ def test_an_emulated_kernel_is_not_offered_as_a_backend(module: Any) -> None:
 
 
 def build(tmp_path: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], dict[str, str]]:
-    """``setup.py build_ext`` without the CPU kernels; what it printed, and what it wrote to _build_info.py."""
+    """``setup.py build_ext``, by default without the CPU kernels; what it printed and wrote to _build_info.py."""
     library = tmp_path / "lib"
     folders = f"--build-lib={library}", f"--build-temp={tmp_path}"
     inherited = {k: v for k, v in os.environ.items() if k != "CUDA_HOME" and not k.startswith("DEEPRELAX_")}
@@ -185,6 +185,23 @@ def false_nvcc(tmp_path: Path, known: str = "compute_80 compute_90 compute_100 c
     )
     compiler.chmod(0o755)
     return tmp_path / "cuda"
+
+
+def test_no_flag_of_the_user_lets_the_whole_process_flush_denormals(tmp_path: Path) -> None:
+    """While linking, g++ takes any of these to mean that denormals are zero in torch, too."""
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        f'#!/bin/sh\necho "$@" >> "{tmp_path}/asked"\nwhile [ "$1" != -o ]; do shift; done\ntouch "$2"\n'
+    )
+    compiler.chmod(0o755)
+    flags = "-Ofast -ffast-math -funsafe-math-optimizations -mdaz-ftz -DOURS"
+    names = dict.fromkeys(("CC", "CXX"), str(compiler)) | dict.fromkeys(("CFLAGS", "CXXFLAGS", "LDFLAGS"), flags)
+    done, _ = build(tmp_path, DEEPRELAX_CPU="1", DEEPRELAX_CUDA="0", **names)
+    assert done.returncode == 0, done.stderr
+    asked = (tmp_path / "asked").read_text().splitlines()
+    (link,) = [line for line in asked if " -shared " in line]
+    assert "-DOURS" in link
+    assert not [line for line in asked if set(flags.split()[:-1]) & set(line.split())]
 
 
 def test_without_nvcc_the_package_installs_and_the_reason_is_kept(tmp_path: Path) -> None:
