@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from deeprelax.kernels.abi import Flag
+from deeprelax.kernels import RULES, Flag
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "bench" / "results" / "nvrtc" / "compile.json"
-# (type, header, options compiled in)
-KERNELS = [("HJ", "hj", 0), ("EntropySGD", "entropy_sgd", int(Flag.NOISE)), ("Heat", "heat", int(Flag.NOISE))]
+# Of each rule the type, the header, and the options of its most expensive fast kernel.
+KERNELS = [
+    (rule, header, int(Flag.NOISE) if True in RULES[header].draws else 0)
+    for rule, header in re.findall(r"\bRULE\((\w+), (\w+)\)", (ROOT / "csrc" / "abi.h").read_text())
+]
 # NVRTC has no standard library; libcu++ stands in for the headers that csrc/ includes.
 HEADERS = {
     name: f"#pragma once\n#include <cuda/std/{name}>\nnamespace std {{ using namespace cuda::std; }}\n"
@@ -73,7 +77,8 @@ def main(library: Path, include: Path) -> None:
     for rule, header, on in KERNELS:
         options = ["-arch=sm_90", "--fmad=false", "-std=c++17", "-default-device", f"-I{ROOT / 'csrc'}"]
         options += [f"-I{include}", f"-I{include / 'cccl'}", f"-DDR_RULE={rule}", f'-DDR_HEADER="{header}.h"']
-        name = f"deeprelax::cuda::update<float, float, deeprelax::cuda::{rule}, {on}u, true, 4>"
+        blocks = f"deeprelax::cuda::{rule}::blocks(sizeof(float), true, {on}u)"
+        name = f"deeprelax::cuda::update<float, float, deeprelax::cuda::{rule}, {on}u, true, {blocks}>"
         found[f"{rule} float32{', noise' if on else ''}, sm_90"] = compiled(nvrtc, options, name)
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     RECORD.write_text(json.dumps({"nvrtc": f"{major.value}.{minor.value}", "kernels": found}, indent=1) + "\n")
