@@ -158,14 +158,18 @@ class Loop:
         instructions: how many.
         batches: numbers of wide loads in flight together. A thread stalls at the first instruction that reads a
             register which is not loaded yet; loads after it are a new batch.
-        aligned: whether no load is narrower.
+        narrow_loads: how many are narrower.
         stores_aligned: whether no store is.
     """
 
     instructions: int
     batches: tuple[int, ...]
-    aligned: bool
+    narrow_loads: int
     stores_aligned: bool
+
+    @property
+    def aligned(self) -> bool:
+        return not self.narrow_loads
 
     def __str__(self) -> str:
         return f"{self.instructions}: {' + '.join(map(str, self.batches))}"
@@ -198,7 +202,7 @@ def loops(text: str) -> list[Loop]:
         loads = [i for i in body if i.operation.startswith("LDG")]
         if any(i.wide_load() for i in loads):
             stored = all(".128" in i.operation for i in body if i.operation.startswith("STG"))
-            found.append(Loop(len(body), batches(body), all(i.wide_load() for i in loads), stored))
+            found.append(Loop(len(body), batches(body), sum(not i.wide_load() for i in loads), stored))
     return found
 
 

@@ -116,7 +116,7 @@ def test_the_ptx_in_the_module_fuses_and_approximates_nothing() -> None:
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
 @pytest.mark.parametrize(
-    ("architecture", "rule"), zip(default_architectures()[:-1], itertools.cycle(["Heat", "HJ"]), strict=False)
+    ("architecture", "rule"), list(zip(default_architectures()[:-1], itertools.cycle(["Heat", "HJ"]), strict=False))
 )
 def test_other_architectures_ptx_fuses_and_approximates_nothing(architecture: str, rule: str, tmp_path: Path) -> None:
     """Every architecture's code comes from its own PTX, which is not in the module. Heat has the noise and the outer
@@ -177,13 +177,14 @@ def test_packs_move_in_accesses_of_128_bits_to_global_memory(architecture: str) 
     assert seen == INSTANCES
 
 
+# In the last call of a cycle it waits once, for the first four of six loads: it has no register to spare.
+WAITS = [("sm_80", "EntropySGD bfloat16, stochastic rounding")]
+
+
 @needs_module
 @pytest.mark.parametrize("architecture", built_architectures())
 def test_a_pass_of_a_fast_loop_makes_all_its_loads_before_it_waits_for_one(architecture: str) -> None:
-    """Where all is aligned: one loop for each kind of call. What it loads on top is momentum or Heat's weight decay.
-
-    float64 on sm_120, which computes it at a 64th of float32's rate, waits for arithmetic, not for memory.
-    """
+    """Where all is aligned: one loop for each kind of call. What it loads on top is momentum or Heat's weight decay."""
     for symbol, text in binaries.code(architecture):
         kernel = binaries.kernel(symbol)
         if kernel is None or not kernel.fast:
@@ -192,14 +193,20 @@ def test_a_pass_of_a_fast_loop_makes_all_its_loads_before_it_waits_for_one(archi
         aligned, others = ([loop for loop in every if loop.aligned is is_aligned] for is_aligned in (True, False))
         if kernel.rule == "Outer":  # which reads no gradient
             aligned, others = aligned[:3], aligned[3:]
-        assert len(aligned) == 3, (str(kernel), aligned)
-        # An unaligned gradient leaves the weight's wide accesses; a call that draws no noise takes no packs of an
-        # unaligned weight.
-        assert kernel.noise or kernel.rounding or all(loop.stores_aligned for loop in every), (str(kernel), every)
-        assert sorted(sum(loop.batches) for loop in others) == sorted(sum(loop.batches) for loop in aligned)
-        if (architecture, kernel.dtype) != ("sm_120", "float64"):
-            assert all(len(loop.batches) == 1 for loop in aligned), (str(kernel), aligned)
-        made, least = sorted(sum(loop.batches) for loop in aligned), sorted(loads for loads, _ in expected(kernel))
+        assert len(aligned) == len(others) == 3, (str(kernel), aligned, others)
+        # An unaligned gradient leaves the wide accesses of the weight and the state; a call that draws no noise takes
+        # no packs of an unaligned weight. Where the compiler knows that, the gradient has no wide load in these loops.
+        if not (kernel.noise or kernel.rounding):
+            assert all(loop.stores_aligned for loop in every), (str(kernel), every)
+            narrow = 0 if kernel.rule == "Outer" else 16 // getattr(torch, kernel.dtype).itemsize
+            assert all(loop.narrow_loads == narrow for loop in others), (str(kernel), others)
+        made, theirs = (sorted(sum(loop.batches) for loop in loops) for loops in (aligned, others))
+        assert all(0 <= a - b <= lines(kernel, "g") for a, b in zip(made, theirs)), (str(kernel), made, theirs)
+        assert all(len(loop.batches) == 1 for loop in aligned) or (architecture, str(kernel)) in WAITS, (
+            str(kernel),
+            aligned,
+        )
+        least = sorted(loads for loads, _ in expected(kernel))
         assert all(a >= b for a, b in zip(made, least)), (str(kernel), made, least)
 
 
@@ -215,8 +222,8 @@ SASS = """
 
 
 def test_a_conversion_between_two_loads_is_seen_as_a_wait() -> None:
-    assert binaries.loops(SASS) == [binaries.Loop(7, (1, 2), True, True)]
-    assert binaries.loops(SASS.replace("R20, R4,", "R20, R24,")) == [binaries.Loop(7, (3,), True, True)]
+    assert binaries.loops(SASS) == [binaries.Loop(7, (1, 2), 0, True)]
+    assert binaries.loops(SASS.replace("R20, R4,", "R20, R24,")) == [binaries.Loop(7, (3,), 0, True)]
     assert binaries.loops(SASS.replace("@P1 LDG.E.EF.128", "@P1 LDG.E.EF.U16"))[0].aligned is False
 
 
