@@ -63,12 +63,12 @@ def members(opt: Relaxation) -> list[Tensor]:
 
     Not through ``opt.param_groups``, of which the compiler would guard every entry, including the clock.
     """
-    return [p for group in vars(opt)["param_groups"] for p in group["params"]]
+    return [p for plan in opt._shared.plans for p in plan.group["params"]]
 
 
 def rates(opt: Relaxation) -> list[Tensor]:
     """The learning rates that are tensors, which a graph may write to before the step."""
-    groups, names = vars(opt)["param_groups"], opt.rule.rates
+    groups, names = [plan.group for plan in opt._shared.plans], opt.rule.rates
     return [group[name] for group in groups for name in names if name and isinstance(group[name], Tensor)]
 
 
@@ -132,9 +132,12 @@ def _step_of(
     for bucket in opt._shared.buckets:
         bucket.forget_versions()  # the compiled graph has counted its writes in advance
     opt._refuse_in_eval("step")
-    own, own_rates = members(opt), rates(opt)
+    own, own_rates = [p for group in opt.param_groups for p in group["params"]], rates(opt)
     if (len(own), len(own_rates)) != (len(params), len(graph_rates)):
-        raise RuntimeError("the optimizer has other parameters or tensor rates than when its step was compiled")
+        raise RuntimeError(
+            "the optimizer has other parameters or tensor rates than when its step was compiled: add groups with "
+            "add_param_group(), or make one step outside of the graph"
+        )
     # A compiler backend may pass copies of the parameters, which the rest of the graph uses in their place.
     copies = [(p, t) for p, t in zip(own, params) if p is not t and p.data_ptr() != t.data_ptr()]
     changed = [(t, given) for t, given in zip(own_rates, graph_rates) if t.data_ptr() != given.data_ptr()]

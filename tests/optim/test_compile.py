@@ -174,6 +174,30 @@ def test_a_compiled_step_handles_missing_gradients_and_frozen_parameters() -> No
     assert run(once) == run(lambda f: f)
 
 
+def test_an_added_group_is_compiled_and_an_appended_one_is_refused() -> None:
+    def run(step: Callable[..., Any]) -> Any:
+        params = parameters()[:3]
+        opt = make("EntropySGD", params[:1])
+        for i in range(STEPS):
+            if i == 2:
+                opt.add_param_group({"params": params[1:2], "lr": 0.7})
+            step(opt, params[:2], noises(params[:2], i))
+        return opt, params
+
+    count = CompileCounter()
+    step = torch.compile(train_step, backend=count)
+    opt, params = run(step)
+    reference, theirs = run(train_step)
+    assert plain(values(params)) == plain(values(theirs))
+    assert plain(opt.state_dict()) == plain(reference.state_dict())
+    assert count.frame_count == 2
+    opt.param_groups.append({"params": params[2:]})
+    before = plain(values(params))
+    with pytest.raises(RuntimeError, match=r"add_param_group\(\), or make one step outside"):
+        step(opt, params, noises(params, 0))
+    assert plain(values(params)) == before
+
+
 def test_a_closure_is_evaluated_in_the_graph() -> None:
     def with_closure(opt: Any, params: Sequence[Parameter]) -> Any:
         def closure() -> Tensor:
@@ -324,7 +348,8 @@ def test_a_scaler_scales_and_skips_inside_a_compiled_function() -> None:
 def test_an_outer_loop_has_the_bits_of_an_uncompiled_one() -> None:
     def run(step: Callable[..., Any], frames: Callable[[], int]) -> Any:
         params = parameters()
-        opt = deeprelax.OuterLoop(torch.optim.SGD(params, lr=0.1, momentum=0.9), inner_steps=3, alpha=0.5)
+        inner = torch.optim.SGD(params, lr=0.1, momentum=0.9, foreach=True)  # as torch 2.11 compiles any SGD
+        opt = deeprelax.OuterLoop(inner, inner_steps=3, alpha=0.5)
         compiled_so_far = []
         for i in range(STEPS):
             step(opt, params, noises(params, i))
