@@ -69,10 +69,9 @@ def settings(rows: Rows, backend: Backend, dtype: str) -> None:
 
 
 def main() -> None:
-    given = common.arguments(str(__doc__))
-    rows = Rows(OUT, "bandwidth")
+    rows, backend = Rows(OUT, "bandwidth"), common.arguments(str(__doc__)).backend
     with rows.loaded():
-        measure(rows, kernels.get(given.backend, common.GPU))
+        measure(rows, kernels.get(backend, common.GPU))
 
 
 if __name__ == "__main__":

@@ -33,8 +33,7 @@ from deeprelax.kernels import Backend
 ROOT = Path(__file__).parents[2]
 OUT = Path(os.environ.get("OUT") or "out") / "gpu"
 GPU = torch.device("cuda", 0)
-BACKENDS = ("cuda", "triton")
-KINDS = ("first", "inner", "last")
+BACKENDS, KINDS = ("cuda", "triton"), ("first", "inner", "last")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WORKLOADS = ("resnet50", "decoder-1.3b")
 LARGE = 2**25  # elements; a call on as many leaves no operand of a call before it in a cache
@@ -127,8 +126,7 @@ def inner(
 def copies(size: int, calls: int) -> Contestant:
     """Copies of as many fp32 elements."""
     pairs = [torch.randn(2, size, device=GPU) for _ in range(apart(size, calls))]
-    runs: list[Step] = [partial(to.copy_, source) for to, source in pairs]
-    return Contestant(partial(in_turn, runs, calls), calls, 8 * size)
+    return Contestant(partial(in_turn, [partial(to.copy_, source) for to, source in pairs], calls), calls, 8 * size)
 
 
 def synchronize() -> None:
@@ -157,7 +155,7 @@ def compare(
 
     Returns:
         For each ``us`` and ``host_us``; the fraction of samples in which the device ``waited`` for the host; the bytes
-        moved and the bandwidth; time and bandwidth relative to those of ``other``, a ratio for each round.
+        moved, the bandwidth, and the bandwidth relative to that of ``other``, a ratio for each round.
     """
     cycle = contestants[kinds[0]].step if kinds else synchronize
     others = {name: c.step for name, c in contestants.items() if name not in kinds}
@@ -172,7 +170,6 @@ def compare(
             "waited": statistics.mean(s.waited for s in samples[name]),
             "bytes": this.bytes,
             "gb_per_s": this.bytes / statistics.median(seconds[name]) / 1e9,
-            "time_ratio": statistics.median(ratios),
             "bandwidth_ratio": spread([this.bytes / contestants[other].bytes / ratio for ratio in ratios]),
             "relative_to": other,
         }
@@ -216,16 +213,17 @@ class Rows:
             yield
         finally:
             smi.terminate()
-            lines = smi.communicate()[0].splitlines()
-            samples = [line.split(", ") for line in lines if line.count(",") == LOAD.count(",")]
-            with contextlib.suppress(ValueError):  # no samples, or "[N/A]"
+            printed = smi.communicate()[0]
+            samples = [line.split(", ") for line in printed.splitlines() if line.count(",") == LOAD.count(",")]
+            try:
                 *columns, reasons = zip(*samples)
                 ranges = {name: spread(list(map(float, values))) for name, values in zip(LOAD.split(","), columns)}
                 self.add(script="clocks", during=self.script, **ranges, reasons=sorted(set(reasons)))
+            except ValueError:  # no nvidia-smi, or one that does not know a field, or "[N/A]"
+                self.add(script="clocks", during=self.script, said=printed[-TRACEBACK:])
 
 
-LOAD = "clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_throttle_reasons.active"
-FIXED = "driver_version,clocks.max.sm,clocks.max.mem,power.limit"
+LOAD = "clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active"
 
 
 def nvidia_smi(fields: str, options: str) -> subprocess.Popen[str]:
@@ -242,7 +240,9 @@ def about() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": os.environ.get("COMMIT") or found["commit"] or "unknown",
         "kernels": cuda_kernels(),
-        "driver": nvidia_smi(FIXED, "--format=csv,noheader").communicate()[0].strip(),
+        "driver": nvidia_smi("driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
+        .communicate()[0]
+        .strip(),
         "why_not": {name: kernels.why_not(name) for name in BACKENDS},
     }
 

@@ -42,9 +42,8 @@ def parsed(printed: str) -> Iterator[dict[str, float]]:
     lines = [line for line in printed.splitlines() if line.startswith('"')]
     for launch in list(csv.DictReader(lines))[1:]:
         if any(name in launch["Kernel Name"] for name in NAMES):
-            yield {
-                name: float(launch[metric].replace(",", "")) for name, metric in METRICS.items() if launch.get(metric)
-            }
+            found = ((name, launch.get(metric)) for name, metric in METRICS.items())
+            yield {name: float(value.replace(",", "")) for name, value in found if value}
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import site
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 
 # The least major version: pyproject.toml.
 NEEDS = {"setuptools": 77, "pybind11": 2, "pytest": 8, "pytest-xdist": 3, "pytest-timeout": 2}
@@ -18,10 +18,7 @@ then make gpu PYTHON=DIR/bin/python"""
 
 def lacking(name: str, least: int) -> str:
     """What is wrong with a package, and what to do; empty if nothing is."""
-    try:
-        found = version(name)
-    except PackageNotFoundError:
-        found = ""
+    found = next((installed.version for installed in distributions(name=name)), "")
     if found and int(found.split(".")[0]) >= least:
         return ""
     said = f"{name} is {found}" if found else f"no {name}"

@@ -33,7 +33,6 @@ BANDWIDTHS = {
     ("Heat", "bf16"): (0.90, 0.88, "0.90 to 0.96"),
     ("EntropySGD, noise", "bf16"): (0.90, 0.88, "0.90 to 0.96"),
 }
-MOST_BY_BYTE = 1.0  # time per byte of a step, relative to fused AdamW
 HOST = {"cuda": 1.0, "triton": 2.0}  # most time, relative to fused SGD
 CHECKS = ("pytest", "memcheck-cuda", "memcheck-triton", "racecheck-triton")
 FOUND = 86  # compute-sanitizer's exit status if it found something
@@ -81,31 +80,35 @@ def only(rows: Results, script: str, **wanted: Any) -> Results:
     return [r for r in rows if r["script"] == script and all(r.get(name) == value for name, value in wanted.items())]
 
 
-def of_cycle(rows: Results, name: str, dtype: str, backend: str) -> float | None:
+def of_cycle(rows: Results, rule: str, **more: str) -> float | None:
     """Bandwidth of a whole cycle of L as a fraction of a copy's, if all kinds of call were measured."""
-    kinds = {r["kind"]: r for r in only(rows, "bandwidth", rule=name, dtype=dtype, backend=backend) if "kind" in r}
+    kinds = {r["kind"]: r for r in only(rows, "bandwidth", rule=rule, **more) if "kind" in r}
     if set(kinds) != set(KINDS):
         return None
-    (rule,) = (rule for rule in RULES if rule.name == name)
-    moved = rule.per_cycle({kind: r["bytes"] for kind, r in kinds.items()})
+    (per_cycle,) = (known.per_cycle for known in RULES if known.name == rule)
+    moved = per_cycle({kind: r["bytes"] for kind, r in kinds.items()})
     # Each kind's time over that of a copy in the same rounds: bytes by that is the fraction.
-    return moved / rule.per_cycle({kind: r["bytes"] / r["bandwidth_ratio"]["median"] for kind, r in kinds.items()})
+    return moved / per_cycle({kind: r["bytes"] / r["bandwidth_ratio"]["median"] for kind, r in kinds.items()})
+
+
+def limits(rows: Results, **kernel: str) -> str:
+    """What Nsight Compute says of a kernel: why it missed a target."""
+    for r in only(rows, "ncu", **kernel):
+        stall = max((name for name in r if name.startswith("stall ")), key=r.__getitem__, default="")
+        return ", ".join(f"{name} {r[name]:.3g}" for name in ("dram_percent", "issue_percent", stall) if name in r)
+    return ""
 
 
 class Target(NamedTuple):
-    """A bound, from below or above, and what was measured, if it was; ``predicted``: before any GPU had run it."""
+    """A bound, from below or above, and what was measured, if it was; ``predicted`` before any GPU had run it, and
+    what ``limits`` the kernel."""
 
     promise: str
     sign: str
     bound: float
     measured: float | None
     predicted: str = ""
-
-    @property
-    def missed(self) -> bool:
-        """Whether it was measured beyond the bound."""
-        low, high = (self.measured, self.bound) if self.sign == "≥" else (self.bound, self.measured)
-        return low is not None and high is not None and low < high
+    limits: str = ""
 
 
 def judge(rows: Results) -> list[Target]:
@@ -114,13 +117,14 @@ def judge(rows: Results) -> list[Target]:
     for (name, dtype), (cuda, triton, predicted) in BANDWIDTHS.items():
         for backend, bound, guess in (("cuda", cuda, predicted), ("triton", triton, "")):
             promise = f"{name}, {dtype} [{backend}]: bandwidth relative to a copy"
-            found.append(Target(promise, "≥", bound, of_cycle(rows, name, dtype, backend), guess))
+            which = {"rule": name, "dtype": dtype, "backend": backend}
+            found.append(Target(promise, "≥", bound, of_cycle(rows, **which), guess, limits(rows, **which)))
     for workload in WORKLOADS:
         for backend in HOST:
             steps = [r for r in only(rows, "steps", backend=backend) if r["workload"].startswith(workload)]
             costs = [1 / r["bandwidth_ratio"]["median"] for r in steps if not r["name"].startswith("torch")]
             promise = f"{workload} [{backend}]: time of step() per byte relative to AdamW, slowest of {len(RULES)}"
-            found.append(Target(promise, "≤", MOST_BY_BYTE, max(costs) if len(costs) == len(RULES) else None))
+            found.append(Target(promise, "≤", 1.0, max(costs) if len(costs) == len(RULES) else None))
     for backend, bound in HOST.items():
         for new in (False, True):
             timed = only(rows, "host", backend=backend, capturable=False, new_gradients=new)
@@ -161,9 +165,10 @@ def targets(found: list[Target]) -> list[str]:
     """The table of ``judge``."""
     lines = []
     for t in found:
-        measured = "not measured" if t.measured is None else f"{t.measured:.3f}{' (missed)' * t.missed}"
-        lines.append([t.promise, f"{t.sign} {t.bound:g}", t.predicted, measured])
-    return table(["target", "bound", "predicted", "measured"], lines)
+        missed = t.measured is not None and (t.measured < t.bound if t.sign == "≥" else t.measured > t.bound)
+        measured = "not measured" if t.measured is None else f"{t.measured:.3f}{' (missed)' * missed}"
+        lines.append([t.promise, f"{t.sign} {t.bound:g}", t.predicted, measured, t.limits * missed])
+    return table(["target", "bound", "predicted", "measured", "if missed, limited by"], lines)
 
 
 def summary(rows: Results) -> list[str]:

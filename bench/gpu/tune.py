@@ -23,10 +23,10 @@ from common import DTYPES, OUT, ROOT, RULES, TRACEBACK, Rows, Rule, arguments, c
 from deeprelax import kernels
 from deeprelax.kernels import Backend
 from deeprelax.kernels.cuda import Cuda
+from deeprelax.kernels.triton.sizes import SIZES, Sizes
 
 ELEMENTS, ROUNDS, CALLS = 2**26, 15, 3
 NOISE = 1.005  # what the fastest has to gain for the present sizes to be changed
-BUILT = "as built"
 # Macros of csrc/cuda.h and csrc/scalar.h. Four packs a thread and 460 tensors are what the kernels are built with.
 VARIANTS: dict[str, str] = {
     "128 threads, 8 KiB of weights": "-DDR_CUDA_THREADS=128 -DDR_CUDA_CHUNK_BYTES=8192",
@@ -43,15 +43,19 @@ def kind(rule: Rule, dtype: str) -> tuple[str, int, bool]:
     return rule.kernel.name, DTYPES[dtype].itemsize, rule.noise
 
 
-def triton_backends(rule: Rule, dtype: str) -> dict[str, Backend]:
-    """By the sizes, the present ones first; without noise, ``per_thread`` is of no consequence."""
-    from deeprelax.kernels.triton.backend import Triton
-    from deeprelax.kernels.triton.sizes import SIZES, Sizes
+def candidates(bytes_each: int, noise: bool) -> list[Sizes]:
+    """Sizes that are tried for weights of so many bytes; without noise, ``per_thread`` is of no consequence."""
+    widest = max(4, 16 // bytes_each)
+    each = product({4, widest} if noise else {widest}, (2, 4, 8), (1, 2), (1, 2))
+    return [Sizes(32 * warps * widest * accesses, k, warps, passes) for k, warps, accesses, passes in each]
 
-    this, widest = kind(rule, dtype), max(4, 16 // DTYPES[dtype].itemsize)
-    each = product({4, widest} if rule.noise else {widest}, (2, 4, 8), (1, 2), (1, 2))
-    tried = [Sizes(32 * warps * widest * accesses, k, warps, passes) for k, warps, accesses, passes in each]
-    return {str(sizes): Triton({**SIZES, this: sizes}) for sizes in (SIZES[this], *tried)}
+
+def triton_backends(rule: Rule, dtype: str) -> dict[str, Backend]:
+    """By the sizes, the present ones first."""
+    from deeprelax.kernels.triton.backend import Triton
+
+    this = kind(rule, dtype)
+    return {str(sizes): Triton({**SIZES, this: sizes}) for sizes in (SIZES[this], *candidates(*this[1:]))}
 
 
 def cuda_backend(out: Path, flags: str) -> Backend:
@@ -91,17 +95,13 @@ def fastest(rows: Rows, backends: dict[str, Backend], rule: Rule, dtype: str) ->
 
 
 def main() -> None:
-    given = arguments(str(__doc__))
-    rows = Rows(OUT, "tune")
+    rows, name = Rows(OUT, "tune"), arguments(str(__doc__)).backend
     with tempfile.TemporaryDirectory() as folder:
-        built: dict[str, Backend] = {BUILT: kernels.get(given.backend, common.GPU)}
-        if given.backend == "cuda":
-            built |= cuda_backends(Path(folder))
+        built = {"as built": kernels.get(name, common.GPU), **(cuda_backends(Path(folder)) if name == "cuda" else {})}
         for dtype in DTYPES:
             for rule in RULES:
                 with rows.attempt(f"{rule.name}, {dtype}"):
-                    backends = built if given.backend == "cuda" else triton_backends(rule, dtype)
-                    best = fastest(rows, backends, rule, dtype)
+                    best = fastest(rows, built if name == "cuda" else triton_backends(rule, dtype), rule, dtype)
                     print(f"    {kind(rule, dtype)}: {best},")  # for Triton, of TUNED in kernels/triton/sizes.py
                 gc.collect()  # optimizers and their memory are in reference cycles
 

@@ -149,8 +149,7 @@ def test_whole_steps_are_compared_per_byte_with_adamw(
         rows = {row["name"]: row for row in report.only(found, "steps", workload=workload, backend=backend)}
         assert list(rows) == [*(rule.name for rule in RULES), *steps.PEERS]
         ours, moved = rows["EntropySGD"], (20 + 18 * 24 + 20) / 20
-        assert ours["time_ratio"] == pytest.approx(5 / 20)  # as many steps of each take as long
-        of_adamw = moved / peer_bytes_moved(steps.ADAMW, torch.float32) * 4
+        of_adamw = moved / peer_bytes_moved(steps.ADAMW, torch.float32) * 20 / 5  # as many steps of each take as long
         assert ours["bandwidth_ratio"]["median"] == pytest.approx(of_adamw)
     plain = [row["name"] for row in report.only(found, "steps", backend="plain torch")]
     assert plain == [*steps.plain(False), steps.ADAMW]
@@ -209,7 +208,7 @@ def test_the_fastest_constants_are_chosen_where_they_gain_more_than_noise(
 ) -> None:
     monkeypatch.setattr(tune, "cuda_backends", lambda folder: {"other": emulated})
     tried = [(row["variant"], row["dtype"]) for row in run(tune, "--backend", "cuda")]
-    assert tried == [(v, d) for d in common.DTYPES for _ in RULES for v in ("copy", tune.BUILT, "other")]
+    assert tried == [(v, d) for d in common.DTYPES for _ in RULES for v in ("copy", "as built", "other")]
     backends = {"present": emulated, "other": emulated, "broken": SimpleNamespace(bind=None)}
     for bandwidth_ratio, best in ((0.902, "present"), (0.91, "other")):
         reached = {"copy": 1.0, "present": 0.9, "other": bandwidth_ratio}

@@ -1,5 +1,6 @@
 """The table of the Triton kernels' sizes, and the script that is to choose them on a GPU."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,39 +10,41 @@ from interpreter import interpreted
 
 pytest.importorskip("triton")
 
+import common
 import tune
-from common import DTYPES, RULES, Rows
+from common import DTYPES, RULES
 
 from deeprelax.benchmark.timing import HostTimer, Watch
 from deeprelax.kernels.triton.backend import Triton
 from deeprelax.kernels.triton.sizes import SIZES, Kind, Sizes
 
-CPU = torch.device("cpu")
-
 
 @interpreted
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_every_rule_is_tried_with_other_sizes(rule: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter is slow: one other candidate, one call."""
-    monkeypatch.setattr(tune, "CALLS", 1)
-    monkeypatch.setattr(tune, "ROUNDS", 1)
-    monkeypatch.setattr(tune, "candidates", lambda bytes_each, noise: [Sizes(256, 8 if bytes_each == 2 else 4, 1)])
-    rows = Rows(tmp_path, "tune", CPU)
-    for dtype in DTYPES:
-        backends = tune.triton_backends(rule, dtype)
-        best = tune.try_all(rows, backends, rule, dtype, 2**8, HostTimer(Watch()))
-        kind = rule.kernel.name, DTYPES[dtype].itemsize, rule.noise
-        assert next(iter(backends)) == str(SIZES[kind])
-        assert best in backends
-        (line,) = eval("{" + tune.line(rule, dtype, best) + "}", {"Sizes": Sizes}).items()
-        assert (line[0], str(line[1])) == (kind, best)
+def test_every_rule_is_tried_with_other_sizes(
+    rule: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The interpreter is slow: one other candidate, one call. Lines for sizes.py are printed."""
+    monkeypatch.setattr(common, "GPU", torch.device("cpu"))
+    monkeypatch.setattr(common, "timer", lambda: HostTimer(Watch()))
+    made = {"CALLS": 1, "ROUNDS": 1, "ELEMENTS": 2**8, "OUT": tmp_path, "RULES": (rule,)}
+    made["candidates"] = lambda bytes_each, noise: [Sizes(256, 8 if bytes_each == 2 else 4, 1)]
+    for name, value in made.items():
+        monkeypatch.setattr(tune, name, value)
+    monkeypatch.setattr(sys, "argv", ["tune.py", "--backend", "triton"])
+    tune.main()
+    printed = eval("{" + capsys.readouterr().out + "}", {"Sizes": Sizes})
+    assert list(printed) == [(rule.kernel.name, dtype.itemsize, rule.noise) for dtype in DTYPES.values()]
+    assert all(sizes in (SIZES[kind], *tune.candidates(*kind[1:])) for kind, sizes in printed.items())
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1 + 3 * len(DTYPES)
 
 
 def test_other_sizes_change_the_programs_of_their_kind_alone() -> None:
     for rule in RULES:
         kind = rule.kernel.name, 4, rule.noise
-        for text, backend in tune.triton_backends(rule, "fp32").items():
+        backends = tune.triton_backends(rule, "fp32")
+        assert next(iter(backends)) == str(SIZES[kind])
+        for text, backend in backends.items():
             assert isinstance(backend, Triton)
             assert str(backend._sizes[kind]) == text
             assert all(backend._sizes[other] == SIZES[other] for other in SIZES if other != kind)
