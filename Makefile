@@ -96,7 +96,7 @@ gpu-tests:
 	$(call SANITIZE,memcheck,cuda) \
 	$(call SANITIZE,memcheck,triton, $(NARROW)) \
 	$(call SANITIZE,racecheck,triton, $(NARROW)) \
-	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(IN_TIME) $(call ON_GPU_TEST,pytest) tests/gpu -n 6 --dist loadgroup --timeout 90 || \
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(IN_TIME) $(call ON_GPU_TEST,pytest) tests/gpu -n 8 --dist loadgroup --timeout 90 || \
 	echo "tests/gpu: exit status $$?" >> $(GPU)/stopped.txt; wait
 
 gpu-bandwidth:

@@ -103,7 +103,7 @@ def test_a_script_that_dies_loses_only_its_own_rows(tmp_path: Path) -> None:
     lines = [line.replace("bench/gpu/", "") for line in notes.read_text().splitlines()]
     scripts = [f"{name} --backend {b}{more}" for name, more in MEASURING.items() for b in ("cuda", "triton")]
     assert [line for line in lines if line[0] != "-" and "junit" not in line] == ["preflight.py", *scripts, "report.py"]
-    assert sum("pytest.xml tests/gpu -n 6" in line for line in lines) == 1
+    assert sum("pytest.xml tests/gpu -n 8" in line for line in lines) == 1
     stopped = (out / "gpu" / "stopped.txt").read_text().splitlines()
     assert stopped[-4:] == [f"{script}: exit status 1" for script in scripts]
     sanitized = sorted(f"compute-sanitizer, {name}" for name in report.CHECKS[1:])
