@@ -13,7 +13,7 @@ import torch
 import torch._dynamo
 from conftest import make, parameters, plain, same_bits, values
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -184,7 +184,7 @@ def test_an_added_group_is_compiled_and_an_appended_one_is_refused() -> None:
             step(opt, params[:2], noises(params[:2], i))
         return opt, params
 
-    count = CompileCounter()
+    count = CompileCounterWithBackend("aot_eager")
     step = torch.compile(train_step, backend=count)
     opt, params = run(step)
     reference, theirs = run(train_step)
@@ -196,6 +196,7 @@ def test_an_added_group_is_compiled_and_an_appended_one_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"add_param_group\(\), or make one step outside"):
         step(opt, params, noises(params, 0))
     assert plain(values(params)) == before
+    assert torch.is_grad_enabled()
 
 
 def test_a_closure_is_evaluated_in_the_graph() -> None:
