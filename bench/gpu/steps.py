@@ -68,11 +68,11 @@ def graph(step: Step) -> Step:
 def measure(rows: Rows, workload: Workload, what: str, builds: dict[str, Build], graphs: Collection[str] = ()) -> None:
     """A row for each, all on the same parameters; those in ``graphs`` are captured."""
     params, contestants = parameters(workload.shapes, common.GPU), {}
+    made = []  # a graph uses the memory of its optimizer, and does not keep it
     for name, (build, calls, moved) in builds.items():
         with rows.attempt(f"{name}, {workload.name} [{what}]"):
-            step = build(params).step
-            if name in graphs:
-                step = graph(step)
+            made.append(build(params))
+            step = graph(made[-1].step) if name in graphs else made[-1].step
             step()
             common.synchronize()  # what does not run at all must not take the others with it
             contestants[name] = Contestant(partial(in_turn, [step], calls), calls, moved * workload.elements)
@@ -89,12 +89,10 @@ def host(rows: Rows, backend: str) -> None:
         for name, (build, *_) in (ours(backend, capturable) | theirs(SGD)).items():
             with rows.attempt(f"{name} [{backend}{', capturable' * capturable}]"):
                 params = parameters([(ELEMENTS,)] * TENSORS, common.GPU)
+                step = build(params).step
+                step()  # what does not run at all must not take the others with it
                 change = [throughput.exchange(params, [torch.randn_like(p) for p in params])] * new
-                steps[name], prepare[name] = (
-                    build(params).step,
-                    partial(in_turn, [*change, common.synchronize], 1 + new),
-                )
-                steps[name]()
+                steps[name], prepare[name] = step, partial(in_turn, [*change, common.synchronize], 1 + new)
         times = throughput.measure(steps, HOST_ROUNDS, prepare)
         for name, seconds in times.items():
             us, by_sgd = common.spread([1e6 * t for t in seconds]), throughput.ratio(times, name, SGD)

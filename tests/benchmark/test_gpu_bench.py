@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import itertools
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -142,6 +144,15 @@ def test_no_call_finds_its_operands_in_a_cache() -> None:
 def test_whole_steps_are_compared_per_byte_with_adamw(
     run: Callable[..., report.Results], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A graph's optimizer, whose memory it uses, lives as long as the graph."""
+    alive: list[bool] = []
+
+    def graph(step: Any) -> Step:
+        gc.collect()
+        optimizer = weakref.ref(step.__self__)
+        return lambda: alive.append(optimizer() is not None)
+
+    monkeypatch.setattr(steps, "graph", graph)
     monkeypatch.setattr(steps, "named", lambda model: Workload(model, ((5, 3), (70,))))
     run(steps, "--plain")
     found = run(steps, "--backend", "cuda")
@@ -151,6 +162,8 @@ def test_whole_steps_are_compared_per_byte_with_adamw(
         ours, moved = rows["EntropySGD"], (20 + 18 * 24 + 20) / 20
         of_adamw = moved / peer_bytes_moved(steps.ADAMW, torch.float32) * 20 / 5  # as many steps of each take as long
         assert ours["bandwidth_ratio"]["median"] == pytest.approx(of_adamw)
+    assert alive
+    assert all(alive)
     plain = [row["name"] for row in report.only(found, "steps", backend="plain torch")]
     assert plain == [*steps.plain(False), steps.ADAMW]
 
@@ -170,23 +183,29 @@ def test_the_hosts_time_is_compared_with_sgds(
     assert all(r["us"]["median"] > 1 for r in found)
 
 
-def test_a_failure_is_a_row_and_the_others_are_measured(emulated: Backend, tmp_path: Path) -> None:
-    def bind(rule: Any, *rest: Any) -> Any:
+def test_a_failure_is_a_row_and_the_others_are_measured(
+    emulated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bind(rule: Any, *rest: Any, bind: Any = emulated.bind) -> Any:
         if rule.name == "hj":
-            raise RuntimeError("made up")
-        return emulated.bind(rule, *rest)
+            return SimpleNamespace()  # fails when it is to run
+        return bind(rule, *rest)
 
-    broken: Any = SimpleNamespace(name="cuda", bind=bind, tick=emulated.tick)
+    monkeypatch.setattr(emulated, "bind", bind)
     rows = Rows(tmp_path, "made")
-    bandwidth.inner_calls(rows, broken, "fp32", 2**7)
+    steps.host(rows, "cuda")
+    bandwidth.inner_calls(rows, emulated, "fp32", 2**7)
     whole = rows.path.read_text()
     rows.path.write_text(whole + '{"script": "made", "us": {"median": 1}')
     found = report.load(tmp_path)
     Rows(tmp_path, "made")  # the next script appends to whole lines
     assert rows.path.read_text() == whole
-    assert {r["rule"] for r in report.only(found, "made")} == {"copy", *(r.name for r in RULES)} - {"HJ"}
-    (error,) = report.only(found, "error")
-    assert "made up" in error["said"]
+    others = {r.name for r in RULES} - {"HJ"}
+    assert {r["rule"] for r in report.only(found, "made", elements=2**7)} == {"copy", *others}
+    assert {r["name"] for r in report.only(found, "made", tensors=2)} == {steps.SGD, *others}
+    errors = report.only(found, "error")
+    assert len(errors) == 4 + 1
+    assert all("SimpleNamespace" in error["said"] for error in errors)
     assert any("HJ [cuda]" in said for said in report.wrong(found))
 
 
