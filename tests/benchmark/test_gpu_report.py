@@ -15,6 +15,7 @@ import pytest
 import readme
 import report
 import torch
+from common import WORKLOADS
 
 from deeprelax.kernels import RULES
 
@@ -59,6 +60,9 @@ def test_targets_are_judged_by_whole_cycles_and_by_the_slowest(tmp_path: Path) -
     found += [{**hj, "rule": rule, "elements": n, "gb_per_s": n / 9} for n in (64, 128) for rule in ("HJ", "copy")]
     timed = {"script": "host", "backend": "cuda", "capturable": False, "new_gradients": True}
     found += [{**timed, "name": name, "by_sgd": by} for name, by in (("HJ", 0.9), ("Heat", 1.1), ("torch.optim", 9))]
+    step = {"script": "steps", "backend": "cuda", "workload": f"{WORKLOADS[0]}, 3 tensors"}
+    for ratio in (0.5, 1.25):  # a script that was run again
+        found += [{**step, "name": rule.name, "bandwidth_ratio": {"median": ratio}} for rule in report.RULES]
     stalls = {"stall wait": 1.0, "stall long_scoreboard": 9.0}
     found.append({**hj, "script": "ncu", "dram_percent": 71.3, "issue_percent": 20.0, **stalls})
     shown = report.markdown(found)
@@ -67,6 +71,7 @@ def test_targets_are_judged_by_whole_cycles_and_by_the_slowest(tmp_path: Path) -
         f"| HJ, fp32 [cuda]: bandwidth relative to a copy | ≥ 0.95 | 0.96 to 1.00 | 0.714 (missed) | {reason} |"
         in shown
     )
+    assert f"| {WORKLOADS[0]} [cuda]: time of step() per byte relative to AdamW, slowest of 5 | ≤ 1 |  | 0.8" in shown
     promise = "host time of step(), 300 tensors, new gradients [cuda]: relative to SGD, slowest"
     assert f"| {promise} | ≤ 1 |  | 1.100 (missed) |" in shown
     assert "| Heat, bf16 [triton]: bandwidth relative to a copy | ≥ 0.88 |  | not measured |  |" in shown
