@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -96,15 +97,18 @@ def test_make_gpu_says_what_it_lacks_before_it_builds(monkeypatch: pytest.Monkey
 
 def test_a_script_that_dies_loses_only_its_own_rows(tmp_path: Path) -> None:
     """``make gpu`` with a Python that notes what it is to run, and fails where it is to measure: one at a time, also if
-    make is asked for several jobs."""
-    python, notes, out = (tmp_path / name for name in ("python", "notes", "out"))
+    make is asked for several jobs; and with a sanitizer that sees nothing."""
+    python, notes, out, sanitizer = (tmp_path / name for name in ("python", "notes", "out", "compute-sanitizer"))
+    sanitizer.write_text("#!/bin/sh\necho ========= Error: Device not supported\n")
+    sanitizer.chmod(0o755)
     python.write_text(
         f'#!/bin/sh\necho "$*" >> {notes}\n'
         'case "$*" in *preflight*) echo 90;; *report*|*pip*) ;; *) sleep 0.2; exit 1; esac\n'
     )
     python.chmod(0o755)
     command = ["make", "--jobs=4", "gpu", f"PYTHON={python}", f"OUT={out}", "SCRIPTS=tests bandwidth host"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment)
     lines = [line.replace("bench/gpu/", "") for line in notes.read_text().splitlines()]
     scripts = [f"{name} --backend {b}{more}" for name, more in MEASURING.items() for b in ("cuda", "triton")]
     assert [line for line in lines if line[0] != "-" and "junit" not in line] == ["preflight.py", *scripts, "report.py"]
