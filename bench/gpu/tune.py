@@ -102,7 +102,7 @@ def main() -> None:
             for rule in RULES:
                 with rows.attempt(f"{rule.name}, {dtype}"):
                     best = fastest(rows, built if name == "cuda" else triton_backends(rule, dtype), rule, dtype)
-                    print(f"    {kind(rule, dtype)}: {best},")  # for Triton, of TUNED in kernels/triton/sizes.py
+                    print(f"    {kind(rule, dtype)}: {best},", flush=True)  # Triton's, of TUNED in triton/sizes.py
                 gc.collect()  # optimizers and their memory are in reference cycles
 
 
