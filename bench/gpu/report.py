@@ -9,6 +9,7 @@ a backend did not run, a test or a script failed or the sanitizer found somethin
 from __future__ import annotations
 
 import json
+import re
 import sys
 import xml.etree.ElementTree
 from collections import Counter
@@ -37,6 +38,7 @@ HOST = {"cuda": 1.0, "triton": 2.0}  # most time, relative to fused SGD
 CHECKS = ("pytest", "memcheck-cuda", "memcheck-triton", "racecheck-triton")
 FOUND = 86  # compute-sanitizer's exit status if it found something
 UNFINISHED = (124, 127, 137)  # exit statuses that are no failure: no time, no program, killed
+REFUSED = re.compile("ERR_NVGPUCTRPERM|directory: 'ncu'")  # in an error: nobody may profile, or there is no ncu
 ALLOWED = "one GPU"  # tests/gpu/on_gpu.py: the reason for skipping a test that leaves nothing unproven
 
 
@@ -138,7 +140,7 @@ def wrong(rows: Results) -> list[str]:
     """What failed, or did not run."""
     whys = [why_not for about in only(rows, "about") for why_not in about["why_not"].items()]
     found = [f"the {name} backend did not run: {why}" for name, why in whys if why]
-    found += [f"{r['what']} failed" for r in only(rows, "error")]
+    found += [f"{r['what']} failed" for r in only(rows, "error") if not REFUSED.search(r["said"])]
     found += [r["what"] for r in only(rows, "stopped", failed=True)]
     tests = only(rows, "tests", what=CHECKS[0])[0]
     return found + [f"{name} failed" for name in tests["failed"]] + ["no GPU test passed"] * (not tests["passed"])
@@ -147,6 +149,7 @@ def wrong(rows: Results) -> list[str]:
 def not_proven(rows: Results) -> list[str]:
     """What this machine or the time did not allow."""
     found = [r["what"] for r in only(rows, "stopped", failed=False)]
+    found += [f"{r['what']} is not allowed" for r in only(rows, "error") if REFUSED.search(r["said"])]
     for tests in only(rows, "tests"):
         found += [f"{tests['what']}, {n} tests: {why}" for why, n in tests["skips"].items() if why != ALLOWED]
         found += [f"{tests['what']}: no test passed"] * (not tests["passed"])

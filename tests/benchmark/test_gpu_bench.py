@@ -183,6 +183,26 @@ def test_the_hosts_time_is_compared_with_sgds(
     assert all(r["us"]["median"] > 1 for r in found)
 
 
+@pytest.mark.parametrize("script", ["echo ==ERROR== ERR_NVGPUCTRPERM", "", None])
+def test_a_machine_without_counters_has_not_failed(
+    script: str | None,
+    emulated: Backend,
+    program: Callable[[str, str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """None: there is no ncu."""
+    monkeypatch.setattr(sys, "argv", ["ncu"])
+    if script is None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        program("ncu", script)
+    ncu.main()
+    found = report.load(tmp_path)
+    assert ("ncu, cuda failed" in report.wrong(found)) == (script == "")
+    assert ("not proven: ncu, cuda is not allowed" in report.not_proven(found)) == (script != "")
+
+
 def test_a_failure_is_a_row_and_the_others_are_measured(
     emulated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
