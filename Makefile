@@ -117,7 +117,7 @@ gpu-ncu:
 	$(call BOTH,60,ncu)
 
 gpu-tune:
-	$(call BOTH,200,tune)
+	$(call BOTH,280,tune)
 
 format: $(STAMP)
 	$(BIN)/ruff format .
