@@ -147,10 +147,11 @@ def test_what_the_graph_writes_before_a_step_counts_in_it(capturable: bool) -> N
 
     def run(wrap: Callable[..., Any]) -> Any:
         params = parameters()
-        opt = make("HJ", params, lr=torch.tensor(0.5), capturable=capturable)
+        groups = [{"params": params[:1], "lr": torch.tensor(0.1)}, {"params": params[1:]}]
+        opt = make("HJ", groups, lr=torch.tensor(0.5), capturable=capturable)
         step = wrap(scheduled)
         for i in range(STEPS):
-            step(opt, params, noises(params, i), opt.param_groups[0]["lr"])
+            step(opt, params, noises(params, i), opt.param_groups[1]["lr"])
         return plain(values(params)), plain(opt.state_dict())
 
     assert run(once) == run(lambda f: f)
