@@ -34,6 +34,7 @@ from deeprelax.kernels import Backend
 from deeprelax.kernels.reference import Eager
 
 ROOT = Path(__file__).parents[2]
+Run, Program = Callable[..., report.Results], Callable[[str, str], None]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -44,7 +45,7 @@ class Timer:
         def call() -> None:
             seconds = 6e-3 * (1 + getattr(getattr(step, "__self__", None), "phase", 0))
             step()
-            samples.append(Sample(seconds, 1e-5, seconds, 1))
+            samples.append(Sample(seconds, 1e-5, seconds, 1, waited=True))
 
         return call
 
@@ -58,8 +59,8 @@ def emulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
     backend, real = Cuda(module, emulated=True), kernels.get
     for place in ("deeprelax.kernels.get", "deeprelax.optim.bucket.get", "deeprelax.optim.device_clock.get"):
         monkeypatch.setattr(place, lambda name, device: backend if name == "cuda" else real(name, device))
-    small = {"GPU": torch.device("cpu"), "OUT": tmp_path, "ROUNDS": 2, "HOST_ROUNDS": 2, "ELEMENTS": 2**10}
-    small |= {"TENSORS": 2, "LARGE": 2**7, "SIZES": (2**7,), "timer": Timer}
+    small = {"GPU": torch.device("cpu"), "OUT": tmp_path, "ROUNDS": 2, "HOST_ROUNDS": 1, "ELEMENTS": 2**10}
+    small |= {"TENSORS": 2, "LARGE": 2**7, "SIZES": (2**7,), "TOGETHER": 2**6, "timer": Timer}
     for script in (common, bandwidth, ncu, steps, tune):
         for name in small.keys() & vars(script):
             monkeypatch.setattr(script, name, small[name])
@@ -67,7 +68,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backend:
 
 
 @pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     """Puts a shell script of that name first on the PATH."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
 
@@ -79,7 +80,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 
 
 @pytest.fixture
-def run(emulated: Backend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., report.Results]:
+def run(emulated: Backend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """The rows that a script writes with these arguments, without an error."""
 
     def run(script: ModuleType, *arguments: str) -> report.Results:
@@ -92,10 +93,13 @@ def run(emulated: Backend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> C
     return run
 
 
-def test_every_rule_kind_dtype_and_size_is_measured_by_a_copy(run: Callable[..., report.Results]) -> None:
+def test_every_rule_kind_dtype_and_size_is_measured_by_a_copy(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: Any = []
+    inner = common.inner
+    monkeypatch.setattr(bandwidth, "inner", lambda *a, **more: asked.append((a[0], *a[5:], *more)) or inner(*a, **more))
     found = run(bandwidth, "--backend", "cuda")
     for rule in RULES:
-        of_rule = report.only(found, "bandwidth", rule=rule.name)
+        of_rule = report.only(found, "bandwidth", rule=rule.name, backend="cuda")
         for dtype, kind in (("fp32", "first"), ("fp32", "inner"), ("bf16", "last"), ("bf16", "inner")):
             (row,) = report.only(of_rule, "bandwidth", dtype=dtype, kind=kind, elements=2**10)
             moved = bytes_moved(rule.optimizer, common.DTYPES[dtype], kind)
@@ -105,10 +109,19 @@ def test_every_rule_kind_dtype_and_size_is_measured_by_a_copy(run: Callable[...,
         for row in report.only(of_rule, "bandwidth", elements=2**7):
             assert row["bandwidth_ratio"]["median"] == pytest.approx(row["bytes"] / (8 * 2**7))
         assert len(of_rule) == 2 * len(KINDS) + 2
-    settings = [(r["setting"], r["dtype"]) for r in found if "setting" in r]
-    unaligned = ("gradient unaligned", "weight unaligned", "noise", "noise, weight unaligned")
-    names = ("plain", *unaligned, "weight decay", "capturable, GradScaler")
-    assert settings == [(name, dtype) for dtype in ("fp32", "bf16") for name in names]
+    plain, noise = RULES[:2]
+    settings = {
+        "plain": (plain,),
+        "gradient unaligned": (plain, "g"),
+        "weight unaligned": (plain, "w"),
+        "noise": (noise,),
+        "noise, weight unaligned": (noise, "w"),
+        "weight decay": (plain, "weight_decay"),
+        "capturable, GradScaler": (plain, "capturable"),
+    }
+    measured = [(r["setting"], r["dtype"]) for r in found if "setting" in r]
+    assert measured == [(name, dtype) for dtype in common.DTYPES for name in settings]
+    assert asked[-2 * len(settings) :] == 2 * [*settings.values()]
 
 
 @pytest.mark.parametrize(("unaligned", "captured"), [("", {}), ("w", {}), ("g", {}), ("", {"capturable": True})])
@@ -132,24 +145,15 @@ def test_what_is_timed_is_an_inner_call_of_the_reference(
     assert len({p.data_ptr() for p in found}) == 6
 
 
-def test_no_call_finds_its_operands_in_a_cache() -> None:
-    """Those of a step lie on different tensors, or are long."""
-    for size in bandwidth.SIZES:
-        assert common.apart(size, 5) == 5 or size >= common.LARGE
-    order: list[int] = []
-    common.in_turn([partial(order.append, k) for k in range(2)], 5)
-    assert order == [0, 1, 0, 1, 0]
-
-
-def test_whole_steps_are_compared_per_byte_with_adamw(
-    run: Callable[..., report.Results], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whole_steps_are_compared_per_byte_with_adamw(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph's optimizer, whose memory it uses, lives as long as the graph."""
+    captured: list[Any] = []
     alive: list[bool] = []
 
     def graph(step: Any) -> Step:
         gc.collect()
         optimizer = weakref.ref(step.__self__)
+        captured.append((type(step.__self__).__name__, step.__self__._step_supports_amp_scaling))
         return lambda: alive.append(optimizer() is not None)
 
     monkeypatch.setattr(steps, "graph", graph)
@@ -162,25 +166,38 @@ def test_whole_steps_are_compared_per_byte_with_adamw(
         ours, moved = rows["EntropySGD"], (20 + 18 * 24 + 20) / 20
         of_adamw = moved / peer_bytes_moved(steps.ADAMW, torch.float32) * 20 / 5  # as many steps of each take as long
         assert ours["bandwidth_ratio"]["median"] == pytest.approx(of_adamw)
-    assert alive
+        assert (ours["us"]["median"], ours["host_us"], ours["waited"]) == pytest.approx((6e3 / 20, 10 / 20, 1))
+    assert captured == [(rule.optimizer, True) for rule in RULES] * len(common.WORKLOADS)
+    assert len(alive) > len(captured)
     assert all(alive)
     plain = [row["name"] for row in report.only(found, "steps", backend="plain torch")]
-    assert plain == [*steps.plain(False), steps.ADAMW]
+    assert plain == ["EntropySGD, noise, eager torch", "EntropySGD, noise, torch._foreach", steps.ADAMW]
 
 
-def test_the_hosts_time_is_compared_with_sgds(
-    run: Callable[..., report.Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changed: list[Any] = []
-    monkeypatch.setattr(steps.throughput, "exchange", lambda params, grads: partial(changed.append, (params, grads)))
+def test_the_hosts_time_is_compared_with_sgds(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where gradients are new, they are before every call; then the device is idle."""
+    done: list[str] = []
+    captured: list[bool] = []
+    measure = steps.throughput.measure
+
+    def measured(made: dict[str, Any], *rest: Any) -> dict[str, list[float]]:
+        captured.extend(step.__self__._step_supports_amp_scaling for step in made.values())
+        return measure(made, *rest)
+
+    monkeypatch.setattr(steps.throughput, "exchange", lambda *_: partial(done.append, "new"))
+    monkeypatch.setattr(common, "synchronize", partial(done.append, "idle"))
+    monkeypatch.setattr(steps.throughput, "measure", measured)
     run(steps, "--backend", "cuda", "--host")
-    found = report.only(report.load(tmp_path), "host")
+    found = report.only(report.load(tmp_path), "host", backend="cuda")
     names = [*(rule.name for rule in RULES), steps.SGD]
     expected = [(name, capturable, new) for capturable in (False, True) for new in (False, True) for name in names]
     assert [(r["name"], r["capturable"], r["new_gradients"]) for r in found] == expected
-    assert len(changed) == 2 * len(names) * 3  # where gradients are new, before every call
-    assert all(r["by_sgd"] == 1 for r in found if r["name"] == steps.SGD)
-    assert all(r["us"]["median"] > 1 for r in found)
+    assert captured == [capturable or name == steps.SGD for name, capturable, _ in expected]
+    calls = 2 * len(names)
+    assert done == 2 * [*calls * ["idle"], *calls * ["new", "idle"]]
+    for row, sgd in ((row, found[k - k % len(names) + len(names) - 1]) for k, row in enumerate(found)):
+        assert row["us"]["median"] > 1
+        assert row["by_sgd"] == pytest.approx(row["us"]["median"] / sgd["us"]["median"])
 
 
 @pytest.mark.parametrize("script", ["echo ==ERROR== ERR_NVGPUCTRPERM", "", None])
@@ -226,24 +243,26 @@ def test_a_failure_is_a_row_and_the_others_are_measured(
     errors = report.only(found, "error")
     assert len(errors) == 4 + 1
     assert all("SimpleNamespace" in error["said"] for error in errors)
-    assert any("HJ [cuda]" in said for said in report.wrong(found))
+    assert any("made, HJ [cuda]" in said for said in report.wrong(found))
 
 
 def test_clocks_and_reasons_for_throttling_are_sampled_under_load(
-    emulated: Backend, program: Callable[[str, str], None], tmp_path: Path
+    emulated: Backend, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COMMIT", "as told")
     rows, ready = Rows(tmp_path, "made"), tmp_path / "nvidia-smi.ready"
     lines = r"8, 1, 4, 4, 0x0\n1, 1, 7, 6, 0x4\n1, 2"
     program("nvidia-smi", f"trap '' TERM; touch {ready}; printf '{lines}'")
     with rows.loaded():
         while not ready.exists():
             time.sleep(0.01)
-    (row,) = report.only(report.load(tmp_path), "clocks")
+    about, row, *_ = report.load(tmp_path)
+    assert about["commit"] == "as told"
     assert (row["clocks.sm"]["median"], row["power.draw"]["high"], row["reasons"]) == (4.5, 6.25, ["0x0", "0x4"])
 
 
 def test_the_fastest_constants_are_chosen_where_they_gain_more_than_noise(
-    run: Callable[..., report.Results], emulated: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, emulated: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tune, "cuda_backends", lambda folder: {"other": emulated})
     tried = [(row["variant"], row["dtype"]) for row in run(tune, "--backend", "cuda")]
@@ -261,7 +280,7 @@ def test_the_fastest_constants_are_chosen_where_they_gain_more_than_noise(
 
 
 def test_a_variant_that_nvcc_refuses_says_what_it_said(
-    program: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CUDA_HOME", raising=False)
     program("nvcc", 'echo "no such option: $NVCC_APPEND_FLAGS" >&2; exit 1')
@@ -271,10 +290,7 @@ def test_a_variant_that_nvcc_refuses_says_what_it_said(
 
 @pytest.mark.parametrize("backend", common.BACKENDS)
 def test_ncu_is_read_launch_by_launch(
-    backend: str,
-    run: Callable[..., report.Results],
-    program: Callable[[str, str], None],
-    monkeypatch: pytest.MonkeyPatch,
+    backend: str, run: Run, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kernel(rule: Rule) -> str:
         if backend == "cuda":
