@@ -69,6 +69,12 @@ class Operations(TorchDispatchMode):
         return result
 
 
+def exchange_if_due(opt: Any) -> None:
+    """What a captured step leaves to the user, after a replay that ends a cycle."""
+    if hasattr(opt, "exchange") and opt.outer_step_happened:
+        opt.exchange()
+
+
 class Graph:
     """Treats one ``step()`` as ``torch.cuda.CUDAGraph`` does: its launches run when it is replayed, on the tensors that
     the capture saw, without the optimizer's Python code."""
@@ -100,5 +106,4 @@ class Graph:
     def replay(self) -> None:
         for launch in self._launches:
             launch()
-        if hasattr(self._opt, "exchange") and self._opt.outer_step_happened:  # left to the user
-            self._opt.exchange()
+        exchange_if_due(self._opt)

@@ -11,6 +11,7 @@ import conftest
 import pytest
 import torch
 from capture import Graph as Recorded
+from capture import exchange_if_due
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -87,7 +88,12 @@ class Graph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             (work or opt.step)()
-        self.replay = graph.replay
+
+        def replay() -> None:
+            graph.replay()
+            exchange_if_due(opt)
+
+        self.replay = replay
 
 
 def warm_up(work: Callable[[], Any]) -> None:
