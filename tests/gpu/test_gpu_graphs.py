@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -105,7 +107,10 @@ def test_the_very_first_step_may_be_captured(name: str, monkeypatch: pytest.Monk
 
 @only_real
 def test_a_triton_kernel_that_is_new_in_a_capture_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New in this process: other tests of a worker have launched the same kernels."""
     use(monkeypatch, "triton", capturable=True)
+    update = importlib.import_module("deeprelax.kernels.triton.kernels").update
+    monkeypatch.setattr(update, "device_caches", defaultdict(update.create_binder))
     mine, _, theirs, opt = pair(name, "triton", weight_decay=0.0)
     set_gradients(mine, 0)
     give_gradients(mine, theirs)
