@@ -67,7 +67,7 @@ def errors(run: Run, out: Path) -> list[tuple[Any, ...]]:
     ("preset", "optimizer"), [("authors", "entropy-sgd"), ("authors", "sgd"), ("paper", "heat"), ("paper", "hj")]
 )
 def test_rows_of_all_cnn_run_end_to_end_and_learn(tmp_path: Path, preset: str, optimizer: str) -> None:
-    """One image in ten is right by chance. test_no_collapse.py has rows of LeNet that learn, test_reproduce_gpu.py all
+    """One image in ten is right by chance. test_no_collapse.py has rows of LeNet that learn, test_gpu_reproduce.py all
     that run."""
     run = small(optimizer, "allcnn", preset, epochs=8, evaluate_every=4)
     assert store.execute(run, data_for("allcnn"), "digest", tmp_path) == store.FINISHED
