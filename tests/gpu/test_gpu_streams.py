@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make, parameters, same_bits, set_gradients, values
+from conftest import OPTIMIZERS, make, parameters, same_bits, set_gradients, values
 from on_gpu import BACKENDS, ONE_GPU, backend_named, only_real, parameters_there, use
 from torch.nn import Parameter
 
+import deeprelax
 from deeprelax.kernels import CycleState, Hyper, Scalars, Table
 from deeprelax.kernels.scalars import HJ
 
@@ -74,11 +75,13 @@ def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if not hasattr(getattr(deeprelax, name), "exchange")])
 @pytest.mark.parametrize(("capturable", "scaled"), [(False, False), (True, False), (True, True)])
 def test_a_step_does_not_make_the_host_wait(
     name: str, backend: str, capturable: bool, scaled: bool, no_waiting: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first step uploads its tables; from the second on nothing waits, at any phase, with new gradients too."""
+    """The first step uploads its tables; from the second on nothing waits, at any phase, with new gradients too. Those
+    that exchange with other workers do wait: for whether one is due, and for the other workers' steps."""
     use(monkeypatch, backend, capturable)
     params = parameters_there(contiguous())
     opt = make(name, params, backend=backend, capturable=capturable)
