@@ -169,6 +169,7 @@ class Loop:
 
     @property
     def aligned(self) -> bool:
+        """Whether all loads are wide."""
         return not self.narrow_loads
 
     def __str__(self) -> str:

@@ -157,7 +157,7 @@ def compare(
         For each ``us`` and ``host_us``; the fraction of samples in which the device ``waited`` for the host; the bytes
         moved, the bandwidth, and the bandwidth relative to that of ``other``, a ratio for each round.
     """
-    cycle = contestants[kinds[0]].step if kinds else synchronize
+    cycle = contestants[kinds[0]].step if kinds else synchronize  # without kinds it is not called
     others = {name: c.step for name, c in contestants.items() if name not in kinds}
     samples = sample(cycle, kinds, others, timer(), rounds)
     seconds = {name: [s.cost / c.calls for s in samples[name]] for name, c in contestants.items()}
@@ -235,14 +235,13 @@ def nvidia_smi(fields: str, options: str) -> subprocess.Popen[str]:
 def about() -> dict[str, Any]:
     """GPU, driver, versions, commit (COMMIT names it outside of a repository), date."""
     found = describe(GPU)
+    driver = nvidia_smi("driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
     return {
         **found,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": os.environ.get("COMMIT") or found["commit"] or "unknown",
         "kernels": cuda_kernels(),
-        "driver": nvidia_smi("driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
-        .communicate()[0]
-        .strip(),
+        "driver": driver.communicate()[0].strip(),
         "why_not": {name: kernels.why_not(name) for name in BACKENDS},
     }
 

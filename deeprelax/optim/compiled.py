@@ -132,6 +132,7 @@ def _step_of(
     for bucket in opt._shared.buckets:
         bucket.forget_versions()  # the compiled graph has counted its writes in advance
     opt._refuse_in_eval("step")
+    # Not ``members``: of a group that was appended to ``param_groups`` the graph knows nothing yet.
     own, own_rates = [p for group in opt.param_groups for p in group["params"]], rates(opt)
     if (len(own), len(own_rates)) != (len(params), len(graph_rates)):
         raise RuntimeError(
